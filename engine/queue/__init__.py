@@ -1,0 +1,1 @@
+"""The durable queue: jobs, recipients, leases, retry schedule."""

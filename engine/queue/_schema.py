@@ -1,0 +1,106 @@
+"""The tables of the SQLite queue.
+
+Layer: adapter (SQL text).
+The recipients table is the hot one and stays narrow: a claim and a settlement each rewrite its rows, so merge data and
+bodies live elsewhere.  Its key holds the job, so a job is one range of it.  The one index on it is partial: it holds
+exactly the recipients that can be claimed, a claim takes them out and a delivery never touches it again.  There is no
+index on addresses: loading would rewrite most of its pages with every commit, and only people look for an address.
+Counters in `jobs` are kept by the same transaction that moves a recipient, and `serve_at` is when the job is next due
+(`NEVER` when nothing of it is queued); a job that was just served moves to the end of those that are due, which is what
+makes jobs take turns.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+#: "Outr"; tells our files from other SQLite databases
+APPLICATION_ID: Final = 0x4F757472
+SCHEMA_VERSION: Final = 1
+#: UTC epoch seconds that no clock reaches; sorts behind every real time
+NEVER: Final = 9e15
+
+SCHEMA: Final = (
+    """CREATE TABLE jobs (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        name TEXT NOT NULL,
+        sender TEXT NOT NULL,
+        state INTEGER NOT NULL,
+        loader INTEGER,
+        start_early INTEGER NOT NULL,
+        is_template INTEGER NOT NULL,
+        personalised INTEGER NOT NULL,
+        has_merge INTEGER NOT NULL DEFAULT 0,
+        created_at REAL NOT NULL,
+        start_at REAL NOT NULL,
+        expires_at REAL,
+        completed_at REAL,
+        options BLOB NOT NULL,
+        serve_at REAL NOT NULL,
+        last_number INTEGER NOT NULL DEFAULT 0,
+        total INTEGER NOT NULL DEFAULT 0,
+        duplicates INTEGER NOT NULL DEFAULT 0,
+        waiting INTEGER NOT NULL DEFAULT 0,
+        deferred INTEGER NOT NULL DEFAULT 0,
+        leased INTEGER NOT NULL DEFAULT 0,
+        held INTEGER NOT NULL DEFAULT 0,
+        delivered INTEGER NOT NULL DEFAULT 0,
+        failed INTEGER NOT NULL DEFAULT 0,
+        cancelled INTEGER NOT NULL DEFAULT 0
+    )""",
+    # state 0 is JobState.ACTIVE, 1 HELD; loader says who is still loading it
+    "CREATE INDEX jobs_serve ON jobs (serve_at) WHERE state = 0 AND (loader IS NULL OR start_early)",
+    "CREATE INDEX jobs_expire ON jobs (expires_at) WHERE state < 2 AND loader IS NULL AND expires_at IS NOT NULL",
+    "CREATE INDEX jobs_loading ON jobs (loader) WHERE loader IS NOT NULL",
+    "CREATE TABLE bodies (job INTEGER PRIMARY KEY, body BLOB NOT NULL)",
+    """CREATE TABLE recipients (
+        id INTEGER PRIMARY KEY,
+        job INTEGER NOT NULL,
+        state INTEGER NOT NULL DEFAULT 0,
+        next_at REAL NOT NULL DEFAULT 0,
+        epoch INTEGER NOT NULL DEFAULT 0,
+        attempts INTEGER NOT NULL DEFAULT 0,
+        in_doubt INTEGER NOT NULL DEFAULT 0,
+        address TEXT NOT NULL,
+        last_at REAL,
+        errno INTEGER,
+        text TEXT,
+        retry_key TEXT
+    )""",
+    # state 0 is RecipientState.QUEUED
+    "CREATE INDEX recipients_due ON recipients (job, next_at) WHERE state = 0",
+    "CREATE TABLE merges (id INTEGER PRIMARY KEY, data BLOB NOT NULL)",
+    """CREATE TABLE engines (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        pid INTEGER NOT NULL,
+        boot_id TEXT NOT NULL,
+        started_at REAL NOT NULL
+    )""",
+    """CREATE TABLE leases (
+        epoch INTEGER PRIMARY KEY AUTOINCREMENT,
+        owner INTEGER NOT NULL,
+        since REAL NOT NULL,
+        until REAL NOT NULL,
+        remaining INTEGER NOT NULL,
+        members BLOB NOT NULL
+    )""",
+    """CREATE TABLE retry (
+        key TEXT PRIMARY KEY,
+        first_failed_at REAL NOT NULL,
+        last_try_at REAL NOT NULL,
+        next_try_at REAL NOT NULL,
+        errno INTEGER NOT NULL,
+        more_errno INTEGER NOT NULL,
+        text TEXT NOT NULL,
+        expired INTEGER NOT NULL
+    ) WITHOUT ROWID""",
+    """CREATE TABLE outbox (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        owner INTEGER NOT NULL,
+        name TEXT NOT NULL,
+        key TEXT NOT NULL,
+        payload BLOB NOT NULL
+    )""",
+    f"PRAGMA application_id = {APPLICATION_ID}",
+    f"PRAGMA user_version = {SCHEMA_VERSION}",
+)

@@ -1,0 +1,255 @@
+"""The store: who owns a recipient, for how long, and what a crash leaves behind.
+
+Layer: adapter (the protocol; no SQL, no files).  Spec: design.md "Queue", bulk-sending sections 4 and 5,
+events-dane section 11.
+
+**Facts.**  Mail cannot be taken back, and SMTP cannot be asked afterwards: when the final octet of a message has left
+and its reply has not come, nobody can know whether it was delivered (RFC 1047).  A commit that is on disk costs about
+a millisecond whether it holds one outcome or a thousand.  Engines are killed, hang, and wake up again.
+
+**What this means.**  At least once is what can be promised; exactly once holds wherever the reply was seen.  The number
+of messages that may be sent twice is the number that were in flight, and we can name each of them.  Outcomes are worth
+collecting.  An engine that slept must not be able to overwrite what was decided without it.
+
+**Ownership.**  A job belongs to the engine that loads it until `finish_loading`; then to nobody.  A recipient belongs
+to nobody until an engine claims it.  A claim is a *lease*: it has an owner (an engine, by the number that `register`
+gave it), an *epoch* and an end.  Claims are made in batches; each batch is one epoch, and epochs are never used twice.
+The owner alone may settle, and only while the recipient still carries the epoch of its claim (*fencing*): a settlement
+that comes too late changes nothing and is returned as lost.  Whoever has a claim must not start to send after
+`Claim.lease_until`; `extend` moves that.  A lease whose end has passed and that nobody took over can still be settled.
+
+**Group commit.**  `settle` takes outcomes, the events that tell of them and the changes of retry records in one commit.
+`group` joins several calls into one.  When a call returns, what it did survives the loss of power.  When it raises, it
+did nothing, and can be repeated.
+
+**The journal.**  Between the final octet and the commit there is a gap, and the in-flight journal fills it
+(`journal.Journal`, one an engine): the engine calls `begin` before the final octet of a message may leave, `finish`
+when the reply is known, and `forget` after the settlement is committed.  Calls of `settle` do the last by themselves.
+
+**What a crash leaves.**  `recover`, called after opening and then now and again, finds engines that are gone (their
+journal's lock can be taken; no clock is asked) and settles what they left: a reply in the journal is settled as if the
+engine had lived; a begin without a reply is *in doubt*: tried again after a delay with the same Message-ID, marked,
+reported to be logged, and told of by a `msg:indoubt` event; everything else is given back.  After a power loss
+(another boot id), and when the journal is gone or damaged, it proves nothing and every lease of that engine is in
+doubt.  A lease that ran out under a living engine is treated the same way, from the journal as it stands.  A job whose
+loader died is removed, never sent; with `NewJob.start_early` it is held instead.
+
+**Turns.**  Jobs that are due take turns: one claim takes an equal share of each, and a job that was served goes behind
+those that wait.  Inside a job what is due longest comes first.
+
+**What we do not do.**  There is no total order of recipients; no delivery to many machines from one file (the locks are
+those of one kernel; PostgreSQL will fill this same protocol); no wait inside a call but the bounded one for another
+process's transaction.  Every call is synchronous and is made from one thread at a time; the caller gives it one.
+
+**Errors.**  `StoreError` and the subclasses below; whatever is raised, the store is as before the call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
+
+from ..errors import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from contextlib import AbstractContextManager
+
+    from .journal import Journal
+    from .model import (
+        Added,
+        Changed,
+        Claim,
+        Explanation,
+        Filter,
+        Job,
+        JobCounts,
+        NewJob,
+        NewRecipient,
+        OutboxEvent,
+        Outcome,
+        RecipientView,
+        Recovered,
+        Recovery,
+        RetryRecord,
+        SettleResult,
+    )
+
+#: seconds before a recipient in doubt is tried again; arbitrary, time for the other side to settle its own trouble
+DEFAULT_IN_DOUBT_DELAY_S: Final = 300.0
+
+
+class QueueLocked(StoreError):
+    """Another process held the queue for too long.  Nothing was done; repeat it later."""
+
+
+class QueueFull(StoreError):
+    """The disk is full.  Nothing was done; keep the outcomes and settle them when there is room."""
+
+
+class QueueCorrupt(StoreError):
+    """The queue file is damaged.  Stop, and restore it; whatever was sent since is in the main log."""
+
+
+class QueueReadOnly(StoreError):
+    """The queue cannot be read or written with the rights that we have."""
+
+
+class NotAQueue(StoreError):
+    """The file is something else, or a queue of another version.  It was not touched."""
+
+
+class NoSuchJob(StoreError):
+    """There is no job of that number, or it is not being loaded by this engine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """A registered engine: its number (the owner of its leases) and its journal."""
+
+    owner: int
+    journal: Journal
+
+
+#: makes the events to be committed with something that was recovered
+Describe = Callable[["Recovered"], Iterable["OutboxEvent"]]
+
+
+class Store(Protocol):
+    """A durable queue; the module's text says what it promises.  Every method raises `StoreError`."""
+
+    def close(self) -> None:
+        """Close it; leases and the registration stay as they are (see `retire`)."""
+
+    def group(self) -> AbstractContextManager[None]:
+        """One commit for all calls inside; what they returned holds once the block ended well."""
+
+    # engines
+
+    def register(self, now: float) -> Engine:
+        """Become an engine that can claim; makes its journal."""
+
+    def recover(
+        self,
+        owner: int,
+        now: float,
+        *,
+        in_doubt_delay_s: float = DEFAULT_IN_DOUBT_DELAY_S,
+        describe: Describe | None = None,
+    ) -> Recovery:
+        """Clear up after dead engines and leases that ran out; not inside `group`.
+
+        Args:
+            owner: who does it; it inherits the events that the dead left in the outbox.
+            describe: makes the events of each recovered recipient; by default one `msg:indoubt` for those in doubt.
+        """
+
+    def retire(self, engine: Engine, now: float, *, in_doubt_delay_s: float = DEFAULT_IN_DOUBT_DELAY_S) -> Recovery:
+        """Stop being an engine: leases are given back (in doubt where the journal says so), the journal goes."""
+
+    # loading
+
+    def add_job(self, owner: int, job: NewJob, now: float) -> int:
+        """Begin to load a job; gives its number."""
+
+    def add_recipients(self, job_id: int, recipients: Iterable[NewRecipient]) -> Added:
+        """Add a batch in one commit (some thousands are a good size).
+
+        An address that the job has already is dropped and counted; the domain is compared, and stored, in lower case,
+        the local part as it is.
+        """
+
+    def finish_loading(self, job_id: int, now: float) -> Job:
+        """The job is whole and may be claimed from; one without recipients is complete at once."""
+
+    def abandon_loading(self, job_id: int) -> None:
+        """Remove a job that is still being loaded; with `start_early` it is held instead, as part may have gone."""
+
+    # delivering
+
+    def job_or_none(self, job_id: int) -> Job | None:
+        """The job as it stands."""
+
+    def body(self, job_id: int) -> bytes:
+        """The message or template source of a job.  Raises NoSuchJob."""
+
+    def claim(self, owner: int, limit: int, now: float, lease_s: float, job_id: int | None = None) -> list[Claim]:
+        """Lease up to `limit` recipients that are due, of one job or of all in turns; empty when none is."""
+
+    def claim_expired(self, owner: int, limit: int, now: float, lease_s: float) -> list[Claim]:
+        """Lease unsettled recipients of jobs past `expires_at`, due or not, held or not: settle them as failed."""
+
+    def settle(
+        self,
+        owner: int,
+        outcomes: Sequence[Outcome],
+        now: float,
+        *,
+        events: Sequence[OutboxEvent] = (),
+        retry_updates: Sequence[RetryRecord] = (),
+        retry_deletes: Sequence[str] = (),
+    ) -> SettleResult:
+        """Settle a batch, store its events, change retry records: all in one commit.
+
+        Events are stored as given even where an outcome turns out lost.  A deferral or release in a cancelled job
+        ends as cancelled.
+        """
+
+    def extend(self, owner: int, epochs: Iterable[int], until: float) -> tuple[int, ...]:
+        """Move the end of whole leases; gives the epochs that are lost (all settled, or taken over)."""
+
+    def next_due_at(self, job_id: int | None = None) -> float | None:
+        """When the next recipient is (or was) due that nobody has, of one job or of all; None for never."""
+
+    def next_expiry_at(self) -> float | None:
+        """When the next job with something unsettled expires."""
+
+    def counts(self, job_id: int) -> JobCounts:
+        """Where the recipients of a job stand; costs one row.  Raises NoSuchJob."""
+
+    # retry records
+
+    def retry_records(self, keys: Sequence[str]) -> dict[str, RetryRecord]:
+        """The records that exist among `keys`."""
+
+    def all_retry_records(self, limit: int, after: str = "") -> list[RetryRecord]:
+        """Records in the order of their keys, from behind `after`."""
+
+    def drop_retry_records(self, last_tried_before: float) -> int:
+        """Forget records whose last try is older (retry_data_expire, RT-8); how many."""
+
+    # outbox
+
+    def drain_outbox(self, owner: int, limit: int, after: int = 0) -> list[OutboxEvent]:
+        """The oldest events of this engine with an id over `after`; they stay until acknowledged."""
+
+    def ack_outbox(self, ids: Sequence[int]) -> None:
+        """Remove events; an id that is not there does no harm."""
+
+    # administration
+
+    def jobs(self, limit: int, after: int = 0) -> list[Job]:
+        """Jobs by number, from behind `after`."""
+
+    def recipients(self, where: Filter, limit: int, after: int = 0) -> list[RecipientView]:
+        """Recipients by id, from behind recipient id `after`."""
+
+    def retry(self, where: Filter, now: float) -> Changed:
+        """Make deferred recipients due now and forget the retry records that hold them up."""
+
+    def hold(self, where: Filter) -> Changed:
+        """Keep recipients from being claimed: a whole job, or those that match one by one."""
+
+    def release(self, where: Filter, now: float) -> Changed:
+        """Undo `hold`; a whole job frees also those held one by one."""
+
+    def cancel(self, where: Filter, now: float) -> Changed:
+        """Take recipients back for good; what is in flight is not touched, but will not be tried again in a job
+        that was cancelled whole."""
+
+    def explain(self, address: str, job_id: int | None = None, *, limit: int = 100) -> list[Explanation]:
+        """Everything that decides when a recipient is tried next, newest job first."""
+
+    def purge(self, completed_before: float) -> int:
+        """Remove jobs that ended before; how many.  Works in small commits so that engines can go on."""
