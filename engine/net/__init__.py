@@ -1,0 +1,1 @@
+"""Adapters to the network: DNS, TCP, TLS streams, SMTP sessions."""

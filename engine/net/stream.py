@@ -1,0 +1,518 @@
+"""TLS and TCP streams over trio that cost little a message.
+
+Layer: adapter.  Spec: RFC 8446 §6.1 (close_notify), R41, R43; trio's Stream contract.
+
+Facts.  A trio socket call that need not wait still goes once round the scheduler, which costs more than the
+system call.  An SMTP flight is one write, which nearly always fits the socket's buffer, and one read, which nearly
+always has to wait for the peer.  The TLS library turns plaintext into records whose order on the wire must be the order
+in which they came out of it, and it may want to send while it reads (key updates, alerts).
+
+What it means.  Every operation first tries the system call on the non-blocking descriptor, and waits only
+if the kernel says so; it is always a cancellation point, and after `yield_every` operations in a row that did not wait
+it yields to other tasks even so.  An operation does one blocking thing at a time: it sends what the library
+wants sent, and only then waits for the peer.
+
+Order.  Between taking ciphertext out of the library and either handing it to the kernel or queueing for the lock
+there is no await, and trio's lock is first in, first out. Whoever fails or is cancelled with ciphertext in hand
+breaks the stream for good: a hole in a TLS stream cannot be mended.
+
+What we do not do.  No half-close: after `aclose` nothing is read.  No renegotiation.  The end of TCP without
+close_notify is an error (`trio.BrokenResourceError`) unless the stream was told to take it for an end
+(`ragged_eof_ok`): whoever cuts the connection could be anybody, and only a caller that has seen its last reply (221)
+may shrug.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from ..errors import TlsPolicyError
+from ..tls.context import engine_for_server
+from ..tls.engine import WRITE_OCTETS, TlsEngine, tls_error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from OpenSSL import SSL
+
+    from ..policy.plan import Plan
+    from ..tls.context import ClientHandshake, TlsContexts, TlsOptions
+    from ..tls.facts import Decide, TlsFacts
+
+#: octets asked of the kernel at a time; four full flights of a window of 16 KiB messages
+RECEIVE_OCTETS: Final = 256 * 1024
+#: operations in a row that may do without a turn of the scheduler; arbitrary, a flight is two
+YIELD_EVERY: Final = 16
+#: octets the kernel takes ahead of the wire; trio's 16 KiB would cut a window of messages into many writes
+NOTSENT_LOWAT_OCTETS: Final = 256 * 1024
+#: seconds that `aclose` gives a peer that does not read to take our close_notify
+CLOSE_TIMEOUT_S: Final = 0.5
+
+
+def tune(stream: trio.SocketStream) -> None:
+    """Set the options of a connected TCP socket: no Nagle delay, room for a whole window of messages."""
+    _set_option(stream, socket.TCP_NODELAY, 1)
+    if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+        _set_option(stream, socket.TCP_NOTSENT_LOWAT, NOTSENT_LOWAT_OCTETS)
+
+
+def _set_option(stream: trio.SocketStream, option: int, value: int) -> None:
+    try:
+        stream.setsockopt(socket.IPPROTO_TCP, option, value)
+    except OSError:
+        pass  # not a TCP socket, such as a socketpair in a test
+
+
+class TcpStream(trio.abc.HalfCloseableStream):
+    """A `trio.SocketStream` that tries before it waits; see the header.
+
+    Args:
+        stream: belongs to this object from now on.
+        yield_every: operations in a row that may go without a turn of the scheduler; 1 keeps trio's strict rule.
+    """
+
+    def __init__(self, stream: trio.SocketStream, *, yield_every: int = YIELD_EVERY) -> None:
+        self.socket_stream = stream
+        self._fileno = stream.socket.fileno
+        self._yield_every = yield_every
+        self._quick_count = 0
+        self._sending = False
+        self._receiving = False
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send everything; trio's contract.
+
+        Raises:
+            trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError.
+        """
+        if self._sending:
+            raise trio.BusyResourceError("another task is sending on this stream")
+        if self._fileno() == -1:
+            raise trio.ClosedResourceError("this stream was closed")
+        self._sending = True
+        try:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            sent = self._send_nowait(data)
+            if sent == len(data):
+                await self._fair()
+                return
+            self._quick_count = 0
+            with memoryview(data) as view, view[sent:] as rest:
+                await self.socket_stream.send_all(rest)
+        finally:
+            self._sending = False
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Octets from the peer, at most `max_bytes`; empty at the end.  Trio's contract.
+
+        Raises:
+            trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError, ValueError.
+        """
+        size = RECEIVE_OCTETS if max_bytes is None else max_bytes
+        if size < 1:
+            raise ValueError("max_bytes must be at least 1")
+        if self._receiving:
+            raise trio.BusyResourceError("another task is receiving on this stream")
+        self._receiving = True
+        try:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            while True:
+                fd = self._fileno()
+                if fd == -1:
+                    raise trio.ClosedResourceError("this stream was closed")
+                try:
+                    data = os.read(fd, size)
+                except BlockingIOError:
+                    self._quick_count = 0
+                    await trio.lowlevel.wait_readable(fd)
+                except OSError as error:
+                    raise trio.BrokenResourceError(f"socket connection broken: {error}") from error
+                else:
+                    await self._fair()
+                    return data
+        finally:
+            self._receiving = False
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait until `send_all` would have room."""
+        if self._sending:
+            raise trio.BusyResourceError("another task is sending on this stream")
+        await self.socket_stream.wait_send_all_might_not_block()
+
+    async def send_eof(self) -> None:
+        """Close our direction only."""
+        if self._sending:
+            raise trio.BusyResourceError("another task is sending on this stream")
+        await self.socket_stream.send_eof()
+
+    async def aclose(self) -> None:
+        """Close both directions at once."""
+        await self.socket_stream.aclose()
+
+    def _send_nowait(self, data: bytes | bytearray | memoryview) -> int:
+        """Hand the kernel what it takes at once and return how much that was."""
+        fd = self._fileno()
+        if fd == -1:
+            raise trio.ClosedResourceError("this stream was closed")
+        if self.socket_stream.socket.did_shutdown_SHUT_WR:
+            raise trio.ClosedResourceError("this stream was half-closed")
+        if not data:
+            return 0
+        try:
+            return os.write(fd, data)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise trio.BrokenResourceError(f"socket connection broken: {error}") from error
+
+    async def _fair(self) -> None:
+        self._quick_count += 1
+        if self._quick_count >= self._yield_every:
+            self._quick_count = 0
+            await trio.lowlevel.cancel_shielded_checkpoint()
+
+
+class TlsStream(trio.abc.Stream):
+    """One end of a TLS connection over a trio stream.
+
+    Made by `start_tls` and `serve_tls`, which do the handshake.
+
+    Attributes:
+        facts: what the handshake showed and what was decided about it.
+    """
+
+    facts: TlsFacts
+
+    def __init__(
+        self,
+        transport: trio.abc.Stream,
+        engine: TlsEngine,
+        *,
+        ragged_eof_ok: bool = False,
+        yield_every: int = YIELD_EVERY,
+        on_first_read: Callable[[], None] | None = None,
+    ) -> None:
+        if isinstance(transport, trio.SocketStream):
+            transport = TcpStream(transport, yield_every=yield_every)
+        self.transport = transport
+        self._tcp = transport if isinstance(transport, TcpStream) else None
+        self._engine = engine
+        self._ragged_eof_ok = ragged_eof_ok
+        self._on_first_read = on_first_read
+        self._keep_session: Callable[[], None] | None = on_first_read
+        self._yield_every = yield_every
+        self._quick_count = 0
+        self._transmit_lock = trio.Lock()
+        self._sending = False
+        self._receiving = False
+        self._broken: BaseException | None = None
+        self._closed = False
+
+    # What trio's Stream asks for
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Encrypt and send everything.
+
+        A cancellation while it waits breaks the stream.
+
+        Raises:
+            trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError.
+        """
+        if self._sending:
+            raise trio.BusyResourceError("another task is sending on this stream")
+        self._check_usable()
+        self._sending = True
+        try:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            if len(data) <= WRITE_OCTETS:
+                await self._transmit(self._encrypt(data))
+            else:
+                with memoryview(data) as view:
+                    for start in range(0, len(view), WRITE_OCTETS):
+                        self._check_usable()
+                        with view[start : start + WRITE_OCTETS] as part:
+                            ciphertext = self._encrypt(part)
+                        await self._transmit(ciphertext)
+            await self._fair()
+        finally:
+            self._sending = False
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Plaintext, at most `max_bytes`; by default everything that has arrived, up to 256 KiB.
+
+        Empty once the peer has closed TLS in order.  A cancellation loses nothing.
+
+        Raises:
+            trio.BrokenResourceError: the transport or TLS is broken, or was cut without close_notify.
+            trio.ClosedResourceError, trio.BusyResourceError, ValueError.
+        """
+        if max_bytes is not None and max_bytes < 1:
+            raise ValueError("max_bytes must be at least 1")
+        if self._receiving:
+            raise trio.BusyResourceError("another task is receiving on this stream")
+        self._check_usable()
+        self._receiving = True
+        try:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            while True:
+                data = self._decrypt(max_bytes)
+                if data is not None:
+                    await self._fair()
+                    return data
+                await self._exchange()
+                self._check_usable()
+        finally:
+            self._receiving = False
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait until the transport would have room."""
+        if self._sending:
+            raise trio.BusyResourceError("another task is sending on this stream")
+        self._check_usable()
+        self._sending = True
+        try:
+            async with self._transmit_lock:
+                self._check_usable()
+                await self.transport.wait_send_all_might_not_block()
+        finally:
+            self._sending = False
+
+    async def aclose(self) -> None:
+        """Send close_notify if the peer takes it within `CLOSE_TIMEOUT_S`, keep the session, close the transport."""
+        if self._closed:
+            await self.transport.aclose()
+            return
+        self._closed = True
+        try:
+            if self._broken is None:
+                await self._farewell(self._engine.shutdown())
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        finally:
+            self._rest()
+            await self.transport.aclose()
+
+    async def send_close_notify(self) -> None:
+        """Close our direction of TLS; nothing can be sent or received on this stream after it."""
+        await self._transmit(self._engine.shutdown())
+
+    # For others in this room
+
+    def abort(self) -> None:
+        """Forget the connection without close_notify; follow it with `trio.aclose_forcefully`."""
+        self._closed = True
+        self._rest()
+
+    async def do_handshake(self) -> None:
+        """Complete the handshake.
+
+        Raises:
+            TlsPolicyError: it failed; an alert was sent if there was one and the transport took it.
+        """
+        try:
+            while True:
+                try:
+                    done = self._engine.handshake()
+                except TlsPolicyError:
+                    await self._farewell(self._engine.pending_output())
+                    raise
+                await self._transmit(self._engine.pending_output())
+                if done:
+                    return
+                await self._receive_ciphertext()
+        except trio.BrokenResourceError as error:
+            cause = error.__cause__
+            text = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(error)
+            raise self._engine.error(text) from error
+
+    # Inner works
+
+    def _encrypt(self, data: bytes | bytearray | memoryview) -> bytes:
+        try:
+            return self._engine.write(data)
+        except TlsPolicyError as error:
+            self._broken = error
+            raise trio.BrokenResourceError(error.message) from error
+
+    def _decrypt(self, max_bytes: int | None) -> bytes | None:
+        try:
+            data = self._engine.read() if max_bytes is None else self._engine.read(max_bytes)
+        except TlsPolicyError as error:
+            self._broken = error
+            raise trio.BrokenResourceError(error.message) from error
+        if data is not None and self._on_first_read is not None:
+            # TLS 1.3 sends its tickets after the handshake: only now is there a session worth keeping.
+            self._on_first_read()
+            self._on_first_read = None
+        return data
+
+    async def _exchange(self) -> None:
+        """Send what the library wants sent; failing that, wait for octets of the peer.  Exactly one of the two."""
+        output = self._engine.pending_output()
+        if output:
+            await self._transmit(output)
+        else:
+            await self._receive_ciphertext()
+
+    async def _receive_ciphertext(self) -> None:
+        self._quick_count = 0
+        octets = await self.transport.receive_some(None)
+        if octets:
+            self._engine.feed(octets)
+        elif self._ragged_eof_ok and self._engine.handshake_done:
+            self._engine.feed_close()
+        else:
+            self._engine.feed_eof()
+
+    async def _transmit(self, ciphertext: bytes) -> None:
+        """Send ciphertext in the order of the calls.  No await stands before the choice between its two ways."""
+        if not ciphertext:
+            return
+        try:
+            sent = 0
+            if self._tcp is not None and not self._transmit_lock.locked():
+                sent = self._tcp._send_nowait(ciphertext)
+                if sent == len(ciphertext):
+                    return
+                # The rest must go before anything else: take the lock without a gap.
+                self._transmit_lock.acquire_nowait()
+            else:
+                await self._transmit_lock.acquire()
+            try:
+                if self._broken is not None:
+                    raise trio.BrokenResourceError("this stream is broken") from self._broken
+                self._quick_count = 0
+                with memoryview(ciphertext) as view, view[sent:] as rest:
+                    await self.transport.send_all(rest)
+            finally:
+                self._transmit_lock.release()
+        except BaseException as error:
+            self._broken = self._broken or error
+            raise
+
+    async def _farewell(self, ciphertext: bytes) -> None:
+        """Send the last records, but do not wait long for it."""
+        if self._tcp is not None and not self._transmit_lock.locked():
+            sent = self._tcp._send_nowait(ciphertext)
+            if sent == len(ciphertext):
+                return
+            # Whoever does not take a hundred octets will not take the rest either.
+            self._broken = trio.BrokenResourceError("the peer does not read")
+            return
+        with trio.move_on_after(CLOSE_TIMEOUT_S):
+            await self._transmit(ciphertext)
+
+    async def _fair(self) -> None:
+        self._quick_count += 1
+        if self._quick_count >= self._yield_every:
+            self._quick_count = 0
+            await trio.lowlevel.cancel_shielded_checkpoint()
+
+    def _check_usable(self) -> None:
+        if self._closed:
+            raise trio.ClosedResourceError("this stream was closed")
+        if self._broken is not None:
+            raise trio.BrokenResourceError("this stream is broken") from self._broken
+
+    def _rest(self) -> None:
+        self._engine.rest()
+        if self._keep_session is not None and self._broken is None and self._on_first_read is None:
+            self._keep_session()
+        self._keep_session = None
+        self._on_first_read = None
+
+
+async def start_tls(
+    stream: trio.abc.Stream,
+    plan: Plan,
+    contexts: TlsContexts,
+    *,
+    host_name: str,
+    timeout_s: float,
+    decide: Decide | None = None,
+    options: TlsOptions | None = None,
+) -> TlsStream:
+    """Turn a connection on which STARTTLS was answered with 220 into a TLS stream.
+
+    The caller has made sure that nothing was received after the 220 (TL-5).  `stream` belongs to the
+    result; when this raises, or is cancelled, it has been closed, so nothing can be sent in clear on it (R43).
+
+    Args:
+        stream: the transport; fastest if it is a `trio.SocketStream` or a `TcpStream`.
+        plan: what TLS must prove.
+        contexts: contexts and sessions of the engine.
+        host_name: the host as routing knows it.
+        timeout_s: seconds for the handshake.
+        decide: sees the chain after the handshake and before any octet of SMTP; required for a DANE plan.
+        options: options of this host, None for those of `contexts`.
+
+    Raises:
+        TlsPolicyError: the handshake failed or timed out, or the certificate does not prove what the plan demands.
+        ConfigError: a file that the options name is not usable.
+    """
+    try:
+        handshake = contexts.handshake(plan, host_name=host_name, endpoint=_endpoint(stream), options=options)
+        return await _conclude(stream, handshake, timeout_s=timeout_s, decide=decide)
+    except BaseException:
+        await trio.aclose_forcefully(stream)
+        raise
+
+
+async def _conclude(
+    stream: trio.abc.Stream, handshake: ClientHandshake, *, timeout_s: float, decide: Decide | None
+) -> TlsStream:
+    tls = TlsStream(stream, handshake.engine, on_first_read=handshake.keep_session)
+    try:
+        with trio.move_on_after(timeout_s) as scope:
+            await tls.do_handshake()
+        if scope.cancelled_caught:
+            raise handshake.engine.error("timed out")
+    except TlsPolicyError:
+        handshake.fail()
+        raise
+    try:
+        tls.facts = handshake.conclude(decide)
+    except TlsPolicyError:
+        # Be polite to the peer: it may log why.  There is no session to keep.
+        tls._on_first_read = tls._keep_session = None
+        await tls.aclose()
+        raise
+    return tls
+
+
+async def serve_tls(stream: trio.abc.Stream, context: SSL.Context, *, timeout_s: float) -> TlsStream:
+    """The server's end: complete a handshake that the peer starts.  `stream` belongs to the result.
+
+    The end of TCP without close_notify is an ordinary end here: clients that have said QUIT owe nothing.
+
+    Raises:
+        TlsPolicyError: it failed or timed out; `stream` has been closed.
+    """
+    engine = engine_for_server(context)
+    tls = TlsStream(stream, engine, ragged_eof_ok=True)
+    try:
+        with trio.move_on_after(timeout_s) as scope:
+            await tls.do_handshake()
+        if scope.cancelled_caught:
+            raise tls_error("(SSL_accept): timed out")
+        tls.facts = engine.facts()
+    except BaseException:
+        await trio.aclose_forcefully(stream)
+        raise
+    return tls
+
+
+def _endpoint(stream: trio.abc.Stream) -> tuple[object, ...]:
+    """Address and port of the peer, where the transport has such things."""
+    if isinstance(stream, TcpStream):
+        stream = stream.socket_stream
+    if isinstance(stream, trio.SocketStream):
+        try:
+            return tuple(stream.socket.getpeername()[:2])
+        except OSError:
+            return ()
+    return ()

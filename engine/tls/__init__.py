@@ -1,0 +1,1 @@
+"""TLS, certificates and DANE verdicts, sans-I/O."""

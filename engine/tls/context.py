@@ -1,0 +1,423 @@
+"""TLS contexts, made from options and a plan, and the sessions to resume.
+
+Layer: sans-I/O, but for the files that options name (certificates, keys, revocation lists): they are read when a
+context is built and never again.  Spec: behaviour specification 8.3 (TL-9 to TL-14); R38, R40, R44, R45 of the TLS
+requirements. Invariants: a context is never changed once it is used; a session is offered only to a connection whose
+options, plan, host, address and port equal those it came from; every cache has a bound.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from cryptography import x509
+from OpenSSL import SSL, crypto
+
+from ..errors import ConfigError
+from ..policy.plan import Plan, TlsLevel
+from .engine import TlsEngine, library_text, tls_error
+from .facts import Decide, TlsFacts, distinguished_name
+from .names import certificate_matches
+
+if TYPE_CHECKING:
+    from .selfmade import Identity
+
+#: value of `TlsOptions.verify_certificates` for the trust anchors of the operating system
+SYSTEM: Final = "system"
+#: sole element of `Plan.reference_names` when any name will do (host outside tls_verify_cert_hostnames)
+ANY_NAME: Final = "*"
+#: contexts kept; one is a set of options, so only expansions with many results come near
+_CONTEXT_LIMIT: Final = 256
+#: opportunistic TLS talks to whoever is there; anything beats clear text (R40; Postfix does the same)
+_OPPORTUNISTIC_CIPHERS: Final = "DEFAULT:@SECLEVEL=0"
+#: no anonymous and no null ciphers where something must be proved (R40)
+_STRICT_CIPHERS: Final = "DEFAULT:!aNULL:!eNULL"
+#: SSL_MODE_ENABLE_PARTIAL_WRITE: pyOpenSSL sets it; without it one call writes many records
+_MODE_ENABLE_PARTIAL_WRITE: Final = 1
+
+#: OpenSSL's words for the verification errors one meets; the number says the rest
+_VERIFY_TEXTS: Final = {
+    2: "unable to get issuer certificate",
+    7: "certificate signature failure",
+    9: "certificate is not yet valid",
+    10: "certificate has expired",
+    18: "self-signed certificate",
+    19: "self-signed certificate in certificate chain",
+    20: "unable to get local issuer certificate",
+    21: "unable to verify the first certificate",
+    22: "certificate chain too long",
+    23: "certificate revoked",
+    24: "invalid CA certificate",
+    25: "path length constraint exceeded",
+    26: "unsuitable certificate purpose",
+    32: "key usage does not include certificate signing",
+    3: "unable to get certificate CRL",
+    12: "CRL has expired",
+    47: "permitted subtree violation",
+    48: "excluded subtree violation",
+    66: "EE certificate key too weak",
+    67: "CA certificate key too weak",
+    68: "CA signature digest algorithm too weak",
+    79: "invalid CA certificate",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TlsOptions:
+    """The options of a transport that shape a client's TLS, after expansion.
+
+    Attributes:
+        verify_certificates: trust anchors: `SYSTEM`, the path of a PEM file or of a hashed directory, or None for none
+            (tls_verify_certificates).
+        crl: path of a PEM file or hashed directory with revocation lists, or None (tls_crl).
+        certificate: path of a PEM chain to present as a client, or None (tls_certificate).
+        private_key: path of its PEM key; None if it stands in `certificate` (tls_privatekey).
+        require_ciphers: OpenSSL cipher list for TLS 1.2, or None (tls_require_ciphers); `Plan.ciphers` goes before it.
+        min_version: lowest protocol version as an `SSL.TLS1_x_VERSION` constant.
+        resumption: whether sessions are kept and offered.
+    """
+
+    verify_certificates: str | None = SYSTEM
+    crl: str | None = None
+    certificate: str | None = None
+    private_key: str | None = None
+    require_ciphers: str | None = None
+    min_version: int = SSL.TLS1_2_VERSION
+    resumption: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    """What makes two contexts different."""
+
+    options: TlsOptions
+    ciphers: str
+    verifies: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _StoredSession:
+    session: SSL.Session
+    facts: TlsFacts
+
+
+class TlsContexts:
+    """All client contexts of an engine, and the sessions that were made with them.
+
+    Args:
+        options: for plans that come without options of their own.
+        session_limit: sessions kept, the least recently used goes first.
+    """
+
+    def __init__(self, options: TlsOptions | None = None, *, session_limit: int = 4096) -> None:
+        self.options = options or TlsOptions()
+        self._session_limit = session_limit
+        self._contexts: OrderedDict[_Settings, SSL.Context] = OrderedDict()
+        self._sessions: OrderedDict[tuple[object, ...], _StoredSession] = OrderedDict()
+
+    def handshake(
+        self, plan: Plan, *, host_name: str, endpoint: tuple[object, ...] = (), options: TlsOptions | None = None
+    ) -> ClientHandshake:
+        """Make the client end of a connection that `plan` allows.
+
+        Args:
+            plan: what TLS must prove; its level is above CLEAR.
+            host_name: the host as routing knows it; part of what a session is kept by, not sent.
+            endpoint: address, port and whatever else tells connections apart (R44).
+            options: None for those of this object.
+
+        Raises:
+            ConfigError: a file of the options cannot be read, or a cipher list is not one.
+            ValueError: the plan is for clear text.
+        """
+        if plan.level is TlsLevel.CLEAR:
+            raise ValueError("a plan of level CLEAR has no TLS")
+        options = options or self.options
+        wants_verdict = plan.level is TlsLevel.VERIFIED or (plan.try_verify and plan.level < TlsLevel.VERIFIED)
+        verifies = wants_verdict and options.verify_certificates is not None
+        default = _STRICT_CIPHERS if plan.level >= TlsLevel.VERIFIED else _OPPORTUNISTIC_CIPHERS
+        settings = _Settings(options, plan.ciphers or options.require_ciphers or default, verifies)
+        connection = SSL.Connection(self._context(settings), None)
+        connection.set_connect_state()
+        if plan.sni:
+            connection.set_tlsext_host_name(plan.sni.encode("ascii"))
+        key = None
+        stored = None
+        if options.resumption:
+            if len(plan.tlsa) > 1:
+                # The order of TLSA records in an answer is chance; the set is what counts (R44).
+                plan = replace(plan, tlsa=tuple(sorted(set(plan.tlsa))))
+            key = (settings, plan.key, host_name, endpoint)
+            stored = self._sessions.get(key)
+        if stored is not None:
+            connection.set_session(stored.session)
+        return ClientHandshake(self, connection, plan, key, stored, wants_verdict=wants_verdict, verifies=verifies)
+
+    @property
+    def session_count(self) -> int:
+        """How many sessions are kept."""
+        return len(self._sessions)
+
+    def forget_sessions(self) -> None:
+        """Make every next handshake a full one."""
+        self._sessions.clear()
+
+    def _context(self, settings: _Settings) -> SSL.Context:
+        context = self._contexts.get(settings)
+        if context is None:
+            context = _client_context(settings)
+            self._contexts[settings] = context
+            if len(self._contexts) > _CONTEXT_LIMIT:
+                self._contexts.popitem(last=False)
+        else:
+            self._contexts.move_to_end(settings)
+        return context
+
+    def _remember(self, key: tuple[object, ...], stored: _StoredSession) -> None:
+        self._sessions[key] = stored
+        self._sessions.move_to_end(key)
+        if len(self._sessions) > self._session_limit:
+            self._sessions.popitem(last=False)
+
+    def _forget(self, key: tuple[object, ...]) -> None:
+        self._sessions.pop(key, None)
+
+
+class ClientHandshake:
+    """A client connection on its way: its TLS engine, and the judgement that ends the handshake.
+
+    Made by `TlsContexts.handshake`.  Drive `engine` until its handshake is done, then call `conclude` before any
+    octet of SMTP goes out.
+    """
+
+    def __init__(
+        self,
+        contexts: TlsContexts,
+        connection: SSL.Connection,
+        plan: Plan,
+        key: tuple[object, ...] | None,
+        stored: _StoredSession | None,
+        *,
+        wants_verdict: bool,
+        verifies: bool,
+    ) -> None:
+        self.engine = TlsEngine(connection, is_client=True)
+        self._contexts = contexts
+        self._plan = plan
+        self._key = key
+        self._stored = stored
+        self._wants_verdict = wants_verdict
+        self._verifies = verifies
+        self._facts: TlsFacts | None = None
+
+    def conclude(self, decide: Decide | None) -> TlsFacts:
+        """Judge a completed handshake.
+
+        Args:
+            decide: asked about the chain whatever the level; must be given for a DANE plan.
+
+        Raises:
+            TlsPolicyError: the certificate does not prove what the plan demands; close the connection.
+            ValueError: the plan is for DANE and nobody was given to decide.
+        """
+        if self._plan.level is TlsLevel.DANE and decide is None:
+            raise ValueError("a plan for DANE needs somebody who decides")
+        facts = self.engine.facts()
+        if self._was_resumed(facts):
+            stored = self._stored.facts if self._stored is not None else facts
+            facts = replace(facts, resumed=True, verified=stored.verified, verify_message=stored.verify_message)
+        elif self._wants_verdict:
+            message = self._verify(facts)
+            facts = replace(facts, verified=not message, verify_message=message)
+        if self._plan.level is TlsLevel.VERIFIED and not facts.verified:
+            self.fail()
+            raise tls_error(facts.verify_message)
+        if decide is not None:
+            verdict = decide(facts.peer_der)
+            if not verdict.accepted:
+                self.fail()
+                raise tls_error(verdict.message or "certificate refused")
+            facts = facts.with_verdict(verdict)
+        if self._plan.level is TlsLevel.DANE and not facts.dane:
+            # Accepted without a match: never resume what was not proved (R45).
+            self._key = None
+        self._facts = facts
+        return facts
+
+    def fail(self) -> None:
+        """The handshake or its judgement failed: never offer the session again."""
+        if self._key is not None:
+            self._contexts._forget(self._key)
+            self._key = None
+
+    def keep_session(self) -> None:
+        """Keep the session for the next connection; call after the first plaintext was read and again at the end."""
+        if self._key is None or self._facts is None:
+            return
+        session = self.engine.session()
+        if session is not None:
+            self._contexts._remember(self._key, _StoredSession(session, self._facts))
+
+    def _was_resumed(self, facts: TlsFacts) -> bool:
+        """Whether the peer took up the session we offered.
+
+        The library tells it only by side effects.  Where certificates are verified, the callback ran or it did not;
+        elsewhere a full handshake leaves a chain built by the library, and a resumed one none.  To err here is
+        harmless: the leaf must equal the stored one, and who completes a handshake has proved to own its key.
+        """
+        if self._stored is None or self.engine.verify_results:
+            return False
+        if facts.peer_der[:1] != self._stored.facts.peer_der[:1]:
+            return False
+        return self._verifies or self.engine.connection.get_verified_chain() is None
+
+    def _verify(self, facts: TlsFacts) -> str:
+        """Why the certificate is not verified (TL-11), or the empty string if it is."""
+        if not facts.peer_der:
+            return "no certificate from the peer"
+        if not self._verifies:
+            return "no trust anchors"
+        results = self.engine.verify_results
+        if not results:
+            return "the library verified nothing"
+        for number, depth in results:
+            if number:
+                der = facts.peer_der[depth] if depth < len(facts.peer_der) else b""
+                text = _VERIFY_TEXTS.get(number, f"verification error {number}")
+                return f"SSL verify error: depth={depth} error={text} cert={distinguished_name(der) if der else '?'}"
+        names = self._plan.reference_names
+        if names == (ANY_NAME,):
+            return ""
+        if not names:
+            # R38: without a name to look for, nothing is verified.
+            return "SSL verify error: no reference name"
+        if certificate_matches(facts.peer_der[0], names):
+            return ""
+        return f'SSL verify error: certificate name mismatch: DN="{facts.peer_dn}" H="{names[0]}"'
+
+
+def server_context(
+    identity: Identity | None = None,
+    *,
+    certificate_file: str | None = None,
+    key_file: str | None = None,
+    min_version: int = SSL.TLS1_2_VERSION,
+    max_version: int | None = None,
+    ciphers: str | None = None,
+    tickets: bool = True,
+) -> SSL.Context:
+    """A context for a server, from an identity in memory or from PEM files.
+
+    Raises:
+        ConfigError: a file cannot be read, or certificate and key do not belong together.
+        ValueError: neither an identity nor a certificate file was given.
+    """
+    context = SSL.Context(SSL.TLS_SERVER_METHOD)
+    context.clear_mode(_MODE_ENABLE_PARTIAL_WRITE)
+    context.set_min_proto_version(min_version)
+    if max_version is not None:
+        context.set_max_proto_version(max_version)
+    options = SSL.OP_NO_RENEGOTIATION | SSL.OP_NO_COMPRESSION | SSL.OP_CIPHER_SERVER_PREFERENCE
+    context.set_options(options if tickets else options | SSL.OP_NO_TICKET)
+    context.set_session_id(b"outrider")
+    _set_ciphers(context, ciphers or _OPPORTUNISTIC_CIPHERS)
+    if identity is not None:
+        context.use_certificate(identity.certificate)
+        for issuer in identity.issuers:
+            context.add_extra_chain_cert(issuer)
+        context.use_privatekey(identity.key)
+        return context
+    if certificate_file is None:
+        raise ValueError("a server needs a certificate")
+    _use_files(context, certificate_file, key_file)
+    return context
+
+
+def engine_for_server(context: SSL.Context) -> TlsEngine:
+    """The server end of a connection."""
+    connection = SSL.Connection(context, None)
+    connection.set_accept_state()
+    return TlsEngine(connection, is_client=False)
+
+
+def _client_context(settings: _Settings) -> SSL.Context:
+    options = settings.options
+    context = SSL.Context(SSL.TLS_CLIENT_METHOD)
+    context.clear_mode(_MODE_ENABLE_PARTIAL_WRITE)
+    context.set_min_proto_version(options.min_version)
+    context.set_options(SSL.OP_NO_RENEGOTIATION | SSL.OP_NO_COMPRESSION)
+    # Sessions are taken from the connection and kept by us with the verdict: the library's cache knows no policy.  With
+    # its client cache on, the library spoils a TLS 1.3 session as soon as one connection has resumed it, so that of
+    # several connections opened at a time only one could.  A ticket used twice tells an observer that two connections
+    # are of one client (RFC 8446 appendix C.4), which our address tells already.
+    context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+    _set_ciphers(context, settings.ciphers)
+    if options.certificate is not None:
+        _use_files(context, options.certificate, options.private_key)
+    if settings.verifies and options.verify_certificates is not None:
+        _load_anchors(context, options.verify_certificates)
+        if options.crl is not None:
+            _load_crl(context, options.crl)
+        context.set_verify(SSL.VERIFY_PEER, _on_verify)
+    return context
+
+
+def _on_verify(connection: SSL.Connection, certificate: crypto.X509, number: int, depth: int, passed: int) -> bool:
+    """Note what the library found and let the handshake finish: `ClientHandshake.conclude` judges."""
+    results = connection.get_app_data()
+    # A hostile chain makes many errors; the first of them decide.
+    if len(results) < 32:
+        results.append((0 if passed else number or 1, depth))
+    return True
+
+
+def _set_ciphers(context: SSL.Context, ciphers: str) -> None:
+    try:
+        context.set_cipher_list(ciphers.encode())
+    except SSL.Error as error:
+        raise ConfigError(f"cipher list {ciphers!r}: {library_text(error)}") from None
+
+
+def _use_files(context: SSL.Context, certificate_file: str, key_file: str | None) -> None:
+    try:
+        context.use_certificate_chain_file(certificate_file)
+        context.use_privatekey_file(key_file or certificate_file)
+        context.check_privatekey()
+    except SSL.Error as error:
+        names = f"{certificate_file} and {key_file}" if key_file else certificate_file
+        raise ConfigError(f"certificate and key from {names}: {library_text(error)}") from None
+
+
+def _load_anchors(context: SSL.Context, source: str) -> None:
+    if source == SYSTEM:
+        context.set_default_verify_paths()
+        return
+    is_directory = pathlib.Path(source).is_dir()
+    try:
+        context.load_verify_locations(None if is_directory else source, source if is_directory else None)
+    except SSL.Error as error:
+        raise ConfigError(f"trust anchors from {source}: {library_text(error)}") from None
+
+
+def _load_crl(context: SSL.Context, source: str) -> None:
+    store = context.get_cert_store()
+    if store is None:
+        raise ConfigError("the TLS library gives no certificate store to put revocation lists in")
+    path = pathlib.Path(source)
+    try:
+        if path.is_dir():
+            store.load_locations(None, source)
+        else:
+            # One PEM file may hold many lists; a certificate in it must not become a trust anchor.
+            end = b"-----END X509 CRL-----"
+            lists = path.read_bytes().split(end)[:-1]
+            if not lists:
+                raise ConfigError(f"revocation lists from {source}: there is none in it")
+            for text in lists:
+                store.add_crl(x509.load_pem_x509_crl(text[text.index(b"-----BEGIN X509 CRL") :] + end + b"\n"))
+    except (OSError, ValueError, crypto.Error) as error:
+        raise ConfigError(f"revocation lists from {source}: {error}") from None
+    store.set_flags(crypto.X509StoreFlags.CRL_CHECK | crypto.X509StoreFlags.CRL_CHECK_ALL)

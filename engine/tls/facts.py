@@ -1,0 +1,115 @@
+"""What a TLS handshake showed, and what was decided about it.
+
+Layer: sans-I/O.  Spec: behaviour specification section 10 (LG-1: `X=`, `CV=`, `DN=`), R45 (a resumed session carries
+the verdict it was stored with). Invariants: facts never change; `verified` and `dane` are True only if the check ran
+and passed, on this connection or on the one whose session it resumes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from cryptography import x509
+
+
+@dataclass(frozen=True, slots=True)
+class ChainVerdict:
+    """The answer of whoever was asked about a certificate chain, before any SMTP octet follows it.
+
+    Attributes:
+        accepted: False ends the connection with `TlsPolicyError`.
+        dane: the chain matched a TLSA record (`CV=dane`, LG-7).
+        message: for a refusal, the text after ``TLS session: ``; a person must be able to read it.
+    """
+
+    accepted: bool
+    dane: bool = False
+    message: str = ""
+
+
+#: Gets the DER certificates as the peer sent them, leaf first; is called for full and for resumed handshakes.
+Decide = Callable[[tuple[bytes, ...]], ChainVerdict]
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFacts:
+    """A finished handshake.
+
+    Attributes:
+        version: as Exim writes it: ``TLS1.3``, ``TLS1.2``.
+        cipher: OpenSSL's name of the suite, such as ``TLS_AES_256_GCM_SHA384``.
+        bits: secret bits of the cipher.
+        peer_der: DER certificates as the peer sent them, leaf first; empty if it sent none.
+        verified: the chain verified against the trust anchors and one reference name (TL-14), or matched DANE.
+        dane: the chain matched a TLSA record.
+        resumed: the handshake resumed an earlier session; the verdict is the one of that session.
+        sni: the name sent in the SNI extension, or None.
+        verify_message: why `verified` is False although verification ran (TL-11), else empty.
+    """
+
+    version: str
+    cipher: str
+    bits: int
+    peer_der: tuple[bytes, ...] = ()
+    verified: bool = False
+    dane: bool = False
+    resumed: bool = False
+    sni: str | None = None
+    verify_message: str = ""
+
+    @property
+    def log_text(self) -> str:
+        """The value of `X=` in the log (LG-1)."""
+        return f"{self.version}:{self.cipher}:{self.bits}"
+
+    @property
+    def peer_dn(self) -> str:
+        """Subject of the leaf in one line, ``/C=DE/O=Example/CN=mx.example.org``; empty if it cannot be read.
+
+        Parsed at each call: only logs and variables that were asked for need it.
+        """
+        return distinguished_name(self.peer_der[0]) if self.peer_der else ""
+
+    def with_verdict(self, verdict: ChainVerdict) -> TlsFacts:
+        """These facts once `verdict` accepted the chain."""
+        if not verdict.dane:
+            return self
+        return replace(self, dane=True, verified=True)
+
+
+#: attribute types that OpenSSL's one-line form abbreviates
+_SHORT_NAMES = {
+    x509.NameOID.COMMON_NAME: "CN",
+    x509.NameOID.COUNTRY_NAME: "C",
+    x509.NameOID.DOMAIN_COMPONENT: "DC",
+    x509.NameOID.EMAIL_ADDRESS: "emailAddress",
+    x509.NameOID.GIVEN_NAME: "GN",
+    x509.NameOID.LOCALITY_NAME: "L",
+    x509.NameOID.ORGANIZATION_NAME: "O",
+    x509.NameOID.ORGANIZATIONAL_UNIT_NAME: "OU",
+    x509.NameOID.SERIAL_NUMBER: "serialNumber",
+    x509.NameOID.STATE_OR_PROVINCE_NAME: "ST",
+    x509.NameOID.STREET_ADDRESS: "street",
+    x509.NameOID.SURNAME: "SN",
+    x509.NameOID.TITLE: "title",
+    x509.NameOID.USER_ID: "UID",
+}
+
+
+def distinguished_name(der: bytes) -> str:
+    """Subject of a DER certificate in OpenSSL's one-line form; empty if the certificate cannot be parsed.
+
+    Everything outside printable ASCII is written ``\\xHH`` an octet, so the text is safe in a log line.
+    """
+    try:
+        subject = x509.load_der_x509_certificate(der).subject
+        parts = []
+        for attribute in subject:
+            value = attribute.value
+            octets = value.encode() if isinstance(value, str) else value
+            text = "".join(chr(octet) if 0x20 <= octet < 0x7F else f"\\x{octet:02X}" for octet in octets)
+            parts.append(f"/{_SHORT_NAMES.get(attribute.oid, attribute.oid.dotted_string)}={text}")
+    except (ValueError, x509.InvalidVersion):
+        return ""
+    return "".join(parts)

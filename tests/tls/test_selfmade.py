@@ -1,0 +1,49 @@
+"""Self-made certificates: engine/tls/selfmade.py."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.x509 import load_pem_x509_certificates
+from cryptography.x509.verification import PolicyBuilder, Store
+
+from engine.tls.selfmade import make_authority, make_leaf
+from fakes.tls_pairs import now
+
+
+@pytest.mark.parametrize("key_type", ["ec", "rsa"])
+def test_a_leaf_verifies_up_to_its_root(key_type: str) -> None:
+    root = make_authority("Root", now=now())
+    middle = make_authority("Middle", now=now(), issuer=root)
+    leaf = make_leaf(["mx.example.org", "*.example.net"], now=now(), issuer=middle, key_type=key_type)
+    chain = load_pem_x509_certificates(leaf.chain_pem)
+    assert [certificate.public_bytes(serialization.Encoding.DER) for certificate in chain] == list(leaf.chain_der)
+    verifier = PolicyBuilder().store(Store([root.certificate])).time(now())
+    from cryptography.x509 import DNSName  # noqa: PLC0415
+
+    for name in ("mx.example.org", "a.example.net"):
+        verifier.build_server_verifier(DNSName(name)).verify(leaf.certificate, list(chain[1:]))
+
+
+def test_the_tlsa_record_is_the_digest_of_the_key() -> None:
+    leaf = make_leaf(["a.example"], now=now())
+    spki = leaf.key.public_key().public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    assert spki in leaf.der
+    assert leaf.tlsa_record == f"3 1 1 {hashlib.sha256(spki).hexdigest()}"
+    assert serialization.load_pem_private_key(leaf.key_pem, None).public_key() == leaf.key.public_key()
+
+
+def test_a_negative_life_has_expired() -> None:
+    certificate = make_leaf(["a.example"], now=now(), days=-3).certificate
+    assert certificate.not_valid_before_utc < certificate.not_valid_after_utc < now()
+
+
+def test_bad_arguments_are_refused() -> None:
+    with pytest.raises(ValueError, match="neither ec nor rsa"):
+        make_leaf(["a"], now=now(), key_type="dsa")
+    with pytest.raises(ValueError, match="needs a name"):
+        make_leaf([], now=now())
