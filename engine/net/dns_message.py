@@ -1,0 +1,385 @@
+"""Build a DNS query and read the response to it from untrusted octets.
+
+Layer: adapter (pure; no socket here).  Spec: RFC 1035 §4 (message), RFC 6891 (EDNS), RFC 3225 (DO), RFC 6840 §5.7 (AD
+in a query), RFC 8914 (extended errors), RFC 2308 (negative answers), RFC 2181 §8 (TTL); dane-tls section 0.1, R2, R3.
+Input: the octets of one message.  Output: a `Response`, or `NotOurs` / `Garbled`.
+Names are read by dnspython; the sections are walked here, since dnspython refuses a whole message for one bad TLSA
+record, and its siblings must survive that.
+Invariants: no length is believed; a record that cannot be read is left out and never hides another; at most
+`MAX_RECORDS` records and `MAX_CNAMES` links are kept; nothing else is raised.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import struct
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import dns.exception
+import dns.flags
+import dns.message
+import dns.name
+import dns.rcode
+import dns.rdatatype
+
+from ..policy.answers import Mx
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: records kept of one answer; arbitrary, four times the largest MX or TLSA set seen in the field
+MAX_RECORDS: Final = 256
+#: links of one CNAME chain; R3 wants at least ten
+MAX_CNAMES: Final = 16
+#: octets, the size that fits every path without fragments (DNS flag day 2020)
+UDP_PAYLOAD_OCTETS: Final = 1232
+
+_HEADER: Final = struct.Struct("!HHHHHH")
+_FIXED: Final = struct.Struct("!HHIH")
+_IN: Final = 1
+_OPT: Final = int(dns.rdatatype.OPT)
+_SOA: Final = int(dns.rdatatype.SOA)
+_CNAME: Final = int(dns.rdatatype.CNAME)
+_EDE_OPTION: Final = 15
+#: RFC 8914 §4
+_EDE_NAMES: Final = {
+    0: "Other Error",
+    1: "Unsupported DNSKEY Algorithm",
+    2: "Unsupported DS Digest Type",
+    3: "Stale Answer",
+    4: "Forged Answer",
+    5: "DNSSEC Indeterminate",
+    6: "DNSSEC Bogus",
+    7: "Signature Expired",
+    8: "Signature Not Yet Valid",
+    9: "DNSKEY Missing",
+    10: "RRSIGs Missing",
+    11: "No Zone Key Bit Set",
+    12: "NSEC Missing",
+    13: "Cached Error",
+    14: "Not Ready",
+    15: "Blocked",
+    16: "Censored",
+    17: "Filtered",
+    18: "Prohibited",
+    19: "Stale NXDOMAIN Answer",
+    20: "Not Authoritative",
+    21: "Not Supported",
+    22: "No Reachable Authority",
+    23: "Network Error",
+    24: "Invalid Data",
+}
+
+
+class NotOurs(Exception):
+    """The octets answer another question, or nobody's: keep waiting, they may be forged."""
+
+
+class Garbled(Exception):
+    """The response to our question cannot be read: ask over TCP, or another server."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One query as sent: what a response must repeat.
+
+    Attributes:
+        id: 16 random bits.
+        wire: the octets of the query.
+    """
+
+    id: int
+    name: dns.name.Name
+    rdtype: int
+    wire: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What a server said.
+
+    Attributes:
+        rcode: with the extended bits of EDNS.
+        truncated: the TC bit; whatever else is here is incomplete.
+        ad: the AD bit.
+        cnames: targets of the CNAME chain, in order.
+        mx, addresses, rdata: as in `policy.answers.Answer`.
+        ttl_s: the least TTL of the chain and the records.
+        negative_ttl_s: RFC 2308 §5, or None without an SOA record.
+        extended_error: code and text, or "".
+    """
+
+    rcode: int
+    truncated: bool
+    ad: bool
+    cnames: tuple[str, ...] = ()
+    mx: tuple[Mx, ...] = ()
+    addresses: tuple[str, ...] = ()
+    rdata: tuple[bytes, ...] = ()
+    ttl_s: int = 0
+    negative_ttl_s: int | None = None
+    extended_error: str = ""
+
+    @property
+    def has_records(self) -> bool:
+        return bool(self.mx or self.addresses or self.rdata)
+
+
+def build_query(name: str, rdtype: str, query_id: int, *, edns: bool = True) -> Question:
+    """A query that asks for the AD bit, by EDNS with DO and by AD itself (R2).
+
+    Args:
+        name: absolute, with or without trailing dot (R9).
+        edns: False for servers that cannot do EDNS; the AD bit of the query then still asks for AD.
+
+    Raises:
+        ValueError: `name` cannot be a domain name.
+    """
+    if not name.isascii():
+        raise ValueError(f"{name!r} is not ASCII")
+    try:
+        absolute = dns.name.from_text(name, origin=dns.name.root)
+    except dns.exception.DNSException as error:
+        raise ValueError(f"{name!r} is not a domain name: {error}") from None
+    number = dns.rdatatype.from_text(rdtype)
+    message = dns.message.make_query(
+        absolute,
+        number,
+        use_edns=0 if edns else False,
+        payload=UDP_PAYLOAD_OCTETS,
+        want_dnssec=edns,
+        flags=dns.flags.RD | dns.flags.AD,
+        id=query_id,
+    )
+    return Question(query_id, absolute, int(number), message.to_wire())
+
+
+def name_to_text(name: dns.name.Name) -> str:
+    """Lower case, without trailing dot; "" for the root."""
+    return "" if name == dns.name.root else name.to_text(omit_final_dot=True).lower()
+
+
+@dataclass(slots=True)
+class _Record:
+    owner: dns.name.Name
+    rdtype: int
+    ttl: int
+    start: int
+    end: int
+
+
+class _Reader:
+    """Walks one message; every step checks that it stays inside."""
+
+    def __init__(self, wire: bytes) -> None:
+        self.wire = wire
+        self.position = _HEADER.size
+
+    def name(self) -> dns.name.Name:
+        name, used = self.name_at(self.position)
+        self.position += used
+        return name
+
+    def name_at(self, position: int) -> tuple[dns.name.Name, int]:
+        # dnspython follows compression pointers backwards only, so that this ends
+        try:
+            return dns.name.from_wire(self.wire, position)
+        except (dns.exception.DNSException, IndexError):
+            raise Garbled(f"bad name at octet {position}") from None
+
+    def take(self, count: int) -> int:
+        """Step over `count` octets and return where they began."""
+        start = self.position
+        if count > len(self.wire) - start:
+            raise Garbled(f"message ends within a record at octet {start}")
+        self.position = start + count
+        return start
+
+    def record(self) -> tuple[_Record, int]:
+        """The next record and its class."""
+        owner = self.name()
+        rdtype, rdclass, ttl, length = _FIXED.unpack_from(self.wire, self.take(_FIXED.size))
+        start = self.take(length)
+        # RFC 2181 §8: a TTL with the top bit set is zero
+        return _Record(owner, rdtype, 0 if ttl >> 31 and rdtype != _OPT else ttl, start, start + length), rdclass
+
+
+def parse_response(wire: bytes, question: Question) -> Response:
+    """Read the response to `question`.
+
+    Raises:
+        NotOurs: another id, another question, or not a response.
+        Garbled: it is ours and cannot be read.
+    """
+    if len(wire) < _HEADER.size:
+        raise NotOurs("shorter than a header")
+    query_id, flags, questions, answers, authorities, additionals = _HEADER.unpack_from(wire)
+    if query_id != question.id or not flags & dns.flags.QR:
+        raise NotOurs("another id")
+    reader = _Reader(wire)
+    rcode = flags & 0xF
+    truncated = bool(flags & dns.flags.TC)
+    if questions == 0 and rcode == dns.rcode.FORMERR:
+        # a server that could not read our question cannot repeat it
+        return Response(rcode, truncated, False)
+    if questions != 1:
+        raise Garbled(f"{questions} questions")
+    name = reader.name()
+    rdtype, rdclass = struct.unpack_from("!HH", wire, reader.take(4))
+    if name != question.name or rdtype != question.rdtype or rdclass != _IN:
+        raise NotOurs("another question")
+    if flags & 0x7800:
+        raise Garbled("not a standard query")
+    if truncated:
+        return Response(rcode, True, False)
+    owners = _read_answers(reader, answers)
+    negative_ttl = _read_authorities(reader, authorities)
+    extended_rcode, extended_error = _read_additionals(reader, additionals)
+    return _assemble(
+        reader,
+        question,
+        owners,
+        Response(
+            rcode | extended_rcode << 4,
+            False,
+            bool(flags & dns.flags.AD),
+            negative_ttl_s=negative_ttl,
+            extended_error=extended_error,
+        ),
+    )
+
+
+_Owners = dict[tuple[dns.name.Name, int], list[_Record]]
+
+
+def _read_answers(reader: _Reader, count: int) -> _Owners:
+    # The message bounds the count: a record takes 11 octets at least, and `take` raises at the end.
+    owners: _Owners = defaultdict(list)
+    for _ in range(count):
+        record, rdclass = reader.record()
+        if rdclass == _IN:
+            owners[record.owner, record.rdtype].append(record)
+    return owners
+
+
+def _read_authorities(reader: _Reader, count: int) -> int | None:
+    negative_ttl: int | None = None
+    for _ in range(count):
+        record, rdclass = reader.record()
+        if record.rdtype != _SOA or rdclass != _IN:
+            continue
+        _, used = reader.name_at(record.start)
+        _, used_more = reader.name_at(record.start + used)
+        numbers = record.start + used + used_more
+        if numbers + 20 > record.end:
+            raise Garbled("SOA record ends early")
+        (minimum,) = struct.unpack_from("!I", reader.wire, numbers + 16)
+        negative_ttl = min(record.ttl, 0 if minimum >> 31 else minimum)
+    return negative_ttl
+
+
+def _read_additionals(reader: _Reader, count: int) -> tuple[int, str]:
+    """Upper bits of the response code, and the first extended error."""
+    extended_rcode, extended_error = 0, ""
+    for _ in range(count):
+        record, _ = reader.record()
+        if record.rdtype == _OPT:
+            extended_rcode = record.ttl >> 24
+            extended_error = extended_error or next(_extended_errors(reader.wire[record.start : record.end]), "")
+    return extended_rcode, extended_error
+
+
+def _extended_errors(options: bytes) -> Iterator[str]:
+    position = 0
+    while position + 4 <= len(options):
+        code, length = struct.unpack_from("!HH", options, position)
+        value = options[position + 4 : position + 4 + length]
+        position += 4 + length
+        if code == _EDE_OPTION and len(value) >= 2:
+            number = int.from_bytes(value[:2], "big")
+            text = value[2:258].decode("utf-8", "replace").rstrip("\0")
+            printable = "".join(char if char.isprintable() else "?" for char in text)
+            yield f"EDE {number} ({_EDE_NAMES.get(number, 'unknown')})" + (f": {printable}" if printable else "")
+
+
+def _assemble(reader: _Reader, question: Question, owners: _Owners, head: Response) -> Response:
+    """Follow the CNAME chain from the question to its records."""
+    name = question.name
+    seen = {name}
+    cnames: list[str] = []
+    ttl = 0xFFFFFFFF
+    while question.rdtype != _CNAME and (name, question.rdtype) not in owners:
+        links = owners.get((name, _CNAME))
+        if not links:
+            break
+        target, _ = reader.name_at(links[0].start)
+        if target in seen or len(cnames) >= MAX_CNAMES:
+            raise Garbled("CNAME loop" if target in seen else f"more than {MAX_CNAMES} CNAMEs")
+        ttl = min(ttl, links[0].ttl)
+        seen.add(target)
+        cnames.append(name_to_text(target))
+        name = target
+    records = owners.get((name, question.rdtype), [])
+    mx: dict[Mx, None] = {}
+    addresses: dict[str, None] = {}
+    rdata: dict[bytes, None] = {}
+    for record in records[:MAX_RECORDS]:
+        ttl = min(ttl, record.ttl)
+        try:
+            match question.rdtype:
+                case dns.rdatatype.MX:
+                    mx[_read_mx(reader, record)] = None
+                case dns.rdatatype.A | dns.rdatatype.AAAA:
+                    addresses[_read_address(reader, record, question.rdtype)] = None
+                case _:
+                    rdata[_read_raw(reader, record)] = None
+        except Garbled:
+            continue
+    if records and not (mx or addresses or rdata):
+        raise Garbled("no record can be read")
+    if question.rdtype == _CNAME and records:
+        cnames.append(name_to_text(reader.name_at(records[0].start)[0]))
+    return Response(
+        head.rcode,
+        False,
+        head.ad,
+        tuple(cnames),
+        tuple(mx),
+        tuple(addresses),
+        tuple(rdata),
+        ttl if ttl != 0xFFFFFFFF else 0,
+        head.negative_ttl_s,
+        head.extended_error,
+    )
+
+
+def _read_mx(reader: _Reader, record: _Record) -> Mx:
+    if record.end - record.start < 3:
+        raise Garbled("MX record ends early")
+    name, used = reader.name_at(record.start + 2)
+    if record.start + 2 + used != record.end:
+        raise Garbled("MX record has another length than its name")
+    return Mx(int.from_bytes(reader.wire[record.start : record.start + 2], "big"), name_to_text(name))
+
+
+def _read_address(reader: _Reader, record: _Record, rdtype: int) -> str:
+    octets = reader.wire[record.start : record.end]
+    if len(octets) != (4 if rdtype == dns.rdatatype.A else 16):
+        raise Garbled("address of the wrong size")
+    return str(ipaddress.ip_address(octets))
+
+
+#: offset of the one name in the rdata of types that may be compressed
+_NAME_OFFSETS: Final = {int(dns.rdatatype.CNAME): 0, int(dns.rdatatype.PTR): 0, int(dns.rdatatype.SRV): 6}
+
+
+def _read_raw(reader: _Reader, record: _Record) -> bytes:
+    offset = _NAME_OFFSETS.get(record.rdtype)
+    if offset is None:
+        return reader.wire[record.start : record.end]
+    name, used = reader.name_at(record.start + offset)
+    if record.start + offset + used != record.end:
+        raise Garbled("record has another length than its name")
+    return reader.wire[record.start : record.start + offset] + name.to_digestable()

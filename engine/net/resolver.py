@@ -1,0 +1,382 @@
+"""Ask DNS questions: servers in turn, UDP then TCP, with a cache and one query in flight for one question.
+
+Layer: adapter (trio).  Spec: RFC 1035 §4.2 (UDP, TCP), RFC 5452 §9 (random id and port, matching), RFC 6891 §7 (servers
+without EDNS), RFC 2308 (negative caching), RFC 7766 §5 (TCP on truncation); dane-tls R1 to R6, R9.
+Names are absolute: there is no search list, and /etc/hosts is not read here (see system_hosts).
+Invariants: `query` returns an `Answer` whatever the servers do; `ad` is False where the way to the server is not
+trusted; the cache, the queries in flight and the time a question takes are bounded; an error is kept for
+`ERROR_TTL_S` only, and is never turned into a denial (R6); a waiter that is cancelled takes nobody with it.
+"""
+
+from __future__ import annotations
+
+import secrets
+import socket
+from collections import OrderedDict
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Final
+
+import dns.rcode
+import trio
+
+from ..policy.answers import Answer, Status
+from .dns_message import MAX_CNAMES, Garbled, NotOurs, Question, Response, build_query, parse_response
+from .dns_servers import Server, TrustAd, configured_servers, system_servers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+#: seconds that an error is kept, so that a broken domain with many recipients is not asked for each of them
+ERROR_TTL_S: Final = 3
+#: seconds, RFC 1035 §3.2.1 lets a TTL be years; precedent: BIND max-cache-ttl is a week, unbound's a day
+MAX_TTL_S: Final = 86_400
+#: seconds, RFC 2308 §5: "values of one to three hours have been found to work well"
+MAX_NEGATIVE_TTL_S: Final = 3_600
+#: seconds that a server which did not reply is asked last
+PENALTY_S: Final = 30.0
+#: how the time of one question is dealt out to the rounds over all servers
+_ROUNDS: Final = (2 / 15, 4 / 15, 9 / 15)
+_ANSWERS: Final = (dns.rcode.NOERROR, dns.rcode.NXDOMAIN)
+_WITHOUT_EDNS: Final = (dns.rcode.FORMERR, dns.rcode.NOTIMP, dns.rcode.BADVERS)
+_RECEIVE_OCTETS: Final = 4096
+
+
+@dataclass(slots=True)
+class Counts:
+    """What the resolver has done since it was made (R10: `secure` that stays 0 tells of a resolver without DNSSEC)."""
+
+    queries: int = 0
+    cache_hits: int = 0
+    tcp: int = 0
+    secure: int = 0
+    insecure: int = 0
+    errors: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Flight:
+    """A question on its way; whoever asks the same waits for `done`."""
+
+    done: trio.Event = field(default_factory=trio.Event)
+    answer: Answer | None = None
+
+
+class _Failed(Exception):
+    """A server gave no usable response; `text` says why."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """What came of one question to all servers."""
+
+    server: Server | None
+    response: Response | None
+    status: Status
+    error: str = ""
+
+
+class Resolver:
+    """A stub resolver.
+
+    Args:
+        nameservers: ``address``, ``address:port`` or ``[address]:port``, asked in this order; empty: those of
+            `resolv_conf`.
+        trust_ad: whose AD bit is believed (R1): of loopback servers or as resolv.conf says, of all, of none.
+        timeout_s: seconds that a question may take over all servers, once it is its turn.
+        cache_size: most answers kept.
+        max_in_flight: most questions on the way at one time; the rest wait.
+        clock: seconds of a monotonic clock, for the age of what is kept.
+
+    Raises:
+        ConfigError: a name server is not an address.
+    """
+
+    def __init__(
+        self,
+        nameservers: Sequence[str] = (),
+        *,
+        trust_ad: TrustAd = "loopback",
+        timeout_s: float = 15.0,
+        cache_size: int = 50_000,
+        max_in_flight: int = 200,
+        clock: Callable[[], float] = trio.current_time,
+        resolv_conf: str = "/etc/resolv.conf",
+    ) -> None:
+        found = configured_servers(nameservers) if nameservers else system_servers(resolv_conf)
+        self.servers = found.servers
+        self.is_ad_trusted = found.is_ad_trusted(trust_ad)
+        self.counts = Counts()
+        self._timeout_s = timeout_s
+        self._cache_size = cache_size
+        self._clock = clock
+        self._turn = trio.Semaphore(max_in_flight)
+        self._cache: OrderedDict[tuple[str, str], tuple[float, Answer]] = OrderedDict()
+        self._flights: dict[tuple[str, str], _Flight] = {}
+        self._penalties: dict[Server, float] = {}
+        self._without_edns: set[Server] = set()
+
+    async def query(self, name: str, rdtype: str) -> Answer:
+        """Ask for the records of `rdtype` at `name`, an absolute name (a trailing dot does no harm).
+
+        Never raises for what DNS does: see `Answer.status`.
+        """
+        key = (name.lower().removesuffix("."), rdtype)
+        while True:
+            answer = self.cached_or_none(*key)
+            if answer is not None:
+                await trio.lowlevel.checkpoint()
+                return answer
+            flight = self._flights.get(key)
+            if flight is None:
+                break
+            await flight.done.wait()
+            if flight.answer is not None:
+                return flight.answer
+            # whoever asked was cancelled: ask again
+        flight = self._flights[key] = _Flight()
+        try:
+            async with self._turn:
+                flight.answer = await self._look_up(*key)
+            self._keep(key, flight.answer)
+            return flight.answer
+        finally:
+            del self._flights[key]
+            flight.done.set()
+
+    def cached_or_none(self, name: str, rdtype: str) -> Answer | None:
+        """The answer that is kept, with what is left of its TTL, or None."""
+        key = (name, rdtype)
+        kept = self._cache.get(key)
+        if kept is None:
+            return None
+        expires, answer = kept
+        left = expires - self._clock()
+        if left <= 0:
+            del self._cache[key]
+            return None
+        self._cache.move_to_end(key)
+        self.counts.cache_hits += 1
+        return answer if answer.is_error else replace(answer, ttl_s=int(left))
+
+    def flush(self) -> None:
+        """Forget every answer."""
+        self._cache.clear()
+
+    def _keep(self, key: tuple[str, str], answer: Answer) -> None:
+        if answer.is_error:
+            self.counts.errors += 1
+        elif answer.ad:
+            self.counts.secure += 1
+        else:
+            self.counts.insecure += 1
+        ttl_s = ERROR_TTL_S if answer.is_error else answer.ttl_s
+        if ttl_s <= 0:
+            return
+        self._cache[key] = (self._clock() + ttl_s, answer)
+        self._cache.move_to_end(key)
+        if len(self._cache) > self._cache_size:
+            self._cache.popitem(last=False)
+
+    # --- one question -------------------------------------------------------------------------------------------------
+
+    async def _look_up(self, name: str, rdtype: str) -> Answer:
+        """Ask, and ask on where a server stopped within a CNAME chain (R3: one insecure link makes all insecure)."""
+        said = _Said(None, None, Status.TIMEOUT, "no reply in time")
+        cnames: tuple[str, ...] = ()
+        secure = self.is_ad_trusted
+        ttl_s = MAX_TTL_S
+        with trio.move_on_after(self._timeout_s):
+            asked = {name}
+            target = name
+            while True:
+                said = await self._ask(target, rdtype)
+                if said.response is None:
+                    break
+                response = said.response
+                cnames += response.cnames
+                secure = secure and response.ad
+                if response.cnames or response.has_records:
+                    ttl_s = min(ttl_s, response.ttl_s)
+                if not _stops_short(response, rdtype):
+                    break
+                target = response.cnames[-1]
+                if target in asked or len(cnames) > MAX_CNAMES:
+                    said = replace(said, response=None, status=Status.SERVFAIL, error="CNAME loop")
+                    break
+                asked.add(target)
+                # should the time run out, this stands
+                said = _Said(None, None, Status.TIMEOUT, "no reply in time")
+        return self._answer(name, rdtype, said, cnames, secure, ttl_s)
+
+    def _answer(self, name: str, rdtype: str, said: _Said, cnames: tuple[str, ...], secure: bool, ttl_s: int) -> Answer:
+        server = str(said.server) if said.server else ""
+        response = said.response
+        if response is None:
+            return Answer(name, rdtype, said.status, canonical_name=name, extended_error=said.error, server=server)
+        if response.rcode == dns.rcode.NXDOMAIN:
+            status = Status.NXDOMAIN
+        else:
+            status = Status.OK if response.has_records else Status.NODATA
+        if status is not Status.OK:
+            negative = response.negative_ttl_s
+            # RFC 2308 §5: without SOA a denial should not be cached; a few seconds serve a burst of recipients
+            ttl_s = min(ttl_s, ERROR_TTL_S if negative is None else min(negative, MAX_NEGATIVE_TTL_S))
+        has_records = status is Status.OK
+        return Answer(
+            name=name,
+            rdtype=rdtype,
+            status=status,
+            ad=secure,
+            is_ad_trusted=self.is_ad_trusted,
+            mx=response.mx if has_records else (),
+            addresses=response.addresses if has_records else (),
+            rdata=response.rdata if has_records else (),
+            canonical_name=cnames[-1] if cnames else name,
+            cnames=cnames,
+            ttl_s=ttl_s,
+            extended_error=response.extended_error,
+            server=server,
+        )
+
+    async def _ask(self, name: str, rdtype: str) -> _Said:
+        """Put one question to the servers in turn, in rounds with longer and longer waits."""
+        try:
+            build_query(name, rdtype, 0)
+        except ValueError as error:
+            # what cannot be a name does not exist
+            return _Said(None, Response(dns.rcode.NXDOMAIN, False, False, extended_error=str(error)), Status.NXDOMAIN)
+        now = self._clock()
+        in_play = sorted(self.servers, key=lambda server: self._penalties.get(server, 0.0) > now)
+        worst = _Said(None, None, Status.TIMEOUT, "no reply in time")
+        for share in _ROUNDS:
+            for server in tuple(in_play):
+                try:
+                    response = await self._ask_server(server, name, rdtype, share * self._timeout_s)
+                except trio.TooSlowError:
+                    self._penalties[server] = self._clock() + PENALTY_S
+                    continue
+                except _Failed as failed:
+                    in_play.remove(server)
+                    if worst.status is Status.TIMEOUT:
+                        worst = _Said(server, None, Status.SERVFAIL, failed.text)
+                    continue
+                self._penalties.pop(server, None)
+                if response.rcode in _ANSWERS:
+                    return _Said(server, response, Status.OK)
+                in_play.remove(server)
+                worst = _Said(server, None, Status.SERVFAIL, response.extended_error or _rcode_text(response.rcode))
+        return worst
+
+    async def _ask_server(self, server: Server, name: str, rdtype: str, wait_s: float) -> Response:
+        """Ask one server, by UDP and if need be by TCP, with EDNS and if need be without.
+
+        Raises:
+            trio.TooSlowError: no reply within `wait_s` seconds.
+            _Failed: no usable reply.
+        """
+        edns = server not in self._without_edns
+        response = await self._exchange(server, build_query(name, rdtype, secrets.randbits(16), edns=edns), wait_s)
+        if edns and response.rcode in _WITHOUT_EDNS:
+            # RFC 6891 §7: it may know no EDNS
+            response = await self._exchange(server, build_query(name, rdtype, secrets.randbits(16), edns=False), wait_s)
+            if response.rcode in _ANSWERS:
+                self._without_edns.add(server)
+        return response
+
+    async def _exchange(self, server: Server, question: Question, wait_s: float) -> Response:
+        self.counts.queries += 1
+        try:
+            with trio.fail_after(wait_s):
+                response = await _exchange_datagrams(server, question)
+            if response is None or response.truncated:
+                self.counts.tcp += 1
+                with trio.fail_after(wait_s):
+                    response = await _exchange_stream(server, question)
+        except Garbled as error:
+            raise _Failed(f"garbled response: {error}") from None
+        except OSError as error:
+            raise _Failed(error.strerror or str(error)) from None
+        if response.truncated:
+            raise _Failed("truncated response over TCP")
+        return response
+
+
+def _stops_short(response: Response, rdtype: str) -> bool:
+    """Whether the server left the rest of a CNAME chain to us: RFC 2308 §2.2 has an SOA in a real denial."""
+    return (
+        response.rcode == dns.rcode.NOERROR
+        and bool(response.cnames)
+        and not response.has_records
+        and response.negative_ttl_s is None
+        and rdtype != "CNAME"
+    )
+
+
+def _rcode_text(rcode: int) -> str:
+    try:
+        return dns.rcode.to_text(dns.rcode.Rcode(rcode))
+    except ValueError:
+        return f"response code {rcode}"
+
+
+def _socket(server: Server, kind: socket.SocketKind) -> tuple[trio.socket.SocketType, tuple[str, int]]:
+    family = socket.AF_INET6 if ":" in server.address else socket.AF_INET
+    return trio.socket.socket(family, kind), (server.address, server.port)
+
+
+async def _exchange_datagrams(server: Server, question: Question) -> Response | None:
+    """Send the query from a fresh port and wait for what matches it; None for a garbled response.
+
+    Raises:
+        OSError: the server refused.
+    """
+    channel, address = _socket(server, socket.SOCK_DGRAM)
+    with channel:
+        # a connected socket takes datagrams of this server only (RFC 5452 §9.1)
+        await channel.connect(address)
+        await channel.send(question.wire)
+        while True:
+            wire = await channel.recv(_RECEIVE_OCTETS)
+            try:
+                return parse_response(wire, question)
+            except NotOurs:
+                continue
+            except Garbled:
+                return None
+
+
+async def _exchange_stream(server: Server, question: Question) -> Response:
+    """Ask over TCP.
+
+    Raises:
+        OSError: no connection, or it broke.
+        Garbled: another answer than ours, or one that cannot be read.
+    """
+    channel, address = _socket(server, socket.SOCK_STREAM)
+    with channel:
+        await channel.connect(address)
+        stream = trio.SocketStream(channel)
+        try:
+            await stream.send_all(len(question.wire).to_bytes(2, "big") + question.wire)
+            length = int.from_bytes(await _receive_exactly(stream, 2), "big")
+            wire = await _receive_exactly(stream, length)
+        except trio.BrokenResourceError as error:
+            raise Garbled(f"connection lost: {error.__cause__ or error}") from None
+    try:
+        return parse_response(wire, question)
+    except NotOurs as error:
+        raise Garbled(f"the response over TCP is not ours: {error}") from None
+
+
+async def _receive_exactly(stream: trio.SocketStream, count: int) -> bytes:
+    received = bytearray()
+    while len(received) < count:
+        chunk = await stream.receive_some(count - len(received))
+        if not chunk:
+            raise Garbled(f"connection closed after {len(received)} of {count} octets")
+        received += chunk
+    return bytes(received)

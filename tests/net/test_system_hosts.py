@@ -1,0 +1,79 @@
+"""SystemHosts and LocalAddresses: the system's own view of names, and which addresses are this machine's."""
+
+from __future__ import annotations
+
+import socket
+import time
+
+import pytest
+import trio
+
+from engine.net.system_hosts import LocalAddresses, SystemHosts
+from engine.policy.answers import Status
+
+
+async def test_localhost() -> None:
+    answer = await SystemHosts().query("localhost", "A")
+    assert (answer.status, answer.addresses, answer.secure) == (Status.OK, ("127.0.0.1",), None)
+
+
+@pytest.mark.parametrize(
+    ("errno", "status"),
+    [(socket.EAI_NONAME, Status.NXDOMAIN), (socket.EAI_AGAIN, Status.SERVFAIL), (socket.EAI_FAIL, Status.SERVFAIL)],
+)
+async def test_errors_of_the_system(monkeypatch: pytest.MonkeyPatch, errno: int, status: Status) -> None:
+    def fail(*_: object) -> None:
+        raise socket.gaierror(errno, "no")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    answer = await SystemHosts().query("mx.test", "AAAA")
+    assert (answer.status, answer.extended_error) == (status, "no")
+
+
+async def test_a_name_that_idna_refuses_is_an_error() -> None:
+    assert (await SystemHosts().query("a" * 64 + ".test", "A")).status in (Status.SERVFAIL, Status.NXDOMAIN)
+
+
+async def test_a_call_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: time.sleep(0.5))
+    with trio.fail_after(0.4):
+        assert (await SystemHosts(timeout_s=0.05).query("mx.test", "A")).status is Status.TIMEOUT
+
+
+async def test_calls_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    running = most = 0
+
+    def slow(*_: object) -> list[object]:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        time.sleep(0.03)
+        running -= 1
+        return []
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    hosts = SystemHosts(threads=2)
+    async with trio.open_nursery() as nursery:
+        for number in range(8):
+            nursery.start_soon(hosts.query, f"h{number}.test", "A")
+    assert most == 2
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0", "::", "127.9.9.9"])
+def test_addresses_of_this_machine(address: str) -> None:
+    assert address in LocalAddresses()
+
+
+@pytest.mark.parametrize("address", ["192.0.2.1", "2001:db8::1", "224.0.0.1", "ff02::1", "not an address", ""])
+def test_addresses_of_others(address: str) -> None:
+    assert address not in LocalAddresses()
+
+
+def test_further_addresses_and_the_bound() -> None:
+    ours = LocalAddresses(["192.0.2.1"])
+    assert "192.0.2.1" in ours
+    assert 7 not in ours
+    ours.MAX_REMEMBERED = 5  # type: ignore[misc]
+    for number in range(20):
+        assert f"192.0.2.{number + 100}" not in ours
+    assert len(ours._known) <= 5
