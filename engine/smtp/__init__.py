@@ -1,0 +1,1 @@
+"""The SMTP client protocol, sans-I/O: octets in, values out."""
