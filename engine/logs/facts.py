@@ -1,0 +1,89 @@
+"""What the logs tell of: one value for each thing that happened.
+
+Layer: adapter (values only).  Spec: events-dane section 10 (LG-1 to LG-7).
+The main log and the JSON records are two renderings of the same facts, so neither can say what the other does not.
+Invariants: text that came from a server is bounded where it enters and made printable where it is rendered.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+class FactKind(enum.Enum):
+    DELIVERED = "delivered"
+    DEFERRED = "deferred"
+    FAILED = "failed"
+    COMPLETED = "completed"
+    #: a host could not be used for now, whatever the recipient (LG-5)
+    HOST = "host"
+    #: the final octet was sent and no reply came, or a crash hid it
+    IN_DOUBT = "indoubt"
+    #: a line about the engine or a message that is none of the above
+    NOTE = "note"
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionFacts:
+    """What is the same for every delivery over one connection; made once a connection.
+
+    Attributes:
+        host: host name; address: IP address as text; port: TCP port.
+        secure: the host lookup was DNSSEC-secure (DS).
+        local_address: ``[ip]:port`` of our end.
+        tls_version: such as ``TLS1.3``, "" in clear; cipher: OpenSSL name; bits: key size.
+        verified: ``dane``, ``yes`` or ``no``; meaningful only with TLS (CV=).
+        peer_dn: subject of the leaf certificate.
+        authenticator: name of the mechanism that succeeded, or "".
+    """
+
+    host: str
+    address: str
+    port: int
+    secure: bool = False
+    local_address: str = ""
+    tls_version: str = ""
+    cipher: str = ""
+    bits: int = 0
+    verified: str = "no"
+    peer_dn: str = ""
+    authenticator: str = ""
+
+
+@dataclass(slots=True)
+class Fact:
+    """One thing that happened.
+
+    Attributes:
+        at: UTC epoch seconds.
+        message_id: Exim-form id, or "" for lines about the engine.
+        address: the recipient, for the three outcomes.
+        text: confirmation (delivered) or error text (the rest), as received.
+        errno: Exim's or the system's error number, for deferrals and host lines.
+        first: first recipient of its transaction (`=>` against `->`).
+        reused: second or later message on its connection (`*`).
+        pipelined, chunked: the transaction used PIPELINING (L), CHUNKING (K).
+        with_host: whether a deferral's line names the host (the `H=` of LG-2).
+        queue_time_s, deliver_time_s: seconds since queued and of the attempt.
+    """
+
+    kind: FactKind
+    at: float
+    message_id: str = ""
+    address: str = ""
+    sender: str = ""
+    router: str = ""
+    transport: str = ""
+    connection: ConnectionFacts | None = None
+    text: str = ""
+    errno: int = 0
+    size_octets: int = 0
+    first: bool = True
+    reused: bool = False
+    pipelined: bool = False
+    chunked: bool = False
+    with_host: bool = True
+    queue_time_s: float = 0.0
+    deliver_time_s: float = 0.0
+    job: str = ""

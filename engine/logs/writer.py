@@ -1,0 +1,110 @@
+"""Append rendered lines to log files.
+
+Layer: adapter.  Spec: events-dane section 10; design.md "Speed": log lines are batched.
+Input: batches of facts.  Output: one `write` a file and batch, O_APPEND, so that several engines can share a file.
+Invariants: a file that was renamed (log rotation) is reopened before the next batch; a log that cannot be written
+never stops delivery: the lines go to standard error and the trouble is told once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from ..errors import ConfigError
+from .records import record
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .facts import Fact
+    from .mainlog import MainLogFormat
+
+
+class LogFile:
+    """One append-only file; "" means standard error.
+
+    Raises:
+        ConfigError: on construction, when the file cannot be opened.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._told = False
+        self._fd = sys.stderr.fileno() if not path else -1
+        if path:
+            try:
+                self._reopen()
+            except OSError as error:
+                raise ConfigError(f"log file {path!r} cannot be opened: {error.strerror}") from None
+
+    def write(self, text: str) -> None:
+        """Append `text`, which ends in a newline.  Never raises."""
+        data = text.encode("utf-8", "surrogateescape")
+        try:
+            if self._path:
+                self._follow_rotation()
+            _write_all(self._fd, data)
+            self._told = False
+        except OSError as error:
+            self._complain(data, error)
+
+    def close(self) -> None:
+        if self._path and self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _follow_rotation(self) -> None:
+        try:
+            named = os.stat(self._path)
+            opened = os.fstat(self._fd)
+            if (named.st_dev, named.st_ino) == (opened.st_dev, opened.st_ino):
+                return
+        except OSError:
+            pass
+        self._reopen()
+
+    def _reopen(self) -> None:
+        fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = fd
+
+    def _complain(self, data: bytes, error: OSError) -> None:
+        try:
+            if not self._told:
+                _write_all(2, f"cannot write log file {self._path}: {error.strerror}\n".encode())
+                self._told = True
+            _write_all(2, data)
+        except OSError:
+            pass  # nowhere left to tell it
+
+
+class LogWriter:
+    """Writes batches of facts to the main log and, if wanted, to a JSON file."""
+
+    def __init__(self, main_format: MainLogFormat, main: LogFile | None, records: LogFile | None) -> None:
+        self._format = main_format
+        self._main = main
+        self._records = records
+
+    def write(self, facts: Sequence[Fact]) -> None:
+        """Write the lines of `facts` in order.  Blocks on the disk; never raises."""
+        if self._main is not None:
+            lines = [line for line in map(self._format.line, facts) if line]
+            if lines:
+                self._main.write("\n".join(lines) + "\n")
+        if self._records is not None and facts:
+            self._records.write("\n".join(map(record, facts)) + "\n")
+
+    def close(self) -> None:
+        for file in (self._main, self._records):
+            if file is not None:
+                file.close()
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
