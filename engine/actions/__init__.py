@@ -1,0 +1,1 @@
+"""Event actions and lookups: what runs outside the engine process."""

@@ -1,0 +1,75 @@
+"""What every lookup driver is: the seam between the registry and one type of lookup.
+
+Layer: adapter.  Spec: expansion 5.
+Invariants: a driver blocks, with a deadline; it is used from one thread at a time; it raises `Deferral` or `Failure`
+and nothing else on purpose.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
+
+from engine.errors import EngineError
+
+if TYPE_CHECKING:
+    from engine.expand.searches import Search
+
+#: octets of one result; what is longer is refused, since it would be copied many times (arbitrary)
+MAX_RESULT_OCTETS: Final = 8 * 1024 * 1024
+
+
+class Deferral(EngineError):
+    """The server or file cannot answer now; the text is what Exim shows after ``DEFER: ``."""
+
+
+class Failure(EngineError):
+    """The lookup can never be done as it stands (no such file); the text is the whole message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a driver found.
+
+    Attributes:
+        value: the text of the result.
+        cacheable: False: not to be kept even when the query only reads.
+        ttl_s: seconds it may be kept, or None for as long as the cache likes.
+        authenticated: whether DNSSEC proved it; None for what is no DNS data.
+    """
+
+    value: bytes
+    cacheable: bool = True
+    ttl_s: float | None = None
+    authenticated: bool | None = None
+
+
+class KeyDriver(Protocol):
+    """A single-key type: looks a key up in a file or directory."""
+
+    def look_up(self, search: Search, key: bytes, path: bytes, scope: object) -> bytes | None:
+        """The data of `key`, or None."""
+
+
+class QueryDriver(Protocol):
+    """A query-style type."""
+
+    def ask(self, search: Search, query: bytes, *, tainted: bool) -> Result | None:
+        """The result of `query`, or None when it found nothing."""
+
+    def is_cacheable(self, query: bytes) -> bool:
+        """Whether a result of this query, also "not found", may stand for a later one."""
+
+    def close(self) -> None:
+        """Close connections and files; the driver can be used again and opens new ones."""
+
+
+def bounded(value: bytes) -> bytes:
+    """`value`, unless it is too long to be handed on.
+
+    Raises:
+        Deferral: it is.
+    """
+    if len(value) > MAX_RESULT_OCTETS:
+        raise Deferral(f"result of more than {MAX_RESULT_OCTETS} octets")
+    return value

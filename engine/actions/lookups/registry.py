@@ -1,0 +1,237 @@
+"""The lookups of one process: drivers by type, partial matching and defaults, taint, and what is kept of results.
+
+Layer: adapter.  Spec: expansion 5.1, 5.2, X-24, X-25.
+A result is kept by type, options and query until `forget` is called (at the start of each message), and for a minute at
+most.  It is kept only when the query cannot have changed anything, as far as its text can tell; a statement with side
+effects reaches its server each time it is evaluated, and empties what is kept of its type.
+Invariants: a tainted file name is never opened, a tainted query that is not quoted for its type never sent; the number
+and size of kept results are bounded.  Not for use from several threads at once; nothing here knows trio.
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from engine.errors import ExpandError
+from engine.expand.searches import Found, Search, SearchDeferral, Star, Style
+
+from .driver import Deferral, Failure, KeyDriver, QueryDriver, Result
+from .servers import Timeouts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+#: results kept, and octets of one that is (arbitrary)
+_MAX_KEPT: Final = 1024
+_MAX_KEPT_OCTETS: Final = 64 * 1024
+#: seconds a result without a lifetime of its own is kept at most (arbitrary)
+_MAX_AGE_S: Final = 60.0
+#: labels of a key that a partial search takes off one by one (RFC 1035 §3.1 allows 127)
+_MAX_LABELS: Final = 128
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LookupOptions:
+    """What `[actions]` and `[dns]` say about lookups.
+
+    Attributes:
+        pgsql_servers: ``host/database/user/password``, an Exim list or one item each; so the next two.
+        mysql_servers: the same with ``host:port(socket)[group]``.
+        redis_servers: ``host/number/password``.
+        sqlite_dbfile: absolute path, for queries that name no file.
+        nameservers: ``address`` or ``address:port`` for dnsdb; none: the system's.
+        trust_ad: whose AD bit dnsdb believes: ``loopback``, ``always`` or ``never``.
+        timeouts: of servers.
+    """
+
+    pgsql_servers: str | tuple[str, ...] = ""
+    mysql_servers: str | tuple[str, ...] = ""
+    redis_servers: str | tuple[str, ...] = ""
+    sqlite_dbfile: str = ""
+    nameservers: tuple[str, ...] = ()
+    trust_ad: str = "loopback"
+    timeouts: Timeouts = Timeouts()  # noqa: RUF009 - an immutable value
+
+
+#: type -> module, class, how it is made; modules load when a lookup needs them, since some need packages of an extra
+_KEY_DRIVERS: Final[dict[str, tuple[str, str, dict[str, Any]]]] = {
+    "lsearch": ("lsearch", "Lsearch", {}),
+    "wildlsearch": ("lsearch", "WildLsearch", {"expands": True}),
+    "nwildlsearch": ("lsearch", "WildLsearch", {"expands": False}),
+    "iplsearch": ("lsearch", "IpLsearch", {}),
+    "dsearch": ("dsearch", "Dsearch", {}),
+    "cdb": ("cdb", "Cdb", {}),
+    "json": ("jsonfile", "JsonFile", {}),
+}
+_QUERY_DRIVERS: Final[dict[str, tuple[str, str, Callable[[LookupOptions], tuple[Any, ...]]]]] = {
+    "pgsql": ("pgsql", "Pgsql", lambda options: (options.pgsql_servers, options.timeouts)),
+    "mysql": ("mysql", "Mysql", lambda options: (options.mysql_servers, options.timeouts)),
+    "redis": ("redis", "Redis", lambda options: (options.redis_servers, options.timeouts)),
+    "sqlite": ("sqlite", "Sqlite", lambda options: (options.sqlite_dbfile, options.timeouts)),
+    "dnsdb": ("dnsdb", "Dnsdb", lambda options: (options.nameservers, options.trust_ad, options.timeouts.query_s)),
+    "passwd": ("passwd", "Passwd", lambda _: ()),
+}
+
+
+def _load(name: str, module: str, cls: str) -> Any:
+    try:
+        return getattr(importlib.import_module(f".{module}", __package__), cls)
+    except ModuleNotFoundError:
+        # as for a type that is not built in: the package of its extra is not installed
+        raise ExpandError(f'unknown lookup type "{name}"') from None
+
+
+_CacheKey = tuple[str, tuple[tuple[str, bytes], ...], bytes]
+
+
+class LookupRegistry:
+    """Does the lookups of expansions (`engine.expand.searches.Lookups`).
+
+    Args:
+        options: where servers and files are.
+        monotonic: a clock in seconds.
+    """
+
+    def __init__(
+        self, options: LookupOptions | None = None, *, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._options = LookupOptions() if options is None else options
+        self._monotonic = monotonic
+        self._key_drivers: dict[str, KeyDriver] = {}
+        self._query_drivers: dict[str, QueryDriver] = {}
+        self._kept: OrderedDict[_CacheKey, tuple[float, Result | None]] = OrderedDict()
+
+    def find(
+        self,
+        search: Search,
+        *,
+        key: bytes | None,
+        text: bytes,
+        tainted: bool = False,
+        quoted_for: str | None = None,
+        text_tainted: bool = False,
+        cached: bool = True,
+        scope: object = None,
+    ) -> Found | None:
+        """Do one lookup: see `engine.expand.searches.Lookups.find`."""
+        subject = text if key is None else key
+        try:
+            if search.type.style is Style.QUERY:
+                return self._find_by_query(search, subject, tainted, quoted_for, cached)
+            if text_tainted:
+                raise ExpandError(f"attempt to use tainted string '{_shown(text)}' for {search.type.name} file name")
+            return self._find_by_key(search, subject, text, scope)
+        except Deferral as error:
+            raise SearchDeferral(subject, str(error)) from None
+        except Failure as error:
+            raise ExpandError(str(error)) from None
+
+    def forget(self) -> None:
+        """Drop every kept result; connections and parsed files stay.  To be called at the start of each message."""
+        self._kept.clear()
+
+    def close(self) -> None:
+        """Close every connection and file, and forget."""
+        self._kept.clear()
+        for driver in self._query_drivers.values():
+            driver.close()
+
+    def _find_by_query(
+        self, search: Search, query: bytes, tainted: bool, quoted_for: str | None, cached: bool
+    ) -> Found | None:
+        if tainted and search.type.quoter is not None and quoted_for != search.type.quoter:
+            raise ExpandError(f"tainted search query is not properly quoted: {_shown(query)}")
+        if not query.strip(b" \t\n\v\f\r"):
+            return None
+        name = search.type.name
+        driver = self._query_drivers.get(name)
+        if driver is None:
+            module, cls, arguments = _QUERY_DRIVERS[name]
+            driver = self._query_drivers[name] = _load(name, module, cls)(*arguments(self._options))
+        only_reads = driver.is_cacheable(query)
+        place = (name, search.options, query)
+        if cached and only_reads and search.reads_cache and (known := self._kept.get(place)):
+            expires_at, result = known
+            if self._monotonic() < expires_at:
+                return _found(name, result)
+        if not only_reads:
+            self._forget_type(name)
+        result = driver.ask(search, query, tainted=tainted)
+        if cached and only_reads and search.writes_cache:
+            self._keep(place, result)
+        return _found(name, result)
+
+    def _forget_type(self, name: str) -> None:
+        for place in [place for place in self._kept if place[0] == name]:
+            del self._kept[place]
+
+    def _keep(self, place: _CacheKey, result: Result | None) -> None:
+        size = len(place[2])
+        age_s = _MAX_AGE_S
+        if result is not None:
+            size += len(result.value)
+            if not result.cacheable:
+                return
+            if result.ttl_s is not None:
+                age_s = min(age_s, result.ttl_s)
+        if size > _MAX_KEPT_OCTETS:
+            return
+        self._kept[place] = self._monotonic() + age_s, result
+        self._kept.move_to_end(place)
+        while len(self._kept) > _MAX_KEPT:
+            self._kept.popitem(last=False)
+
+    def _find_by_key(self, search: Search, key: bytes, path: bytes, scope: object) -> Found | None:
+        name = search.type.name
+        driver = self._key_drivers.get(name)
+        if driver is None:
+            module, cls, arguments = _KEY_DRIVERS[name]
+            driver = self._key_drivers[name] = _load(name, module, cls)(**arguments)
+        if not key:
+            return None
+        for wanted, groups in candidates(search, key):
+            value = driver.look_up(search, wanted, path, scope)
+            if value is not None:
+                return Found(key if search.option("ret") == b"key" else value, groups=groups)
+        return None
+
+
+def candidates(search: Search, key: bytes) -> list[tuple[bytes, tuple[bytes, ...]]]:
+    """The keys to look for in order, each with the wild and the fixed part it stands for (5.2).
+
+    Of an affix that matches alone Exim loses the last octet of the wild part; so does this.
+    """
+    tries: list[tuple[bytes, tuple[bytes, ...]]] = [(key, (b"", key) if search.partial is not None else ())]
+    if search.partial is not None:
+        affix = search.affix
+        if affix:
+            tries.append((affix + key, (b"", key)))
+        parts = key.split(b".", _MAX_LABELS)
+        for taken in range(1, len(parts)):
+            if len(parts) - taken < search.partial:
+                break
+            fixed = b".".join(parts[taken:])
+            tries.append((affix + fixed, (b".".join(parts[:taken]), fixed)))
+        alone = affix.removesuffix(b".")
+        if search.partial == 0 and alone:
+            tries.append((alone, (key[:-1], b"")))
+    if search.star & Star.STAR_AT and b"@" in key:
+        local_part, _, domain = key.rpartition(b"@")
+        tries.append((b"*@" + domain, (local_part, b"")))
+    if search.star & Star.STAR:
+        tries.append((b"*", (key, b"")))
+    return tries
+
+
+def _found(name: str, result: Result | None) -> Found | None:
+    if result is None:
+        return None
+    return Found(result.value, tainted=name == "dnsdb", authenticated=result.authenticated)
+
+
+def _shown(text: bytes) -> str:
+    return text.decode("utf-8", "surrogateescape")

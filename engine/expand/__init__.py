@@ -1,0 +1,1 @@
+"""The expansion language: text -> tree -> program -> bytes, sans-I/O."""

@@ -1,0 +1,153 @@
+"""Cut, hash and translate: substr, length, hash, nhash, tr.
+
+Layer: sans-I/O.  Spec: expansion.md 2 (items), 3 (operators).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ..errors import ExpandError
+from . import numbers
+from .regexes import text as as_text
+
+#: the alphabet of `hash`; r stands before t before s, as it always has
+HASH_CODES: Final = b"abcdefghijklmnopqrtsuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+#: taken from the last to the second, and again
+PRIMES: Final = (
+    *(2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53),
+    *(59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107, 109, 113),
+)
+
+
+def substr(text: bytes, start: int, length: int) -> bytes:
+    """A part of `text`: `start` from the right when negative, `length` below 0 means it was not given."""
+    size = len(text)
+    if start < 0:
+        start += size
+        if start < 0:
+            length = max(length + start, 0)
+            start = 0
+        elif length < 0:
+            start, length = 0, start
+    elif start > size:
+        return b""
+    elif length < 0:
+        length = size
+    return text[start : start + length]
+
+
+def hash_text(text: bytes, size: int, modulus: int) -> bytes:
+    """The `size`-character hash of `text` from the first `modulus` letters of the alphabet (26 when negative).
+
+    Raises:
+        ExpandError: the modulus is too big, or zero.
+    """
+    if modulus < 0:
+        modulus = 26
+    elif modulus > len(HASH_CODES):
+        raise ExpandError(f'hash count "{modulus}" too big')
+    if size >= len(text):
+        return text
+    if size <= 0:
+        return b""
+    if modulus == 0:
+        raise ExpandError("missing or misplaced { or }")
+    buffer = bytearray(text)
+    place = 0
+    for at in range(size, len(text)):
+        octet = buffer[at]
+        shift = (octet + at) & 7
+        buffer[place] ^= ((octet << shift) | (octet >> (8 - shift))) & 0xFF
+        place = place + 1 if place + 1 < size else 0
+    return bytes(HASH_CODES[octet % modulus] for octet in buffer[:size])
+
+
+def nhash(text: bytes, first: int, second: int) -> bytes:
+    """The numeric hash: one number below `first`, or two when `second` is not negative."""
+    total = 0
+    place = 0
+    for octet in text:
+        if place == 0:
+            place = len(PRIMES) - 1
+        total += PRIMES[place] * octet
+        place -= 1
+    if second < 0:
+        if first == 0:
+            raise ExpandError("")
+        return b"%d" % (total % (first & 0xFFFFFFFFFFFFFFFF))
+    if first == 0 or second == 0:
+        raise ExpandError("")
+    total %= (first * second) & 0xFFFFFFFFFFFFFFFF
+    return b"%d/%d" % (total // second, total % second)
+
+
+def item(name: str, arguments: tuple[bytes, ...]) -> bytes:
+    """The items `hash`, `length`, `nhash` and `substr` with two or three arguments.
+
+    Raises:
+        ExpandError: an argument is not a number.
+    """
+    *given, text = arguments
+    values = [0, -1]
+    where = [1] if name == "length" and len(given) == 1 else [0, 1]
+    for index, argument in zip(where, given, strict=False):
+        number = numbers.strtol(argument)
+        if number is None or (index and number < 0):
+            kind = " positive" if index else ""
+            raise ExpandError(f'"{as_text(argument)}" is not a{kind} number (in "{name}" expansion)')
+        values[index] = number
+    if name == "hash":
+        return hash_text(text, values[0], values[1])
+    if name == "nhash":
+        return nhash(text, values[0], values[1])
+    return substr(text, values[0], values[1])
+
+
+def operator(name: str, full: str, text: bytes) -> bytes:
+    """The operators `h`, `l`, `nh`, `s` and their long names; `full` has the numbers: ``substr_-3_2``.
+
+    Raises:
+        ExpandError: `missing values after x`, `non-digit after underscore in "x"`, `value too large in "x"`.
+    """
+    _, underscore, argument = full.partition("_")
+    if not underscore:
+        raise ExpandError(f"missing values after {full}")
+    values = [0, -1]
+    index = 0
+    negative = False
+    if name in ("l", "length"):
+        index, values[1] = 1, 0
+    elif name.startswith("s") and argument.startswith("-"):
+        negative, argument = True, argument[1:]
+    at = 0
+    while at < len(argument):
+        char = argument[at]
+        if at and char == "_" and index == 0:
+            index, values[1] = 1, 0
+            if at + 1 < len(argument):
+                at += 1
+            continue
+        if not char.isdigit():
+            raise ExpandError(f'non-digit after underscore in "{full}"')
+        values[index] = values[index] * 10 + int(char)
+        if values[index] >= 1 << 31:
+            raise ExpandError(f'value too large in "{full}"')
+        at += 1
+    if negative:
+        values[0] = -values[0]
+    if name in ("h", "hash"):
+        return hash_text(text, values[0], values[1])
+    if name in ("nh", "nhash"):
+        return nhash(text, values[0], values[1])
+    return substr(text, values[0], values[1])
+
+
+def translate(text: bytes, old: bytes, new: bytes) -> bytes:
+    """`tr`: the last place of a character in `old` decides; a short `new` goes on with its last character."""
+    if not new:
+        return text
+    table = bytearray(range(256))
+    for place, octet in enumerate(old):
+        table[octet] = new[min(place, len(new) - 1)]
+    return text.translate(bytes(table))

@@ -1,0 +1,96 @@
+"""What an expansion may look at: variables, headers, lookups, ACLs, a clock and a source of random numbers.
+
+Layer: sans-I/O.  Spec: expansion.md 7 and 10 (state is per task, nothing is global).
+A `Scope` belongs to one task; the evaluator changes `value`, `item`, `groups` and `acl_args` only while it runs
+something that evaluates other programs in the same scope (an ACL), and puts them back.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .acl import Acls
+    from .searches import Lookups
+
+LogWrite = Callable[[bytes, frozenset[str]], None]
+
+
+class Scope:
+    """One place of evaluation.
+
+    Args:
+        variables: name without ``$`` -> bytes, str, int (decimal), bool (yes/no), Certificate, None (unset), or a
+            function without arguments that gives one of these, called at each use.
+        headers: the message's header lines, each ``Name: value`` with its line ends.
+        lookups: does `${lookup}`; None refuses every lookup.
+        acls: runs `${acl}`; None knows no ACL.
+        environ: what `${env}` may read: the allowed part of the environment.
+        now: UTC epoch seconds, for `$tod_*`.
+        random: n -> a number from 0 to n-1, for `${randint}`.
+        timezone: local time for `$tod_log` and certificates.
+        logwrite: takes what an ACL's `logwrite` says and the names of the logs.
+    """
+
+    __slots__ = (
+        "acl_args",
+        "acl_c",
+        "acl_level",
+        "acl_m",
+        "acls",
+        "cached",
+        "dynamic",
+        "environ",
+        "first_delivery",
+        "groups",
+        "headers",
+        "item",
+        "logwrite",
+        "lookups",
+        "now",
+        "queue_running",
+        "random",
+        "router_variables",
+        "timezone",
+        "value",
+        "variables",
+    )
+
+    def __init__(
+        self,
+        variables: Mapping[str, Any] | None = None,
+        *,
+        headers: Sequence[bytes] = (),
+        lookups: Lookups | None = None,
+        acls: Acls | None = None,
+        environ: Mapping[bytes, bytes] | None = None,
+        now: Callable[[], float] | None = None,
+        random: Callable[[int], int] | None = None,
+        timezone: datetime.tzinfo = datetime.UTC,
+        logwrite: LogWrite | None = None,
+    ) -> None:
+        self.variables: Mapping[str, Any] = {} if variables is None else variables
+        self.headers = headers
+        self.lookups = lookups
+        self.acls = acls
+        self.environ: Mapping[bytes, bytes] = {} if environ is None else environ
+        self.now = now
+        self.random = random
+        self.timezone = timezone
+        self.logwrite = logwrite
+        self.acl_c: MutableMapping[str, bytes] = {}
+        self.acl_m: MutableMapping[str, bytes] = {}
+        self.router_variables: MutableMapping[str, bytes] = {}
+        self.acl_args: tuple[bytes, ...] = ()
+        #: how deep ACLs are nested just now
+        self.acl_level = 0
+        self.value: bytes | None = None
+        self.item: bytes | None = None
+        self.groups: tuple[bytes | None, ...] = ()
+        #: variables that an item sets for later: prvscheck_*, runrc, lookup_dnssec_authenticated
+        self.dynamic: dict[str, bytes] = {}
+        self.cached = True
+        self.first_delivery = True
+        self.queue_running = False
