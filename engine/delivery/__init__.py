@@ -1,0 +1,1 @@
+"""Orchestration: routing, scheduling, pooling, one attempt, outcomes."""

@@ -1,0 +1,181 @@
+"""The routers of the configuration, tried in order, and what they decided kept by domain.
+
+Layer: orchestration (trio).  Spec: Exim 4 specification 3.8 to 3.12 (how an address is routed), 15 (`more`).
+The first router that gives a route decides.  One that skips or declines leaves the address to the next, unless `more`
+is false; when none is left the address is unrouteable.
+Invariants: a route is kept by domain only if nothing but the domain was looked at on the way; what is kept is bounded
+and ends with its TTL; while one address of a domain is being routed, others of the same domain wait for it rather than
+ask the same; a task that is cancelled takes nobody with it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field, replace
+from random import Random
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from ...errors import ConfigError
+from .router import LOOKUP_TTL_S, STATIC_TTL_S, Decline, Pass, Router, Skip, Surroundings, Walk
+from .routes import Route, RouteDeferred, Unrouteable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Container, Sequence
+
+    from ...config import RouterOptions
+    from ...values import Address
+    from .expansion import Expander
+    from .search import Asks
+
+#: seconds for which a route serves at least, whatever its TTL: one transaction of a batch, in RFC 1035's terms
+MIN_ROUTE_TTL_S: Final = 10
+#: what a route may depend on and still hold for every address of the domain
+_OF_DOMAIN: Final = frozenset(
+    {"domain", "router_name", "transport_name", "primary_hostname", "host_address", "value", "spool_directory"}
+)
+
+
+@dataclass(slots=True, eq=False)
+class _Flight:
+    done: trio.Event = field(default_factory=trio.Event)
+    route: Route | None = None
+
+
+class RouterChain:
+    """All routers.
+
+    Args:
+        routers: in order; names are unique.
+        resolver: asks DNS questions.
+        expander: compiles expansions and lists, see `routing.expansion.EngineExpander`.
+        system_hosts: looks up names by the system's own ways (byname).
+        transports: names of the configured transports.
+        local_addresses: the addresses that are ourselves; see `net.system_hosts.LocalAddresses`.
+        families: address families in the order to try them, of ``AAAA`` and ``A``.
+        random: shuffles hosts.
+        cache_size: most domains kept.
+        clock: seconds of a monotonic clock.
+
+    Raises:
+        ConfigError: an option of a router cannot be used.
+    """
+
+    def __init__(
+        self,
+        routers: Sequence[RouterOptions],
+        resolver: Asks,
+        *,
+        expander: Expander,
+        system_hosts: Asks,
+        transports: Collection[str],
+        local_addresses: Container[str] = frozenset(),
+        families: tuple[str, ...] = ("AAAA", "A"),
+        random: Random | None = None,
+        cache_size: int = 50_000,
+        clock: Callable[[], float] = trio.current_time,
+    ) -> None:
+        for router in routers:
+            if router.transport not in transports:
+                raise ConfigError(f"unknown transport {router.transport!r}", key=f"routers.{router.name}.transport")
+        around = Surroundings(
+            resolver,
+            system_hosts,
+            expander,
+            transports,
+            local_addresses,
+            families,
+            random or Random(),
+            trio.CapacityLimiter(1),
+        )
+        self.routers = tuple(Router(options, around) for options in routers)
+        self._cache_size = cache_size
+        self._clock = clock
+        self._cache: OrderedDict[str, tuple[float, Route]] = OrderedDict()
+        self._flights: dict[str, _Flight] = {}
+
+    def cached_or_none(self, address: Address) -> Route | None:
+        """The route that is kept for the domain, or None."""
+        kept = self._cache.get(address.domain)
+        if kept is None:
+            return None
+        expires, route = kept
+        left = expires - self._clock()
+        if left <= 0:
+            del self._cache[address.domain]
+            return None
+        self._cache.move_to_end(address.domain)
+        return route
+
+    def forget(self, domain: str) -> None:
+        """Route the domain anew next time (a person asked for a retry)."""
+        self._cache.pop(domain, None)
+
+    async def route(self, address: Address, scope: Any = None) -> Route:
+        """Say where an address goes; never raises for DNS, lookups or expansions that fail.
+
+        Args:
+            scope: `engine.expand.Scope` with the variables of the message and the lookups, or None.
+        """
+        route = self.cached_or_none(address)
+        if route is not None:
+            await trio.lowlevel.checkpoint()
+            return route
+        flight = self._flights.get(address.domain)
+        while flight is not None:
+            await flight.done.wait()
+            if flight.route is not None:
+                if flight.route.cacheable_by_domain:
+                    return flight.route
+                return await self._walk(address, scope)
+            # whoever routed it was cancelled
+            flight = self._flights.get(address.domain)
+        flight = self._flights[address.domain] = _Flight()
+        try:
+            flight.route = await self._walk(address, scope)
+            return flight.route
+        finally:
+            del self._flights[address.domain]
+            flight.done.set()
+
+    async def _walk(self, address: Address, scope: Any) -> Route:
+        walk = Walk(address, scope)
+        route = await self._first_route(walk)
+        cacheable = all(name in _OF_DOMAIN or name.isdigit() for name in walk.reads)
+        ttl_s = min(route.ttl_s, LOOKUP_TTL_S) if walk.blocks else route.ttl_s
+        route = replace(route, cacheable_by_domain=cacheable, ttl_s=max(ttl_s, MIN_ROUTE_TTL_S))
+        if cacheable:
+            self._cache[address.domain] = (self._clock() + route.ttl_s, route)
+            self._cache.move_to_end(address.domain)
+            if len(self._cache) > self._cache_size:
+                self._cache.popitem(last=False)
+        return route
+
+    async def _first_route(self, walk: Walk) -> Route:
+        message, code = "Unrouteable address", "5.1.2"
+        ttl_s = STATIC_TTL_S
+        reasons: list[str] = []
+        passed: RouteDeferred | None = None
+        for router in self.routers:
+            verdict = await router.route(walk)
+            match verdict:
+                case Skip():
+                    reasons.append(f"router {router.name}: skipped")
+                case Pass():
+                    passed = passed or verdict.deferral
+                    ttl_s = 0
+                    reasons.append(f"router {router.name}: passed")
+                case Decline():
+                    message, code = verdict.message or message, verdict.code
+                    ttl_s = min(ttl_s, verdict.ttl_s)
+                    reasons += [*verdict.reasons, f"router {router.name}: declined"]
+                    if not router.options.more:
+                        break
+                case _:
+                    reasons += verdict.reasons
+                    return replace(verdict, reasons=tuple(reasons))
+        if passed is not None:
+            # an error in DNS must not become a failure because no router was left to pass to
+            return replace(passed, reasons=(*reasons, *passed.reasons))
+        return Unrouteable(message, "", code, ttl_s, reasons=tuple(reasons))

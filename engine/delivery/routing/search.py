@@ -1,0 +1,60 @@
+"""Run a host search against something that answers questions, asking at once what can be asked at once.
+
+Layer: orchestration (trio).  Spec: design.md "Sans-I/O first"; policy.mx has the decisions.
+Invariants: as many tasks as the search has open questions, and those are bounded by its own limits; what the search
+raises comes out as it is.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import trio
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from ...policy.answers import Answer
+    from ...policy.mx import Found, HostSearch
+
+    Run = Callable[[Callable[[], None]], Awaitable[None]]
+
+
+class Asks(Protocol):
+    """Answers questions: the resolver, or the system's own look-up of host names."""
+
+    async def query(self, name: str, rdtype: str) -> Answer: ...
+
+
+async def _at_once(step: Callable[[], None]) -> None:
+    step()
+
+
+async def find_hosts(search: HostSearch, source: Asks, run: Run = _at_once) -> Found:
+    """Ask what `search` wants to know until it has a result.
+
+    Args:
+        run: runs a step of the search; a thread, where a list in it may block.
+    """
+    while search.result is None:
+        queries = []
+        while (query := search.next_query()) is not None:
+            queries.append(query)
+        if not queries:
+            raise AssertionError(f"the search for {search.domain} has neither a question nor a result")
+        answers: list[Answer | None] = [None] * len(queries)
+
+        async def ask(number: int, name: str, rdtype: str, into: list[Answer | None] = answers) -> None:
+            into[number] = await source.query(name, rdtype)
+
+        if len(queries) == 1:
+            await ask(0, queries[0].name, queries[0].rdtype)
+        else:
+            async with trio.open_nursery() as nursery:
+                for number, query in enumerate(queries):
+                    nursery.start_soon(ask, number, query.name, query.rdtype)
+        for answer in answers:
+            if answer is not None:
+                taken = answer
+                await run(lambda taken=taken: search.on_answer(taken))  # type: ignore[misc]  # mypy cannot type a lambda with a default
+    return search.result

@@ -1,0 +1,51 @@
+"""A piece of work: one message and those of its recipients that go to one site.
+
+Layer: orchestration (values only).  Spec: design.md "Vocabulary" (job, message, recipient, site).
+A personalised job makes a piece of work a recipient; a job that is not makes one for up to `max_rcpt` recipients.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..compose import Composer
+    from ..queue.model import Claim, Job
+
+
+@dataclass(slots=True, eq=False)
+class JobContext:
+    """What all messages of a job share while the engine works on it.
+
+    Attributes:
+        sender: envelope sender as octets, b"" for the null one.
+        envid, ret: DSN parameters of MAIL (RFC 3461), or None; notify: of each RCPT.
+    """
+
+    job: Job
+    composer: Composer
+    sender: bytes
+    ret: str | None = None
+    envid: bytes | None = None
+    notify: tuple[str, ...] | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Work:
+    """One message with recipients of one site, on its way through the hosts of that site.
+
+    Attributes:
+        claims: the recipients that are still to be delivered.
+        tried: bit mask of the host numbers that have had it.
+        restarts: how often it was begun and broken off through no fault of its own.
+        message_id: Exim-form id, set when it is composed.
+        taken_at: UTC epoch seconds at which a connection took it up first.
+    """
+
+    context: JobContext
+    claims: list[Claim]
+    tried: int = 0
+    restarts: int = 0
+    message_id: str = ""
+    taken_at: float = 0.0
