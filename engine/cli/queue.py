@@ -1,0 +1,338 @@
+"""`outrider queue list | show | retry | hold | release | cancel | why`.
+
+Layer: command line.  Spec: design.md "Command line".
+Tables on a terminal, tab-separated lines otherwise, JSON with `--json` (times are UTC epoch seconds there).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ..config import load
+from ..errors import DataError
+from ..queue.model import Changed, Filter, JobState, Status
+from ..queue.reasons import moment, one_line, reasons
+from ..queue.sqlite import open_store
+from ..queue.store import NoSuchJob
+from .exits import exit_on_error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from ..queue.model import Explanation, Job, RecipientView
+    from ..queue.store import Store
+
+app = typer.Typer(
+    name="queue", help="Look at the queue, and hold, retry or cancel what is in it.", no_args_is_help=True
+)
+
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="Configuration file (TOML).")]
+QueueUrl = Annotated[str | None, typer.Option("--queue", help="URL of the queue, instead of a configuration.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+JobNumber = Annotated[int, typer.Argument(metavar="JOB", min=1, help="Number of a job.")]
+JobOption = Annotated[int | None, typer.Option("--job", min=1, help="Only recipients of this job.")]
+DomainOption = Annotated[str | None, typer.Option("--domain", help="Only recipients at this domain.")]
+StatusOption = Annotated[Status | None, typer.Option("--status", help="Only recipients in this state.")]
+AllOption = Annotated[bool, typer.Option("--all", help="Every recipient of the queue.")]
+What = Annotated[str | None, typer.Argument(metavar="[JOB|RECIPIENT]", help="Number of a job, or an address.")]
+
+#: rows that are read from the store at once
+_PAGE = 500
+_PENDING = (Status.WAITING, Status.DEFERRED, Status.HELD)
+
+
+@app.command(name="list")
+def list_jobs(
+    config: ConfigFile = None,
+    queue: QueueUrl = None,
+    everything: Annotated[bool, typer.Option("--all", help="Also jobs that are over.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the jobs with the number of recipients in each state."""
+    with _opened(config, queue) as store:
+        jobs = [job for job in _all_jobs(store) if everything or job.completed_at is None]
+    if as_json:
+        _print_json([_job_object(job) for job in jobs])
+        return
+    titles = ("job", "name", "state", "queued at", "total", "waiting", "deferred", "in flight", "delivered", "failed")
+    _print_table((*titles, "held", "cancelled"), (_job_row(job) for job in jobs), "the queue is empty")
+
+
+@app.command()
+def show(
+    job: JobNumber,
+    config: ConfigFile = None,
+    queue: QueueUrl = None,
+    domain: DomainOption = None,
+    status: StatusOption = None,
+    limit: Annotated[int, typer.Option("--limit", min=0, help="Recipients to print at most.")] = 100,
+    after: Annotated[int, typer.Option("--after", min=0, help="Begin behind this recipient number.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Show one job and its recipients."""
+    with _opened(config, queue) as store:
+        found = store.job_or_none(job)
+        if found is None:
+            _leave(f"there is no job {job}")
+        where = Filter(job_id=job, domain=domain, status=status)
+        recipients = store.recipients(where, limit, job << 32 | after)
+    if as_json:
+        _print_json({**_job_object(found), "recipients": [_recipient_object(view) for view in recipients]})
+        return
+    for name, value in _job_object(found).items():
+        print(f"{name}: {_plain(name, value)}")
+    print()
+    titles = ("number", "address", "status", "attempts", "next attempt", "last error")
+    _print_table(titles, (_recipient_row(view) for view in recipients), "no recipients")
+    if len(recipients) == limit and limit:
+        print(f"(first {limit} only; go on with --after {recipients[-1].number})", file=sys.stderr)
+
+
+@app.command()
+def retry(
+    what: What = None,
+    config: ConfigFile = None,
+    queue: QueueUrl = None,
+    job: JobOption = None,
+    domain: DomainOption = None,
+    status: StatusOption = None,
+    everything: AllOption = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make deferred recipients due now, whatever the retry rules say."""
+    where = _filter(what, job, domain, status, everything)
+    _change(config, queue, as_json, "made due", lambda store: store.retry(where, time.time()))
+
+
+@app.command()
+def hold(
+    what: What = None,
+    config: ConfigFile = None,
+    queue: QueueUrl = None,
+    job: JobOption = None,
+    domain: DomainOption = None,
+    status: StatusOption = None,
+    everything: AllOption = False,
+    as_json: AsJson = False,
+) -> None:
+    """Keep a job, or the recipients that match, from being delivered until released."""
+    where = _filter(what, job, domain, status, everything)
+    _change(config, queue, as_json, "held", lambda store: store.hold(where))
+
+
+@app.command()
+def release(
+    what: What = None,
+    config: ConfigFile = None,
+    queue: QueueUrl = None,
+    job: JobOption = None,
+    domain: DomainOption = None,
+    status: StatusOption = None,
+    everything: AllOption = False,
+    as_json: AsJson = False,
+) -> None:
+    """Undo `hold`."""
+    where = _filter(what, job, domain, status, everything)
+    _change(config, queue, as_json, "released", lambda store: store.release(where, time.time()))
+
+
+@app.command()
+def cancel(
+    what: What = None,
+    config: ConfigFile = None,
+    queue: QueueUrl = None,
+    job: JobOption = None,
+    domain: DomainOption = None,
+    status: StatusOption = None,
+    everything: AllOption = False,
+    as_json: AsJson = False,
+) -> None:
+    """Take a job, or the recipients that match, back for good."""
+    where = _filter(what, job, domain, status, everything)
+    _change(config, queue, as_json, "cancelled", lambda store: store.cancel(where, time.time()))
+
+
+@app.command()
+def why(
+    recipient: Annotated[str, typer.Argument(metavar="RECIPIENT", help="An address.")],
+    config: ConfigFile = None,
+    queue: QueueUrl = None,
+    job: JobOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a recipient is waiting for."""
+    with _opened(config, queue) as store:
+        explanations = store.explain(recipient, job)
+    if not explanations:
+        _leave(f"there is no recipient {recipient} in {'the queue' if job is None else f'job {job}'}")
+    now = time.time()
+    if as_json:
+        _print_json([_explanation_object(explanation, now) for explanation in explanations])
+        return
+    for explanation in explanations:
+        view = explanation.recipient
+        title = f"job {view.job_id}"
+        if explanation.job.name:
+            title += f" ({one_line(explanation.job.name)})"
+        print(f"{view.address}, {title}, recipient {view.number}: {view.status.value}")
+        for sentence in reasons(explanation, now):
+            print(f"  {sentence}")
+
+
+def _filter(what: str | None, job: int | None, domain: str | None, status: Status | None, everything: bool) -> Filter:
+    address: str | None = None
+    if what is not None and "@" in what:
+        address = what
+    elif what is not None:
+        if not what.isascii() or not what.isdigit() or int(what) < 1:
+            raise typer.BadParameter(f"{what!r} is neither the number of a job nor an address")
+        if job is not None and job != int(what):
+            raise typer.BadParameter(f"job {what} and --job {job} contradict each other")
+        job = int(what)
+    where = Filter(job_id=job, domain=domain, address=address, status=status)
+    if where == Filter() and not everything:
+        raise typer.BadParameter("say which recipients: a job, an address, --domain, --status or --all")
+    return where
+
+
+def _change(
+    config: Path | None, queue: str | None, as_json: bool, done: str, action: Callable[[Store], Changed]
+) -> None:
+    with _opened(config, queue, read_only=False) as store:
+        changed = action(store)
+    if as_json:
+        _print_json({"changed": changed.changed, "in_flight": changed.in_flight})
+        return
+    print(f"{changed.changed} recipient{'' if changed.changed == 1 else 's'} {done}")
+    if changed.in_flight:
+        print(f"{changed.in_flight} in flight, not touched")
+
+
+@contextlib.contextmanager
+def _opened(config: Path | None, queue: str | None, *, read_only: bool = True) -> Iterator[Store]:
+    if (config is None) == (queue is None):
+        raise typer.BadParameter("give either --config or --queue")
+    with exit_on_error():
+        url = queue if queue is not None else load(str(config)).main.queue
+        store = open_store(url, create=False, read_only=read_only)
+        try:
+            yield store
+        except NoSuchJob as error:
+            raise DataError(str(error)) from None
+        finally:
+            store.close()
+
+
+def _leave(message: str) -> NoReturn:
+    with exit_on_error():
+        raise DataError(message)
+    raise AssertionError(message)
+
+
+def _all_jobs(store: Store) -> Iterator[Job]:
+    after = 0
+    while page := store.jobs(_PAGE, after):
+        yield from page
+        after = page[-1].id
+
+
+def _state(job: Job) -> str:
+    return "loading" if job.is_loading else job.state.name.lower()
+
+
+def _job_object(job: Job) -> dict[str, object]:
+    return {
+        "job": job.id,
+        "name": job.name,
+        "state": _state(job),
+        "sender": job.sender,
+        "personalised": job.personalised,
+        "template": job.is_template,
+        "created_at": job.created_at,
+        "start_at": job.start_at or None,
+        "expires_at": job.expires_at,
+        "completed_at": job.completed_at,
+        **dataclasses.asdict(job.counts),
+    }
+
+
+def _job_row(job: Job) -> tuple[str, ...]:
+    counts = job.counts
+    numbers = (counts.total, counts.waiting, counts.deferred, counts.leased, counts.delivered, counts.failed)
+    return (
+        str(job.id),
+        one_line(job.name),
+        _state(job),
+        moment(job.created_at),
+        *map(str, (*numbers, counts.held, counts.cancelled)),
+    )
+
+
+def _recipient_object(view: RecipientView) -> dict[str, object]:
+    return {
+        "job": view.job_id,
+        "number": view.number,
+        "address": view.address,
+        "status": view.status.value,
+        "attempts": view.attempts,
+        "next_attempt_at": view.next_attempt_at if view.status in _PENDING else None,
+        "in_doubt": view.in_doubt,
+        "last_attempt_at": view.last_attempt_at,
+        "errno": view.errno,
+        "error": view.text,
+    }
+
+
+def _recipient_row(view: RecipientView) -> tuple[str, ...]:
+    next_attempt = moment(view.next_attempt_at) if view.status in _PENDING and view.next_attempt_at else ""
+    status = view.status.value + (" (in doubt)" if view.in_doubt and view.status in _PENDING else "")
+    return str(view.number), view.address, status, str(view.attempts), next_attempt, one_line(view.text)
+
+
+def _explanation_object(explanation: Explanation, now: float) -> dict[str, object]:
+    return {
+        **_recipient_object(explanation.recipient),
+        "job_state": JobState(explanation.job.state).name.lower(),
+        "lease": dataclasses.asdict(explanation.lease) if explanation.lease is not None else None,
+        "retry_records": [dataclasses.asdict(record) for record in explanation.retry_records],
+        "reasons": reasons(explanation, now),
+    }
+
+
+def _plain(name: str, value: object) -> str:
+    if value is None:
+        return "-"
+    if name.endswith("_at") and isinstance(value, float):
+        return moment(value)
+    return one_line(str(value).lower() if isinstance(value, bool) else str(value))
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _print_table(titles: Sequence[str], rows: Iterable[tuple[str, ...]], nothing: str) -> None:
+    rows = list(rows)
+    if not sys.stdout.isatty():
+        for row in (titles, *rows):
+            print("\t".join(row))
+        return
+    if not rows:
+        print(nothing)
+        return
+    table = Table(box=None, pad_edge=False)
+    for title in titles:
+        table.add_column(title, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console(markup=False, highlight=False).print(table)

@@ -1,0 +1,130 @@
+"""`outrider sink`: a mail server for demos, tests and benchmarks.
+
+Layer: command line.  Spec: design.md "Command line"; engine/net/sink.py.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import signal
+import sys
+from pathlib import Path  # noqa: TC003 - typer reads the annotations
+from typing import TYPE_CHECKING, Annotated
+
+import trio
+import typer
+from cryptography import x509
+
+from ..errors import ConfigError
+from ..net.sink import SinkOptions, open_sink
+from ..smtp.server import DEFAULT_MAX_RECIPIENTS, DEFAULT_MAX_SIZE_OCTETS, EXTENSIONS, ServerOptions
+from ..tls.context import server_context
+from ..tls.selfmade import make_leaf, tlsa_record
+from .exits import exit_on_error
+
+if TYPE_CHECKING:
+    from OpenSSL import SSL
+
+
+def sink(
+    listen: Annotated[str, typer.Option(help="Address and port to listen on; port 0 for any.")] = "127.0.0.1:0",
+    tls_cert: Annotated[Path | None, typer.Option(help="PEM file with the certificate and its issuers.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file with the private key.")] = None,
+    tls: Annotated[bool, typer.Option("--tls/--no-tls", help="Offer STARTTLS; self-made without --tls-cert.")] = True,
+    require_tls: Annotated[bool, typer.Option(help="Refuse mail without TLS.")] = False,
+    host_name: Annotated[str, typer.Option(help="Name in the greeting and in a self-made certificate.")] = "localhost",
+    store: Annotated[Path | None, typer.Option(help="Directory to store messages in.")] = None,
+    delay: Annotated[float, typer.Option(help="Milliseconds between a command and its reply.", min=0)] = 0,
+    defer: Annotated[float, typer.Option(help="Probability that a recipient is deferred.", min=0, max=1)] = 0,
+    fail: Annotated[float, typer.Option(help="Probability that a recipient is refused.", min=0, max=1)] = 0,
+    drop: Annotated[float, typer.Option(help="Probability that a transaction drops the connection.", min=0, max=1)] = 0,
+    max_messages_per_connection: Annotated[int | None, typer.Option(min=1)] = None,
+    max_connections: Annotated[int, typer.Option(help="At a time.", min=1)] = 1000,
+    max_recipients: Annotated[int, typer.Option(help="Of one message.", min=1)] = DEFAULT_MAX_RECIPIENTS,
+    max_size: Annotated[int, typer.Option(help="Octets of one message.", min=1)] = DEFAULT_MAX_SIZE_OCTETS,
+    auth: Annotated[str | None, typer.Option(help="USER:PASSWORD that clients must show.")] = None,
+    without: Annotated[list[str] | None, typer.Option(help="Extension not to offer; may be repeated.")] = None,
+    offer: Annotated[list[str] | None, typer.Option(help="Further EHLO keyword to offer; may be repeated.")] = None,
+    track: Annotated[bool, typer.Option(help="Count duplicates by Message-ID and recipient.")] = False,
+    seed: Annotated[int | None, typer.Option(help="Makes deferrals, refusals and drops repeatable.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the address and the counts as JSON.")] = False,
+) -> None:
+    """Accept mail, and defer, refuse, delay or drop it as told; print counts when stopped (SIGTERM or Ctrl-C)."""
+    extensions = tuple(name for name in EXTENSIONS if name not in {word.upper() for word in without or []})
+    with exit_on_error():
+        try:
+            host, port = _host_and_port(listen)
+            server = ServerOptions(
+                host_name=host_name,
+                extensions=extensions + tuple(word for word in offer or [] if word not in extensions),
+                defer=defer,
+                fail=fail,
+                drop=drop,
+                max_size_octets=max_size,
+                max_messages=max_messages_per_connection,
+                max_recipients=max_recipients,
+                require_tls=require_tls,
+                credentials=_credentials(auth),
+            )
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+        context, tlsa = _context(host_name, tls_cert, tls_key) if tls else (None, None)
+        options = SinkOptions(
+            host=host,
+            port=port,
+            server=server,
+            tls=context,
+            store=store,
+            track=track,
+            delay_s=delay / 1000,
+            max_connections=max_connections,
+            seed=seed,
+        )
+        trio.run(_run, options, tlsa, as_json)
+
+
+async def _run(options: SinkOptions, tlsa: str | None, as_json: bool) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        try:
+            async with open_sink(options) as running:
+                host, port = running.address
+                shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+                first = {"listening": shown, "host": host, "port": port, "tlsa": tlsa}
+                print(json.dumps(first) if as_json else shown, flush=True)
+                async for _ in signals:
+                    break
+        except OSError as error:
+            raise ConfigError(f"cannot listen on {options.host}:{options.port}: {error.strerror or error}") from None
+    counts = running.counts.to_dict()
+    if running.store_error is not None:
+        print(f"outrider: {running.store_error}", file=sys.stderr)
+    if as_json:
+        print(json.dumps(counts), flush=True)
+    else:
+        print("\n".join(f"{name.replace('_', ' ')}: {count}" for name, count in counts.items()), flush=True)
+
+
+def _host_and_port(text: str) -> tuple[str, int]:
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isascii() or not port.isdecimal() or int(port) > 65535:
+        raise ValueError(f"{text!r} is not an address and a port, such as 127.0.0.1:2525 or [::1]:2525")
+    return host.removeprefix("[").removesuffix("]") or "127.0.0.1", int(port)
+
+
+def _credentials(text: str | None) -> tuple[str, str] | None:
+    if text is None:
+        return None
+    user, colon, password = text.partition(":")
+    if not colon or not user:
+        raise ValueError("--auth wants USER:PASSWORD")
+    return user, password
+
+
+def _context(host_name: str, certificate: Path | None, key: Path | None) -> tuple[SSL.Context, str]:
+    """A server context, and the TLSA record (usage 3, selector 1, SHA2-256) that its certificate matches."""
+    if certificate is None:
+        identity = make_leaf([host_name], now=datetime.datetime.now(datetime.UTC))
+        return server_context(identity), identity.tlsa_record
+    context = server_context(certificate_file=str(certificate), key_file=str(key) if key else None)
+    return context, tlsa_record(x509.load_pem_x509_certificate(certificate.read_bytes()))
