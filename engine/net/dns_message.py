@@ -3,8 +3,10 @@
 Layer: adapter (pure; no socket here).  Spec: RFC 1035 §4 (message), RFC 6891 (EDNS), RFC 3225 (DO), RFC 6840 §5.7 (AD
 in a query), RFC 8914 (extended errors), RFC 2308 (negative answers), RFC 2181 §8 (TTL); dane-tls section 0.1, R2, R3.
 Input: the octets of one message.  Output: a `Response`, or `NotOurs` / `Garbled`.
-Names are read by dnspython; the sections are walked here, since dnspython refuses a whole message for one bad TLSA
-record, and its siblings must survive that.
+The sections are walked here rather than by dnspython, for two reasons: it refuses a whole message for one bad TLSA
+record, whose siblings must survive; and it reads a name anew wherever a compression pointer leads to it, so that one
+message of 64 KiB with a long chain of pointers under thousands of records keeps it busy for minutes.  Here each name is
+read once (`_Reader.name_at`), and a message costs time in proportion to its size.
 Invariants: no length is believed; a record that cannot be read is left out and never hides another; at most
 `MAX_RECORDS` records and `MAX_CNAMES` links are kept; nothing else is raised.
 """
@@ -12,14 +14,14 @@ Invariants: no length is believed; a record that cannot be read is left out and 
 from __future__ import annotations
 
 import ipaddress
+import re
 import struct
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import dns.exception
 import dns.flags
-import dns.message
 import dns.name
 import dns.rcode
 import dns.rdatatype
@@ -29,12 +31,20 @@ from ..policy.answers import Mx
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: records kept of one answer; arbitrary, four times the largest MX or TLSA set seen in the field
+#: records kept of one answer, the best preferences of MX records; arbitrary, four times the largest set in the field
 MAX_RECORDS: Final = 256
 #: links of one CNAME chain; R3 wants at least ten
 MAX_CNAMES: Final = 16
 #: octets, the size that fits every path without fragments (DNS flag day 2020)
 UDP_PAYLOAD_OCTETS: Final = 1232
+
+#: labels of a name in lower case, without the empty one of the root
+Labels = tuple[bytes, ...]
+
+#: RFC 1035 §2.3.4: 255 octets with the lengths, which is 127 labels at most
+_MAX_NAME_OCTETS: Final = 255
+_MAX_LABELS: Final = 127
+_PLAIN_LABEL: Final = re.compile(rb"[a-z0-9_-]+")
 
 _HEADER: Final = struct.Struct("!HHHHHH")
 _FIXED: Final = struct.Struct("!HHIH")
@@ -87,12 +97,14 @@ class Question:
 
     Attributes:
         id: 16 random bits.
+        asked: the question section, with the case of letters as it was sent.
         wire: the octets of the query.
     """
 
     id: int
-    name: dns.name.Name
+    name: Labels
     rdtype: int
+    asked: bytes
     wire: bytes
 
 
@@ -104,6 +116,8 @@ class Response:
         rcode: with the extended bits of EDNS.
         truncated: the TC bit; whatever else is here is incomplete.
         ad: the AD bit.
+        is_case_kept: the question came back with its letters in the case they were sent in.
+        is_referral: nothing but a hint to ask others: the server neither knows (AA) nor recurses (RA).
         cnames: targets of the CNAME chain, in order.
         mx, addresses, rdata: as in `policy.answers.Answer`.
         ttl_s: the least TTL of the chain and the records.
@@ -114,6 +128,8 @@ class Response:
     rcode: int
     truncated: bool
     ad: bool
+    is_case_kept: bool = True
+    is_referral: bool = False
     cnames: tuple[str, ...] = ()
     mx: tuple[Mx, ...] = ()
     addresses: tuple[str, ...] = ()
@@ -127,12 +143,13 @@ class Response:
         return bool(self.mx or self.addresses or self.rdata)
 
 
-def build_query(name: str, rdtype: str, query_id: int, *, edns: bool = True) -> Question:
+def build_query(name: str, rdtype: str, query_id: int, *, edns: bool = True, case_bits: int = 0) -> Question:
     """A query that asks for the AD bit, by EDNS with DO and by AD itself (R2).
 
     Args:
         name: absolute, with or without trailing dot (R9).
         edns: False for servers that cannot do EDNS; the AD bit of the query then still asks for AD.
+        case_bits: random bits, which letters to send in upper case: a forger has to guess them too.
 
     Raises:
         ValueError: `name` cannot be a domain name.
@@ -143,27 +160,37 @@ def build_query(name: str, rdtype: str, query_id: int, *, edns: bool = True) -> 
         absolute = dns.name.from_text(name, origin=dns.name.root)
     except dns.exception.DNSException as error:
         raise ValueError(f"{name!r} is not a domain name: {error}") from None
-    number = dns.rdatatype.from_text(rdtype)
-    message = dns.message.make_query(
-        absolute,
-        number,
-        use_edns=0 if edns else False,
-        payload=UDP_PAYLOAD_OCTETS,
-        want_dnssec=edns,
-        flags=dns.flags.RD | dns.flags.AD,
-        id=query_id,
-    )
-    return Question(query_id, absolute, int(number), message.to_wire())
+    rdtype_number = int(dns.rdatatype.from_text(rdtype))
+    plain = absolute.to_wire().lower()
+    asked = _mix_case(plain, case_bits) + struct.pack("!HH", rdtype_number, _IN)
+    flags = dns.flags.RD | dns.flags.AD
+    wire = _HEADER.pack(query_id, flags, 1, 0, 0, int(edns)) + asked
+    if edns:
+        wire += b"\0" + _FIXED.pack(_OPT, UDP_PAYLOAD_OCTETS, dns.flags.DO, 0)
+    return Question(query_id, tuple(label.lower() for label in absolute.labels[:-1]), rdtype_number, asked, wire)
 
 
-def name_to_text(name: dns.name.Name) -> str:
-    """Lower case, without trailing dot; "" for the root."""
-    return "" if name == dns.name.root else name.to_text(omit_final_dot=True).lower()
+def _mix_case(name: bytes, case_bits: int) -> bytes:
+    """`name` with a letter in upper case wherever its bit is set; lengths are below 64, which is no letter."""
+    if not case_bits:
+        return name
+    mixed = bytearray(name)
+    for at, octet in enumerate(name):
+        if 0x61 <= octet <= 0x7A and case_bits >> at & 1:
+            mixed[at] = octet - 32
+    return bytes(mixed)
+
+
+def name_to_text(labels: Labels) -> str:
+    """Without trailing dot, escaped as in a zone file where it has to be; "" for the root."""
+    if all(map(_PLAIN_LABEL.fullmatch, labels)):
+        return b".".join(labels).decode("ascii")
+    return dns.name.Name((*labels, b"")).to_text(omit_final_dot=True)
 
 
 @dataclass(slots=True)
 class _Record:
-    owner: dns.name.Name
+    owner: Labels
     rdtype: int
     ttl: int
     start: int
@@ -176,18 +203,57 @@ class _Reader:
     def __init__(self, wire: bytes) -> None:
         self.wire = wire
         self.position = _HEADER.size
+        self._names: dict[int, Labels] = {}
 
-    def name(self) -> dns.name.Name:
+    def name(self) -> Labels:
         name, used = self.name_at(self.position)
         self.position += used
         return name
 
-    def name_at(self, position: int) -> tuple[dns.name.Name, int]:
-        # dnspython follows compression pointers backwards only, so that this ends
-        try:
-            return dns.name.from_wire(self.wire, position)
-        except (dns.exception.DNSException, IndexError):
-            raise Garbled(f"bad name at octet {position}") from None
+    def name_at(self, position: int) -> tuple[Labels, int]:
+        """The name at `position`, and how many octets it takes there.
+
+        Whatever a pointer leads to is remembered by where it stands, so that following it again costs nothing.
+        """
+        labels, end, pointer = self._labels(position)
+        parts = [(position, labels)]
+        name: Labels = ()
+        while pointer is not None:
+            # RFC 1035 §4.1.4: "a pointer to a prior occurance of the same name"; so there are no loops
+            if pointer >= parts[-1][0] or len(parts) > _MAX_LABELS:
+                raise Garbled(f"bad compression at octet {position}")
+            known = self._names.get(pointer)
+            if known is not None:
+                name = known
+                break
+            labels, _, following = self._labels(pointer)
+            parts.append((pointer, labels))
+            pointer = following
+        for start, labels in reversed(parts):
+            name = (*labels, *name)
+            if sum(map(len, name)) + len(name) >= _MAX_NAME_OCTETS:
+                raise Garbled(f"name at octet {position} is too long")
+            self._names[start] = name
+        return name, end - position
+
+    def _labels(self, position: int) -> tuple[list[bytes], int, int | None]:
+        """The labels that stand at `position`, where they end, and where the pointer behind them leads."""
+        wire = self.wire
+        labels: list[bytes] = []
+        while len(labels) <= _MAX_LABELS and position < len(wire):
+            size = wire[position]
+            position += 1
+            if size == 0:
+                return labels, position, None
+            if size >= 0xC0:
+                if position == len(wire):
+                    break
+                return labels, position + 1, (size & 0x3F) << 8 | wire[position]
+            if size > 63 or size > len(wire) - position:
+                break
+            labels.append(wire[position : position + size].lower())
+            position += size
+        raise Garbled(f"bad name before octet {position}")
 
     def take(self, count: int) -> int:
         """Step over `count` octets and return where they began."""
@@ -226,6 +292,7 @@ def parse_response(wire: bytes, question: Question) -> Response:
         return Response(rcode, truncated, False)
     if questions != 1:
         raise Garbled(f"{questions} questions")
+    is_case_kept = wire.startswith(question.asked, _HEADER.size)
     name = reader.name()
     rdtype, rdclass = struct.unpack_from("!HH", wire, reader.take(4))
     if name != question.name or rdtype != question.rdtype or rdclass != _IN:
@@ -233,25 +300,27 @@ def parse_response(wire: bytes, question: Question) -> Response:
     if flags & 0x7800:
         raise Garbled("not a standard query")
     if truncated:
-        return Response(rcode, True, False)
+        return Response(rcode, True, False, is_case_kept)
     owners = _read_answers(reader, answers)
     negative_ttl = _read_authorities(reader, authorities)
     extended_rcode, extended_error = _read_additionals(reader, additionals)
-    return _assemble(
-        reader,
-        question,
-        owners,
-        Response(
-            rcode | extended_rcode << 4,
-            False,
-            bool(flags & dns.flags.AD),
-            negative_ttl_s=negative_ttl,
-            extended_error=extended_error,
-        ),
+    rcode |= extended_rcode << 4
+    head = Response(
+        rcode,
+        False,
+        bool(flags & dns.flags.AD),
+        is_case_kept,
+        is_referral=rcode == dns.rcode.NOERROR
+        and not owners
+        and negative_ttl is None
+        and not flags & (dns.flags.AA | dns.flags.RA),
+        negative_ttl_s=negative_ttl,
+        extended_error=extended_error,
     )
+    return _assemble(reader, question, owners, head)
 
 
-_Owners = dict[tuple[dns.name.Name, int], list[_Record]]
+_Owners = dict[tuple[Labels, int], list[_Record]]
 
 
 def _read_answers(reader: _Reader, count: int) -> _Owners:
@@ -325,6 +394,9 @@ def _assemble(reader: _Reader, question: Question, owners: _Owners, head: Respon
     mx: dict[Mx, None] = {}
     addresses: dict[str, None] = {}
     rdata: dict[bytes, None] = {}
+    if question.rdtype == dns.rdatatype.MX and len(records) > MAX_RECORDS:
+        # the preference stands first in the rdata
+        records.sort(key=lambda record: reader.wire[record.start : min(record.start + 2, record.end)])
     for record in records[:MAX_RECORDS]:
         ttl = min(ttl, record.ttl)
         try:
@@ -341,17 +413,13 @@ def _assemble(reader: _Reader, question: Question, owners: _Owners, head: Respon
         raise Garbled("no record can be read")
     if question.rdtype == _CNAME and records:
         cnames.append(name_to_text(reader.name_at(records[0].start)[0]))
-    return Response(
-        head.rcode,
-        False,
-        head.ad,
-        tuple(cnames),
-        tuple(mx),
-        tuple(addresses),
-        tuple(rdata),
-        ttl if ttl != 0xFFFFFFFF else 0,
-        head.negative_ttl_s,
-        head.extended_error,
+    return replace(
+        head,
+        cnames=tuple(cnames),
+        mx=tuple(mx),
+        addresses=tuple(addresses),
+        rdata=tuple(rdata),
+        ttl_s=ttl if ttl != 0xFFFFFFFF else 0,
     )
 
 
@@ -382,4 +450,5 @@ def _read_raw(reader: _Reader, record: _Record) -> bytes:
     name, used = reader.name_at(record.start + offset)
     if record.start + offset + used != record.end:
         raise Garbled("record has another length than its name")
-    return reader.wire[record.start : record.start + offset] + name.to_digestable()
+    plain = b"".join(bytes((len(label),)) + label for label in (*name, b""))
+    return reader.wire[record.start : record.start + offset] + plain

@@ -3,9 +3,14 @@
 Layer: adapter (trio).  Spec: RFC 1035 §4.2 (UDP, TCP), RFC 5452 §9 (random id and port, matching), RFC 6891 §7 (servers
 without EDNS), RFC 2308 (negative caching), RFC 7766 §5 (TCP on truncation); dane-tls R1 to R6, R9.
 Names are absolute: there is no search list, and /etc/hosts is not read here (see system_hosts).
+Who forges a datagram has to guess the id, the port and the case of each letter of the name.  A datagram that has all
+but the case right is believed only where the server folds case over TCP, too; until that is known it is asked by TCP.
 Invariants: `query` returns an `Answer` whatever the servers do; `ad` is False where the way to the server is not
-trusted; the cache, the queries in flight and the time a question takes are bounded; an error is kept for
-`ERROR_TTL_S` only, and is never turned into a denial (R6); a waiter that is cancelled takes nobody with it.
+trusted; an error is kept for `ERROR_TTL_S` only, and is never turned into a denial (R6); a waiter that is cancelled
+takes nobody with it.
+Bounds: `max_in_flight` questions are on the way, each ends within `timeout_s`; who waits for a turn is one of the
+caller's tasks, so there are never more flights than tasks that ask.  `cache_size` bounds the answers kept, where an
+answer of more than `UNIT_OCTETS` counts as several, so that a cache full of answers made to be large is no larger.
 """
 
 from __future__ import annotations
@@ -34,6 +39,12 @@ MAX_TTL_S: Final = 86_400
 MAX_NEGATIVE_TTL_S: Final = 3_600
 #: seconds that a server which did not reply is asked last
 PENALTY_S: Final = 30.0
+#: octets of names and data in an answer that count as one of `cache_size`; the usual answer has far less
+UNIT_OCTETS: Final = 1024
+#: octets that each record takes beside its data; about what CPython needs
+_RECORD_OCTETS: Final = 64
+#: random bits for the case of the letters of a name, which has 255 octets at most
+_CASE_BITS: Final = 256
 #: how the time of one question is dealt out to the rounds over all servers
 _ROUNDS: Final = (2 / 15, 4 / 15, 9 / 15)
 _ANSWERS: Final = (dns.rcode.NOERROR, dns.rcode.NXDOMAIN)
@@ -87,7 +98,7 @@ class Resolver:
             `resolv_conf`.
         trust_ad: whose AD bit is believed (R1): of loopback servers or as resolv.conf says, of all, of none.
         timeout_s: seconds that a question may take over all servers, once it is its turn.
-        cache_size: most answers kept.
+        cache_size: most answers kept; one of more than `UNIT_OCTETS` counts as several.
         max_in_flight: most questions on the way at one time; the rest wait.
         clock: seconds of a monotonic clock, for the age of what is kept.
 
@@ -114,10 +125,12 @@ class Resolver:
         self._cache_size = cache_size
         self._clock = clock
         self._turn = trio.Semaphore(max_in_flight)
-        self._cache: OrderedDict[tuple[str, str], tuple[float, Answer]] = OrderedDict()
+        self._cache: OrderedDict[tuple[str, str], tuple[float, Answer, int]] = OrderedDict()
+        self._kept_units = 0
         self._flights: dict[tuple[str, str], _Flight] = {}
         self._penalties: dict[Server, float] = {}
         self._without_edns: set[Server] = set()
+        self._folding_case: set[Server] = set()
 
     async def query(self, name: str, rdtype: str) -> Answer:
         """Ask for the records of `rdtype` at `name`, an absolute name (a trailing dot does no harm).
@@ -153,10 +166,10 @@ class Resolver:
         kept = self._cache.get(key)
         if kept is None:
             return None
-        expires, answer = kept
+        expires, answer, _ = kept
         left = expires - self._clock()
         if left <= 0:
-            del self._cache[key]
+            self._drop(key)
             return None
         self._cache.move_to_end(key)
         self.counts.cache_hits += 1
@@ -165,6 +178,7 @@ class Resolver:
     def flush(self) -> None:
         """Forget every answer."""
         self._cache.clear()
+        self._kept_units = 0
 
     def _keep(self, key: tuple[str, str], answer: Answer) -> None:
         if answer.is_error:
@@ -176,10 +190,17 @@ class Resolver:
         ttl_s = ERROR_TTL_S if answer.is_error else answer.ttl_s
         if ttl_s <= 0:
             return
-        self._cache[key] = (self._clock() + ttl_s, answer)
-        self._cache.move_to_end(key)
-        if len(self._cache) > self._cache_size:
-            self._cache.popitem(last=False)
+        self._drop(key)
+        units = 1 + _octets(answer) // UNIT_OCTETS
+        self._cache[key] = (self._clock() + ttl_s, answer, units)
+        self._kept_units += units
+        while self._kept_units > self._cache_size:
+            self._drop(next(iter(self._cache)))
+
+    def _drop(self, key: tuple[str, str]) -> None:
+        kept = self._cache.pop(key, None)
+        if kept is not None:
+            self._kept_units -= kept[2]
 
     # --- one question -------------------------------------------------------------------------------------------------
 
@@ -245,7 +266,7 @@ class Resolver:
     async def _ask(self, name: str, rdtype: str) -> _Said:
         """Put one question to the servers in turn, in rounds with longer and longer waits."""
         try:
-            build_query(name, rdtype, 0)
+            build_query(name, rdtype, 0)  # for the error alone
         except ValueError as error:
             # what cannot be a name does not exist
             return _Said(None, Response(dns.rcode.NXDOMAIN, False, False, extended_error=str(error)), Status.NXDOMAIN)
@@ -279,12 +300,15 @@ class Resolver:
             _Failed: no usable reply.
         """
         edns = server not in self._without_edns
-        response = await self._exchange(server, build_query(name, rdtype, secrets.randbits(16), edns=edns), wait_s)
+        response = await self._exchange(server, _question(name, rdtype, edns), wait_s)
         if edns and response.rcode in _WITHOUT_EDNS:
             # RFC 6891 §7: it may know no EDNS
-            response = await self._exchange(server, build_query(name, rdtype, secrets.randbits(16), edns=False), wait_s)
+            response = await self._exchange(server, _question(name, rdtype, False), wait_s)
             if response.rcode in _ANSWERS:
                 self._without_edns.add(server)
+        if response.is_referral:
+            # an authority of another zone, which says nothing about the name: no denial (R6)
+            raise _Failed("the server does not resolve names for us")
         return response
 
     async def _exchange(self, server: Server, question: Question, wait_s: float) -> Response:
@@ -292,10 +316,13 @@ class Resolver:
         try:
             with trio.fail_after(wait_s):
                 response = await _exchange_datagrams(server, question)
-            if response is None or response.truncated:
+            has_wrong_case = response is not None and not response.is_case_kept and server not in self._folding_case
+            if response is None or response.truncated or has_wrong_case:
                 self.counts.tcp += 1
                 with trio.fail_after(wait_s):
                     response = await _exchange_stream(server, question)
+                if not response.is_case_kept:
+                    self._folding_case.add(server)
         except Garbled as error:
             raise _Failed(f"garbled response: {error}") from None
         except OSError as error:
@@ -303,6 +330,17 @@ class Resolver:
         if response.truncated:
             raise _Failed("truncated response over TCP")
         return response
+
+
+def _question(name: str, rdtype: str, edns: bool) -> Question:
+    return build_query(name, rdtype, secrets.randbits(16), edns=edns, case_bits=secrets.randbits(_CASE_BITS))
+
+
+def _octets(answer: Answer) -> int:
+    """About how many octets an answer takes, beside the few that every one does."""
+    texts = (*answer.addresses, *answer.rdata, *answer.cnames, answer.extended_error)
+    records = len(texts) + len(answer.mx)
+    return records * _RECORD_OCTETS + sum(map(len, texts)) + sum(len(mx.exchange) for mx in answer.mx)
 
 
 def _stops_short(response: Response, rdtype: str) -> bool:

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 _MAX_ADDRESSES: Final = 64
 #: seconds an answer may be kept: getaddrinfo tells no TTL; arbitrary, short enough for a changed hosts file
 SYSTEM_TTL_S: Final = 60
+#: RFC 5737, RFC 3849: addresses for documentation, which no interface has
+_NOBODYS: Final = {socket.AF_INET: "192.0.2.254", socket.AF_INET6: "2001:db8:ffff:ffff::fffe"}
+#: any port will do: nothing is sent
+_DISCARD_PORT: Final = 9
 _FAMILIES: Final = {"A": socket.AF_INET, "AAAA": socket.AF_INET6}
 _NOT_FOUND: Final = tuple(
     getattr(socket, name) for name in ("EAI_NONAME", "EAI_NODATA", "EAI_ADDRFAMILY") if hasattr(socket, name)
@@ -74,7 +78,9 @@ class LocalAddresses:
     """The addresses of this machine's interfaces, as a container of their texts.
 
     An address is ours if a socket can be bound to it, which is how the system itself decides; 0.0.0.0 and :: mean
-    this machine as well.  What is found is remembered, so make a new one when the configuration is read again.
+    this machine as well.  Where the system lets programs bind to any address (Linux: net.ipv4.ip_nonlocal_bind, as
+    fail-over set-ups have it), binding proves nothing, and an address is ours if the way to it starts at itself.
+    What is found is remembered, so make a new one when the configuration is read again.
 
     Args:
         extra: further addresses that count as ours, such as that of a load balancer in front.
@@ -108,7 +114,15 @@ def _is_ours(address: str) -> bool:
         return False
     if parsed.is_unspecified:
         return True
+    if parsed.is_loopback:
+        return True
     family = socket.AF_INET6 if parsed.version == 6 else socket.AF_INET
+    if not _can_bind(family, address):
+        return False
+    return not _can_bind(family, _NOBODYS[family]) or _starts_at_itself(family, address)
+
+
+def _can_bind(family: socket.AddressFamily, address: str) -> bool:
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.bind((address, 0))
@@ -116,3 +130,14 @@ def _is_ours(address: str) -> bool:
         # anything but "not ours" tells nothing of the address (no IPv6 here, no file left): treat it as another's
         return error.errno == errno.EADDRINUSE
     return True
+
+
+def _starts_at_itself(family: socket.AddressFamily, address: str) -> bool:
+    """Whether packets to the address would have it as their source; connecting a datagram socket sends none."""
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((address, _DISCARD_PORT))
+            source = str(probe.getsockname()[0])
+    except OSError:
+        return False
+    return ipaddress.ip_address(source.partition("%")[0]) == ipaddress.ip_address(address.partition("%")[0])

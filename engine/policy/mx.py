@@ -31,6 +31,11 @@ if TYPE_CHECKING:
 MAX_MX_HOSTS: Final = 50
 #: addresses kept of one host; arbitrary
 MAX_ADDRESSES: Final = 32
+#: addresses kept in all; arbitrary, five times what is tried of one message (hosts_max_try_hardlimit)
+MAX_HOSTS: Final = 256
+#: steps kept for people, and characters of one; a domain with 50 MX hosts asks 101 questions
+MAX_REASONS: Final = 128
+MAX_REASON_LENGTH: Final = 300
 #: seconds for which a list holds when a host had to be left out for an error, or nothing was found for one
 INCOMPLETE_TTL_S: Final = 60
 
@@ -240,9 +245,12 @@ class HostSearch:
     # --- questions ----------------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        address = literal_address(self.domain) or self.domain
+        address = literal_address(self.domain)
+        if address is None and not self._options.use_mx:
+            # an operator may write a bare address; a domain that looks like one is a name (RFC 5321 §4.1.3)
+            address = self.domain
         try:
-            parsed = str(ipaddress.ip_address(address))
+            parsed = str(ipaddress.ip_address(address or ""))
         except ValueError:
             if self._options.use_mx:
                 self._ask(self.domain, "MX")
@@ -301,7 +309,7 @@ class HostSearch:
                 else:
                     candidate.end = _End.MISSING
                     self._candidates[mx.exchange] = candidate
-                    self._reasons.append(f"MX {mx.exchange!r} is not a host name")
+                    self._say(f"MX {mx.exchange!r} is not a host name")
 
     def _order(self, records: Collection[Mx]) -> Iterable[Mx]:
         """Best preference first, chance within one (RFC 5321 §5.1); a host named twice counts with its best."""
@@ -327,7 +335,7 @@ class HostSearch:
             self._ttls.append(INCOMPLETE_TTL_S)
         kept, is_ours = self._without_us(hosts)
         if kept:
-            self.result = HostList(tuple(kept), is_ours, self._ttl(), tuple(self._reasons))
+            self.result = HostList(tuple(kept[:MAX_HOSTS]), is_ours, self._ttl(), tuple(self._reasons))
         elif hosts or _End.ERROR in ends:
             # also when only worse hosts than this machine are left and the better ones had errors
             self._defer("host lookup did not complete")
@@ -365,7 +373,7 @@ class HostSearch:
         usable: list[str] = []
         for address in dict.fromkeys(addresses):
             if options.is_ignored is not None and options.is_ignored(candidate.name, address):
-                self._reasons.append(f"{candidate.name} [{address}] is in ignore_target_hosts")
+                self._say(f"{candidate.name} [{address}] is in ignore_target_hosts")
                 candidate.end = candidate.end or _End.IGNORED
             elif options.require_dnssec and candidate.is_name and not (answer is not None and answer.ad):
                 candidate.end = candidate.end if candidate.end is _End.FOUND else _End.INSECURE
@@ -410,9 +418,7 @@ class HostSearch:
             return hosts, False
         better = [host for host in hosts if _rank(host.preference) < _rank(ours.preference)]
         if better:
-            self._reasons.append(
-                f"{ours.name} [{ours.address}] is this machine: hosts from {ours.preference} on dropped"
-            )
+            self._say(f"{ours.name} [{ours.address}] is this machine: hosts from {ours.preference} on dropped")
             return better, False
         hidden = any(
             candidate.end is _End.ERROR and _rank(candidate.preference) < _rank(ours.preference)
@@ -427,6 +433,11 @@ class HostSearch:
         if retry_name is None:
             retry_name = "timeout_DNS" if self._saw_timeout else ""
         self.result = Deferral(message, retry_name=retry_name, ttl_s=0, reasons=tuple(self._reasons))
+
+    def _say(self, reason: str) -> None:
+        if len(self._reasons) < MAX_REASONS:
+            is_long = len(reason) > MAX_REASON_LENGTH
+            self._reasons.append(f"{reason[: MAX_REASON_LENGTH - 1]}\u2026" if is_long else reason)
 
     def _ttl(self) -> int:
         return min(self._ttls, default=INCOMPLETE_TTL_S)
@@ -445,7 +456,7 @@ class HostSearch:
             text += {True: ", secure", False: ", insecure", None: ""}[answer.secure]
         if answer.extended_error:
             text += f", {answer.extended_error}"
-        self._reasons.append(text)
+        self._say(text)
 
 
 def _rank(preference: int | None) -> int:

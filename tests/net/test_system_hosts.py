@@ -69,6 +69,37 @@ def test_addresses_of_others(address: str) -> None:
     assert address not in LocalAddresses()
 
 
+def test_where_any_address_can_be_bound_the_way_to_it_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """net.ipv4.ip_nonlocal_bind: otherwise every host would be this machine, and no mail would leave it."""
+
+    class Socket(socket.socket):
+        def bind(self, address: object) -> None:
+            pass
+
+        def getsockname(self) -> tuple[str, int]:
+            return ("198.51.100.7", 5)
+
+        def connect(self, address: object) -> None:
+            if address == ("203.0.113.9", 9):
+                raise OSError(101, "no route")
+
+    monkeypatch.setattr(socket, "socket", Socket)
+    ours = LocalAddresses()
+    assert "198.51.100.7" in ours
+    assert "198.51.100.8" not in ours
+    assert "203.0.113.9" not in ours
+    assert "127.0.0.1" in ours
+
+
+def test_the_address_a_connection_starts_at_is_ours() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+        except OSError:
+            return  # a machine with nothing but loopback
+        assert probe.getsockname()[0] in LocalAddresses()
+
+
 def test_further_addresses_and_the_bound() -> None:
     ours = LocalAddresses(["192.0.2.1"])
     assert "192.0.2.1" in ours

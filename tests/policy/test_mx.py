@@ -14,7 +14,10 @@ from hypothesis import strategies as st
 from engine.policy.answers import Answer, Mx, Status
 from engine.policy.mx import (
     MAX_ADDRESSES,
+    MAX_HOSTS,
     MAX_MX_HOSTS,
+    MAX_REASON_LENGTH,
+    MAX_REASONS,
     Deferral,
     Failure,
     FailureKind,
@@ -160,8 +163,12 @@ def test_hosts_and_addresses_are_bounded() -> None:
     many = [(number, f"h{number}.test") for number in range(300)]
     found = search(mx(*many), *[addresses(name, *[f"10.0.{n}.1" for n in range(200)]) for _, name in many], asked=asked)
     assert len(asked) == 1 + MAX_MX_HOSTS
-    assert len(hosts(found)) == MAX_MX_HOSTS * MAX_ADDRESSES
-    assert hosts(found)[0].name == "h0.test"
+    assert len(hosts(found)) == MAX_HOSTS
+    assert Counter(names(found))["h0.test"] == MAX_ADDRESSES
+    assert [host.preference for host in hosts(found)] == sorted(n for n in range(8) for _ in range(MAX_ADDRESSES))
+    assert isinstance(found, HostList)
+    assert len(found.reasons) <= MAX_REASONS
+    assert max(map(len, found.reasons)) <= MAX_REASON_LENGTH
 
 
 # --- no MX ------------------------------------------------------------------------------------------------------------
@@ -268,14 +275,28 @@ def test_one_family_broken_and_the_other_empty_defers() -> None:
 
 @pytest.mark.parametrize(
     ("domain", "address"),
-    [("[192.0.2.1]", "192.0.2.1"), ("[IPv6:2001:db8::1]", "2001:db8::1"), ("192.0.2.9", "192.0.2.9")],
+    [("[192.0.2.1]", "192.0.2.1"), ("[IPv6:2001:db8::1]", "2001:db8::1")],
 )
-def test_an_address_needs_no_question(domain: str, address: str) -> None:
-    machine = HostSearch(domain, replace(V4, port=2525), random=random.Random(0))
+@pytest.mark.parametrize("use_mx", [True, False])
+def test_an_address_literal_needs_no_question(domain: str, address: str, use_mx: bool) -> None:
+    machine = HostSearch(domain, replace(V4, port=2525, use_mx=use_mx), random=random.Random(0))
     assert machine.next_query() is None
     assert machine.result is not None
     (host,) = hosts(machine.result)
     assert (host.name, host.address, host.port, host.secure) == (domain, address, 2525, None)
+
+
+@pytest.mark.parametrize("text", ["192.0.2.9", "2001:db8::9"])
+def test_a_bare_address_is_a_host_and_no_domain(text: str) -> None:
+    """RFC 5321 §4.1.3: a domain that is an address stands in brackets."""
+    host = HostSearch(text, replace(V4, use_mx=False), random=random.Random(0))
+    assert host.result is not None
+    assert addresses_of(host.result) == [text]
+    domain = HostSearch(text, V4, random=random.Random(0))
+    assert domain.result is None
+    query = domain.next_query()
+    assert query is not None
+    assert query.rdtype == "MX"
 
 
 def test_a_host_without_mx_lookup() -> None:

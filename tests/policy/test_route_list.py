@@ -83,7 +83,7 @@ def test_host_items(text: str, items: list[HostItem] | None) -> None:
         ("25", 0, "'25' is not a host name"),
         ("a.test::0", 8, "'0' is not a port"),
         ("a.test::65536", 8, "'65536' is not a port"),
-        ("a.test::", 7, "'' is not a port"),
+        ("a.test::", 8, "'' is not a port"),
         ("a.test/mxx", 6, "only /MX may follow a host name"),
         ("192.0.2.1/mx", 0, "is an address and has no MX records"),
         ("a : [192.0.2]:25", 4, "is not an address in brackets"),
