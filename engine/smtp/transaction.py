@@ -1,0 +1,151 @@
+"""What goes into an SMTP transaction and what comes out of it, as values.
+
+Layer: sans-I/O.  Spec: RFC 5321 §3.3, RFC 3461 §4 (DSN parameters), RFC 6152, RFC 6531; events-dane RT-1 to RT-6, 11.4.
+Input: addresses and a message, both already valid.  Output: every reply as it came, and an error where none came: the
+outcome of a recipient is read from these by table (delivery/outcome.py), never guessed here.
+Invariants: content that is not made of CRLF lines cannot be held; the dot-stuffed form is made once a `Content`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from . import replies
+from .replies import Reply
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..errors import DeliveryError
+
+
+@dataclass(slots=True, eq=False)
+class Transaction:
+    """One message for recipients at one host.
+
+    Attributes:
+        sender: address without angle brackets, b"" for the null sender.
+        recipients: addresses without angle brackets, at least one.
+        content: the message.
+        is_8bit: the content has octets above 127: BODY=8BITMIME is asked for.  Must be true if it has any.
+        smtputf8: an address or a header needs SMTPUTF8 (RFC 6531).
+        ret: ``FULL`` or ``HDRS``; envid: unencoded octets; notify: ``("NEVER",)`` or some of SUCCESS, FAILURE, DELAY;
+            orcpt: unencoded original recipient of each recipient as ``rfc822;address``, or None.  Sent only where DSN
+            is offered.
+        tag: the caller's.
+    """
+
+    sender: bytes
+    recipients: Sequence[bytes]
+    content: Content
+    is_8bit: bool = False
+    smtputf8: bool = False
+    ret: str | None = None
+    envid: bytes | None = None
+    notify: tuple[str, ...] | None = None
+    orcpt: Sequence[bytes | None] | None = None
+    tag: object = None
+
+
+@dataclass(slots=True, eq=False)
+class TransactionResult:
+    """Everything that is known of a transaction that has ended.
+
+    Read it in this order: `untouched`, then `mail`, then each of `recipients`, then `data`, then `final`, then `error`.
+
+    Attributes:
+        transaction: what was given.
+        mail: reply to MAIL.
+        recipients: for each recipient the reply to its RCPT; a `DeliveryError` of scope RECIPIENT if that reply timed
+            out (RT-3); None if it was not asked: MAIL was refused, a limit of the host left it for a
+            further transaction (see `rest`), or the connection was gone (see `error`).
+        rest: numbers of the recipients that a limit left out: 452 after another RCPT was answered (RT-4), RCPTMAX,
+            RCPTDOMAINMAX.  No fault of theirs: they go in another transaction, on this connection if it is usable.
+        data: reply to DATA; None with BDAT.
+        final: reply to the end of the content.
+        error: what ended it instead of a reply.  Scope HOST, MESSAGE, RECIPIENT as 11.4 says; LOCAL for cancellation.
+        in_doubt: the final octet may have left and its reply did not come, and at least one recipient was not refused
+            before: the message may have been delivered to those.
+        untouched: the host has done nothing with it and it is not to blame (the connection ended under an earlier one,
+            the host closed a connection that was idle, a limit of messages was reached): give it to
+            another connection at once, without penalty.
+        pipelined: MAIL, RCPT and DATA went in one group (`L` in the log); chunked: BDAT was used (`K`).
+        number: of the transaction on its connection, from 1.
+        mail_command: as in the log: ``MAIL FROM:<a@example.org> SIZE=1234``.
+    """
+
+    transaction: Transaction
+    recipients: list[Reply | DeliveryError | None]
+    mail: Reply | None = None
+    rest: list[int] = field(default_factory=list)
+    data: Reply | None = None
+    final: Reply | None = None
+    error: DeliveryError | None = None
+    in_doubt: bool = False
+    untouched: bool = False
+    pipelined: bool = False
+    chunked: bool = False
+    number: int = 0
+    mail_command: str = ""
+
+    @property
+    def accepted(self) -> list[int]:
+        """Numbers of the recipients whose RCPT was accepted."""
+        return [index for index, reply in enumerate(self.recipients) if isinstance(reply, Reply) and reply.is_success]
+
+    def mail_error_text(self) -> str:
+        """The text of 11.5 for `mail`."""
+        return self._text(self.mail_command, self.mail, self.pipelined)
+
+    def recipient_command(self, index: int) -> str:
+        """The command in the words of 11.5: ``RCPT TO:<a@example.org>``."""
+        return recipient_command(self.transaction.recipients[index])
+
+    def recipient_error_text(self, index: int) -> str:
+        """The text of 11.5 for one of `recipients`, be it a reply or an error."""
+        answer = self.recipients[index]
+        if answer is None or isinstance(answer, Reply):
+            return self._text(self.recipient_command(index), answer, False)
+        return answer.message
+
+    def data_error_text(self) -> str:
+        """The text of 11.5 for `data`."""
+        return self._text("DATA", self.data, self.pipelined)
+
+    def final_error_text(self) -> str:
+        """The text of 11.5 for `final`."""
+        return self._text(replies.END_OF_DATA, self.final, False)
+
+    def _text(self, command: str, reply: Reply | None, pipelined: bool) -> str:
+        return "" if reply is None else replies.error_text(command, reply, pipelined=pipelined)
+
+
+def recipient_command(recipient: bytes) -> str:
+    """``RCPT TO:<…>`` for texts."""
+    return f"RCPT TO:<{recipient.decode('utf-8', 'backslashreplace')}>"
+
+
+class Content:
+    """The octets of a message, made of CRLF lines; share one among the transactions that send it.
+
+    Args:
+        octets: the message; CRLF is added if it does not end with one.
+
+    Raises:
+        DataError: it has a CR or LF that is not part of CRLF: such content is never sent (RFC 5321 §2.3.8).
+    """
+
+    __slots__ = ("_stuffed", "is_8bit", "octets")
+
+    def __init__(self, octets: bytes) -> None:
+        if not octets.endswith(b"\r\n"):
+            octets += b"\r\n"
+        #: as BDAT sends it, and what SIZE counts
+        self.octets = octets
+        #: whether some octet is above 127
+        self.is_8bit = not octets.isascii()
+        self._stuffed: bytes | None = None
+
+    def __len__(self) -> int:
+        return len(self.octets)
