@@ -1,0 +1,1 @@
+"""Benchmarks: one file a claim; see README.md beside this file."""
