@@ -161,13 +161,18 @@ def build_query(name: str, rdtype: str, query_id: int, *, edns: bool = True, cas
     except dns.exception.DNSException as error:
         raise ValueError(f"{name!r} is not a domain name: {error}") from None
     rdtype_number = int(dns.rdatatype.from_text(rdtype))
-    plain = absolute.to_wire().lower()
+    labels = tuple(label.lower() for label in absolute.labels[:-1])
+    plain = _to_wire(labels)
     asked = _mix_case(plain, case_bits) + struct.pack("!HH", rdtype_number, _IN)
     flags = dns.flags.RD | dns.flags.AD
     wire = _HEADER.pack(query_id, flags, 1, 0, 0, int(edns)) + asked
     if edns:
         wire += b"\0" + _FIXED.pack(_OPT, UDP_PAYLOAD_OCTETS, dns.flags.DO, 0)
-    return Question(query_id, tuple(label.lower() for label in absolute.labels[:-1]), rdtype_number, asked, wire)
+    return Question(query_id, labels, rdtype_number, asked, wire)
+
+
+def _to_wire(labels: Labels) -> bytes:
+    return b"".join(bytes((len(label),)) + label for label in (*labels, b""))
 
 
 def _mix_case(name: bytes, case_bits: int) -> bytes:
@@ -450,5 +455,4 @@ def _read_raw(reader: _Reader, record: _Record) -> bytes:
     name, used = reader.name_at(record.start + offset)
     if record.start + offset + used != record.end:
         raise Garbled("record has another length than its name")
-    plain = b"".join(bytes((len(label),)) + label for label in (*name, b""))
-    return reader.wire[record.start : record.start + offset] + plain
+    return reader.wire[record.start : record.start + offset] + _to_wire(name)

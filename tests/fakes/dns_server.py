@@ -26,6 +26,8 @@ import dns.rdatatype
 import dns.rrset
 import trio
 
+from engine.net.resolver import Resolver
+
 #: makes other octets out of a response
 Mangle = Callable[[bytes], bytes]
 
@@ -69,6 +71,22 @@ class Reply:
 
 
 Zone = MutableMapping[tuple[str, str], Reply]
+
+
+class ManualClock:
+    """A clock for caches that stands still until a test sets it on."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def resolver_for(*servers: DnsServer | str, **options: object) -> Resolver:
+    """A resolver that asks these servers, three seconds a question."""
+    names = [server if isinstance(server, str) else server.address for server in servers]
+    return Resolver(names, **{"timeout_s": 3.0, **options})  # type: ignore[arg-type]
 
 
 @dataclass(slots=True)

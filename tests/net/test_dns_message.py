@@ -1,0 +1,242 @@
+"""DNS messages: what is asked, and whatever octets come back: whole, cut, changed, or made to be costly."""
+
+from __future__ import annotations
+
+import struct
+
+import dns.exception
+import dns.flags
+import dns.message
+import dns.name
+import dns.rdataclass
+import dns.rdatatype
+import dns.rrset
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.net.dns_message import (
+    Garbled,
+    NotOurs,
+    Response,
+    _Reader,
+    build_query,
+    name_to_text,
+    parse_response,
+)
+from engine.policy.answers import Mx
+
+QUESTION = build_query("www.example.test", "MX", 0x1234)
+
+
+def response(*records: tuple[str, str, str], rcode: int = 0) -> bytes:
+    message = dns.message.make_response(dns.message.from_wire(QUESTION.wire))
+    for owner, rdtype, text in records:
+        message.answer.append(dns.rrset.from_text(owner, 300, "IN", rdtype, text))
+    message.set_rcode(rcode)  # type: ignore[arg-type]
+    return message.to_wire()
+
+
+GOOD = response(
+    ("www.example.test.", "CNAME", "a.test."), ("a.test.", "MX", "10 b.test."), ("a.test.", "MX", "20 c.test.")
+)
+
+
+def read(wire: bytes) -> Response | None:
+    try:
+        return parse_response(wire, QUESTION)
+    except (NotOurs, Garbled):
+        return None
+
+
+def test_every_cut_of_a_response_is_refused() -> None:
+    assert read(GOOD) is not None
+    for end in range(len(GOOD)):
+        assert read(GOOD[:end]) is None
+
+
+@given(st.integers(0, len(GOOD) - 1), st.binary(min_size=1, max_size=8))
+def test_changed_octets_never_raise_anything_else(at: int, octets: bytes) -> None:
+    read(GOOD[:at] + octets + GOOD[at + len(octets) :])
+
+
+@given(st.binary(max_size=600))
+def test_garbage_behind_a_right_header_never_raises_anything_else(octets: bytes) -> None:
+    read(octets)
+    read(GOOD[: 12 + 22] + octets)
+    read(struct.pack("!HHHHHH", 0x1234, 0x8180, 1, 65535, 65535, 65535) + GOOD[12:34] + octets)
+
+
+def test_compression_pointers_that_loop_are_refused() -> None:
+    head = GOOD[:6] + struct.pack("!HHH", 1, 0, 0) + GOOD[12:34]
+    loop = head + struct.pack("!H", 0xC000 | len(head)) + struct.pack("!HHIH", 15, 1, 300, 0)
+    assert read(loop) is None
+    forward = head + struct.pack("!H", 0xC000 | (len(head) + 40)) + struct.pack("!HHIH", 15, 1, 300, 0) + bytes(60)
+    assert read(forward) is None
+
+
+def test_a_name_that_does_not_end_with_its_record_is_refused() -> None:
+    record = b"\xc0\x0c" + struct.pack("!HHIH", 15, 1, 300, 4) + b"\x00\x0a\x01b\x00\x00"
+    assert read(GOOD[:6] + struct.pack("!HHH", 1, 0, 0) + GOOD[12:34] + record) is None
+
+
+def test_records_of_other_owners_and_classes_are_no_answer() -> None:
+    wire = response(("other.test.", "MX", "10 b.test."))
+    found = read(wire)
+    assert found is not None
+    assert not found.has_records
+    chaos = bytearray(response(("www.example.test.", "MX", "10 b.test.")))
+    at = chaos.index(b"\x00\x0f\x00\x01\x00\x00\x01\x2c")
+    chaos[at + 3] = 3
+    found = read(bytes(chaos))
+    assert found is not None
+    assert not found.has_records
+
+
+def test_a_ttl_with_the_top_bit_is_zero() -> None:
+    """RFC 2181 §8"""
+    wire = response(("www.example.test.", "MX", "10 b.test.")).replace(b"\x00\x00\x01\x2c", b"\xff\xff\xff\xff")
+    found = read(wire)
+    assert found is not None
+    assert (found.ttl_s, found.has_records) == (0, True)
+
+
+# --- what is asked ----------------------------------------------------------------------------------------------------
+
+
+def test_a_query_is_what_dnspython_reads() -> None:
+    question = build_query("_25._tcp.MX.example.test.", "TLSA", 7)
+    query = dns.message.from_wire(question.wire)
+    assert (query.id, query.flags) == (7, dns.flags.RD | dns.flags.AD)
+    assert query.question[0].to_text() == "_25._tcp.mx.example.test. IN TLSA"
+    assert (query.edns, query.ednsflags, query.payload) == (0, dns.flags.DO, 1232)
+    plain = dns.message.from_wire(build_query("example.test", "MX", 7, edns=False).wire)
+    assert (plain.edns, plain.flags & dns.flags.AD) == (-1, dns.flags.AD)
+
+
+def test_letters_are_sent_in_the_case_the_bits_say() -> None:
+    mixed = build_query("ab-1.test", "A", 7, case_bits=0b100100)
+    assert mixed.asked[:11] == b"\x04aB-1\x04test\x00"[:11]
+    assert mixed.wire[12:].startswith(mixed.asked)
+    assert build_query("ab-1.test", "A", 7, case_bits=2**256 - 1).asked.startswith(b"\x04AB-1\x04TEST\x00")
+    assert mixed.name == (b"ab-1", b"test")
+
+
+def test_the_case_of_the_question_is_told_and_matters_to_nothing_else() -> None:
+    question = build_query("www.example.test", "MX", 0x1234, case_bits=2**255 - 1)
+    response = dns.message.make_response(dns.message.from_wire(question.wire))
+    response.answer.append(dns.rrset.from_text("www.example.test.", 300, "IN", "MX", "10 B.test."))
+    kept = parse_response(response.to_wire(), question)
+    assert (kept.is_case_kept, kept.mx) == (True, (Mx(10, "b.test"),))
+    folded = parse_response(response.to_wire().replace(question.asked, question.asked.lower()), question)
+    assert (folded.is_case_kept, folded.mx) == (False, kept.mx)
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+_PIECE = st.one_of(
+    st.binary(min_size=1, max_size=5).map(lambda label: bytes([len(label)]) + label),
+    st.just(b"\x3f" + b"L" * 63),
+    st.just(b"\0"),
+    st.integers(0, 80).map(lambda at: struct.pack("!H", 0xC000 | at)),
+    st.binary(max_size=2),
+)
+
+
+@given(st.lists(_PIECE, max_size=20).map(b"".join), st.lists(st.integers(0, 80), min_size=1, max_size=6))
+def test_names_are_read_as_dnspython_reads_them(octets: bytes, places: list[int]) -> None:
+    """From several places of one message, since what a pointer leads to is remembered."""
+    wire = bytes(12) + octets
+    reader = _Reader(wire)
+    for at in places:
+        try:
+            name, used = dns.name.from_wire(wire, at)
+        except (dns.exception.DNSException, IndexError):
+            with pytest.raises(Garbled):
+                reader.name_at(at)
+        else:
+            assert reader.name_at(at) == (tuple(label.lower() for label in name.labels[:-1]), used)
+
+
+@given(st.lists(st.binary(min_size=1, max_size=8), min_size=1, max_size=6))
+def test_a_name_as_text_is_that_name(labels: list[bytes]) -> None:
+    lower = tuple(label.lower() for label in labels)
+    assert dns.name.from_text(name_to_text(lower)).labels[:-1] == lower
+    assert name_to_text(()) == ""
+
+
+def costly_message(links: int, records: int) -> bytes:
+    """A chain of pointers in the rdata of one record, and records whose owners are its far end."""
+    head = struct.pack("!HHHHHH", 0x1234, 0x8180, 1, records + 1, 0, 0) + QUESTION.asked
+    start = len(head) + 12
+    chain = b"".join(struct.pack("!H", 0xC000 | (start + 2 * max(number - 1, 0))) for number in range(links))
+    first = b"\xc0\x0c" + struct.pack("!HHIH", 16, 1, 300, len(chain) + 1) + b"\0" + chain[1:] + b"\0"
+    last = 0xC000 | (start + 2 * (links - 1))
+    return head + first + (struct.pack("!H", last) + struct.pack("!HHIH", 15, 1, 300, 0)) * records
+
+
+@pytest.mark.parametrize("links", [1, 100, 120, 8000])
+def test_a_message_made_to_be_costly_is_read_once(links: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each place in it is looked at once; dnspython would follow the whole chain anew for each of 4,000 records."""
+    reads = 0
+    read_labels = _Reader._labels
+
+    def counting(reader: _Reader, position: int) -> tuple[list[bytes], int, int | None]:
+        nonlocal reads
+        reads += 1
+        return read_labels(reader, position)
+
+    monkeypatch.setattr(_Reader, "_labels", counting)
+    wire = costly_message(links, 4000)
+    read(wire)
+    assert reads < len(wire)
+
+
+def test_a_long_chain_of_pointers_is_refused() -> None:
+    octets = bytes(12) + b"\0" + b"".join(struct.pack("!H", 0xC000 | at) for at in (12, *range(13, 13 + 2 * 200, 2)))
+    reader = _Reader(octets)
+    assert reader.name_at(13 + 2 * 100) == ((), 2)
+    with pytest.raises(Garbled, match="bad compression"):
+        _Reader(octets).name_at(13 + 2 * 190)
+
+
+# --- against dnspython ------------------------------------------------------------------------------------------------
+
+_LABEL = st.text("abcXYZ019-_", min_size=1, max_size=20)
+_NAME = st.lists(_LABEL, min_size=1, max_size=5).map(".".join)
+
+
+@given(st.lists(st.tuples(st.integers(0, 65535), _NAME), min_size=1, max_size=20))
+def test_agrees_with_dnspython(records: list[tuple[int, str]]) -> None:
+    wire = response(*[("www.example.test.", "MX", f"{preference} {name}.") for preference, name in records])
+    theirs = dns.message.from_wire(wire).find_rrset(
+        dns.message.ANSWER, dns.name.from_text("www.example.test."), dns.rdataclass.IN, dns.rdatatype.MX
+    )
+    expected = {(record.preference, record.exchange.to_text(omit_final_dot=True).lower()) for record in theirs}
+    ours = read(wire)
+    assert ours is not None
+    assert {(mx.preference, mx.exchange) for mx in ours.mx} == expected
+
+
+@given(st.lists(st.tuples(st.integers(0, 400), st.binary(min_size=1, max_size=4)), max_size=4))
+def test_agrees_with_dnspython_on_changed_messages_that_both_can_read(changes: list[tuple[int, bytes]]) -> None:
+    wire = GOOD
+    for at, octets in changes:
+        at = 34 + at % (len(GOOD) - 34)
+        wire = wire[:at] + octets + wire[at + len(octets) :]
+    ours = read(wire)
+    try:
+        theirs = dns.message.from_wire(wire, ignore_trailing=True)
+    except dns.exception.DNSException:
+        return
+    if ours is None or not isinstance(theirs, dns.message.QueryMessage):
+        return
+    try:
+        chain = theirs.resolve_chaining()
+    except dns.exception.DNSException:
+        return
+    expected = {
+        (record.preference, record.exchange.to_text(omit_final_dot=True).lower()) for record in chain.answer or ()
+    }
+    assert ours.rcode == theirs.rcode()
+    assert {(mx.preference, mx.exchange or ".") for mx in ours.mx} == expected
