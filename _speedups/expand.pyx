@@ -106,7 +106,6 @@ cpdef enum Op:
     EXPAND
     SUBSTITUTE
     FAIL
-    CUT
     REFUSE_TAINTED
 
 
@@ -178,6 +177,11 @@ cdef inline int mark_of(object value) except -1:
         quoter = value.quoter
         return TAINTED if quoter is None else quoter_mark(quoter)
     return CLEAN
+
+
+cdef inline object plain(object value):
+    """Octets without the mark they carry; the marks are beside the slots in here."""
+    return bytes(value) if isinstance(value, Tainted) else value
 
 
 cdef object marked(object value, int mark):
@@ -344,13 +348,15 @@ cdef class Code:
     cdef int _slots
     cdef tuple _constants
     cdef tuple _wraps
+    cdef object _options
     cdef readonly object constant
 
     def __cinit__(self):
         self._code = NULL
         self._pool = NULL
 
-    def __init__(self, instructions, tuple constants, pool, int slot_count, tuple wraps, constant=None):
+    def __init__(self, instructions, tuple constants, pool, int slot_count, tuple wraps, constant=None,
+                 options=None):
         cdef int at
         if len(instructions) % 5 or slot_count < 1 or slot_count > 1 << 20:
             raise ValueError("not a program")
@@ -359,6 +365,7 @@ cdef class Code:
         self._slots = slot_count
         self._constants = constants
         self._wraps = wraps
+        self._options = options
         self.constant = constant
         self._code = <int*> PyMem_Malloc(max(len(instructions), 1) * sizeof(int))
         self._pool = <int*> PyMem_Malloc(max(len(pool), 1) * sizeof(int))
@@ -397,19 +404,11 @@ cdef class Code:
         return 0
 
     def evaluate(self, State state not None):
-        """The value as plain octets.
+        """The value, `Tainted` when text from outside is in it.
 
         Raises:
             ExpandError: with Exim's text; ForcedFailure and LookupDeferral tell those two apart.
         """
-        if self.constant is not None:
-            return self.constant
-        cdef int mark = 0
-        result = run(self, state, &mark)
-        return result if type(result) is bytes else bytes(result)
-
-    def evaluate_marked(self, State state not None):
-        """The value, `Tainted` when text from outside is in it; raises as `evaluate`."""
         if self.constant is not None:
             return self.constant
         cdef int mark = 0
@@ -425,15 +424,16 @@ cdef object run(Code code, State state, int* result_mark):
     frame.marks = <int*> PyMem_Malloc(code._slots * sizeof(int))
     if frame.marks == NULL:
         raise MemoryError
+    frame.value_mark = frame.item_mark = CLEAN
     frame.value = state.value
+    if frame.value is not None:
+        frame.value_mark = mark_of(frame.value)
+        frame.value = plain(frame.value)
     frame.item = state.item
-    frame.groups = state.groups
-    frame.value_mark = 0 if frame.value is None else mark_of(frame.value)
-    frame.item_mark = 0 if frame.item is None else mark_of(frame.item)
-    frame.groups_mark = 0
-    cdef object group
-    for group in frame.groups:
-        frame.groups_mark = join_marks(frame.groups_mark, mark_of(group))
+    if frame.item is not None:
+        frame.item_mark = mark_of(frame.item)
+        frame.item = plain(frame.item)
+    take_groups(frame, state.groups)
     if outermost:
         state.steps = STEP_LIMIT
         state.octets = OCTET_LIMIT
@@ -444,6 +444,19 @@ cdef object run(Code code, State state, int* result_mark):
         return execute(code, frame, state, result_mark)
     finally:
         state.depth -= 1
+
+
+cdef int take_groups(Frame frame, tuple groups) except -1:
+    frame.groups = groups
+    frame.groups_mark = CLEAN
+    if not groups:
+        return 0
+    cdef object group
+    for group in groups:
+        frame.groups_mark = join_marks(frame.groups_mark, mark_of(group))
+    if frame.groups_mark:
+        frame.groups = tuple([plain(group) for group in groups])
+    return 0
 
 
 cdef object nested(Code code, Frame outer, State state, int* result_mark):
@@ -581,13 +594,10 @@ cdef object seam(Code code, Frame frame, State state, object function, int first
     spend(state, 20, 0)
     try:
         result = function(state, *values)
-        frame.value = state.value
-        frame.value_mark = 0 if frame.value is None else mark_of(frame.value)
+        frame.value_mark = CLEAN if state.value is None else mark_of(state.value)
+        frame.value = plain(state.value)
         if state.groups is not groups:
-            frame.groups = state.groups
-            frame.groups_mark = 0
-            for group in frame.groups:
-                frame.groups_mark = join_marks(frame.groups_mark, mark_of(group))
+            take_groups(frame, state.groups)
         return result
     finally:
         state.value = value
@@ -643,7 +653,7 @@ cdef object substitute(Code code, Frame frame, State state, object subject, obje
         start, end, matched = found
         out.append(subject[at:start])
         if program is None:
-            program = hooks.compile_text(replacement)
+            program = hooks.compile_text(replacement, code._options)
         frame.groups = matched
         frame.groups_mark = subject_mark
         piece_mark = CLEAN
@@ -692,7 +702,7 @@ cdef object second_expansion(Code code, Frame frame, State state, object text, i
     if mark:
         raise ExpandError(f"attempt to expand tainted string '{shown}'")
     try:
-        return nested(hooks.compile_text(text), frame, state, result_mark)
+        return nested(hooks.compile_text(text, code._options), frame, state, result_mark)
     except ExpandError as error:
         if not operator:
             raise
@@ -745,6 +755,7 @@ cdef object steps_from(Code code, Frame frame, State state, int* place, int* res
             if type(value) is not bytes:
                 value = hooks.convert(value)
                 marks[a] = mark_of(value)
+                value = plain(value)
                 if marks[a] == CLEAN and c:
                     marks[a] = TAINTED
             else:
@@ -831,18 +842,18 @@ cdef object steps_from(Code code, Frame frame, State state, int* place, int* res
             mark = CLEAN
             value = gather(code, frame, c, d, False, &mark)
             value = (<tuple> constants[b])[0](*value)
-            if value is not None:
+            if type(value) is bytes:
                 spend(state, 1, len(value))
             slots[a] = value
             marks[a] = CLEAN if (<tuple> constants[b])[1] else mark
         elif what == SEAM:
             value = seam(code, frame, state, constants[b], c, d)
-            slots[a] = value
+            slots[a] = plain(value)
             marks[a] = CLEAN if value is None else mark_of(value)
         elif what == VAR_OTHER:
             # b: constant with (name, source)
             value = hooks.variable(state, constants[b])
-            slots[a] = value
+            slots[a] = plain(value)
             marks[a] = mark_of(value)
         elif what == NUMBER:
             slots[a] = hooks.integer(fetch(code, slots, b))
@@ -920,8 +931,8 @@ cdef object steps_from(Code code, Frame frame, State state, int* place, int* res
             marks[a] = marks[b]
             spend(state, 1, len(slots[a]))
         elif what == SORT_ADD:
-            # a: slot with the list, b: item, c: key, d: slot with the comparator's number
-            sort_add(state, <list> slots[a], fetch(code, slots, b), fetch(code, slots, c), slots[d])
+            # a: slot with the list, b: item, c: key, d: operand with the comparator's number
+            sort_add(state, <list> slots[a], fetch(code, slots, b), fetch(code, slots, c), fetch(code, slots, d))
             marks[a] = join_marks(marks[a], mark_at(frame, b))
         elif what == EXPAND:
             # b: operand, c: 1 for the operator, 0 for a list
@@ -941,10 +952,6 @@ cdef object steps_from(Code code, Frame frame, State state, int* place, int* res
         elif what == FAIL:
             value = constants[a]
             raise value[0](value[1], column=value[2])
-        elif what == CUT:
-            value = fetch(code, slots, b)
-            slots[a] = value.partition(b"\0")[0]
-            marks[a] = mark_at(frame, b)
         elif what == REFUSE_TAINTED:
             # a: operand, b: constant with what for
             if mark_at(frame, a):

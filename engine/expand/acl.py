@@ -223,7 +223,7 @@ class Acls:
         if program is None:
             return default
         try:
-            return program.evaluate_marked(scope) or None
+            return program.evaluate(scope) or None
         except ForcedFailure:
             return default
         except ExpandError as error:
@@ -245,7 +245,7 @@ class Acls:
 
     def _nested(self, test: Step, verb: str, scope: Scope) -> Outcome:
         try:
-            name, *arguments = [program.evaluate_marked(scope) for program in test.programs] or [b""]
+            name, *arguments = [program.evaluate(scope) for program in test.programs] or [b""]
         except LookupDeferral as error:
             raise _Stop(Verdict.DEFER, error.message) from None
         except ExpandError as error:
@@ -267,7 +267,7 @@ class Acls:
         try:
             if test.items is not None:
                 return self._matches(test, test.items, scope)
-            value = test.programs[0].evaluate_marked(scope)
+            value = test.programs[0].evaluate(scope)
         except ForcedFailure:
             # A-4: as if the condition were not there
             return not test.negated
@@ -284,7 +284,7 @@ class Acls:
         return True
 
     def _matches(self, test: Step, items: ItemList, scope: Scope) -> bool:
-        subjects = [self._subjects[text].evaluate_marked(scope) for text in LISTS[test.kind][1]]
+        subjects = [self._subjects[text].evaluate(scope) for text in LISTS[test.kind][1]]
         if not any(subjects) and test.kind not in MAY_BE_EMPTY:
             raise _Stop(Verdict.ERROR, f'cannot test "{test.kind}" condition here')
         if isinstance(items, HostList):

@@ -5,7 +5,6 @@ Layer: sans-I/O.  Spec: expansion.md 8 (C-1 to C-8); RFC 5280 §4, RFC 4514 §2.
 
 from __future__ import annotations
 
-import datetime
 import functools
 import hashlib
 import re
@@ -18,6 +17,7 @@ from ..errors import ExpandError
 from .regexes import text as as_text
 
 if TYPE_CHECKING:
+    import datetime
     from collections.abc import Callable, Iterable
 
 #: recognised by what a selector begins with, in this order (C-2)
@@ -168,7 +168,7 @@ def _name(name: x509.Name, modifiers: tuple[str, ...]) -> bytes | None:
     return ",".join(parts).encode("utf-8", "surrogateescape")
 
 
-def _value(part: x509.NameAttribute[str] | x509.NameAttribute[bytes]) -> str:
+def _value(part: x509.NameAttribute[str | bytes]) -> str:
     value = part.value
     return value if isinstance(value, str) else value.hex()
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from ..errors import ExpandError, ForcedFailure, LookupDeferral
 from . import patterns
@@ -71,7 +71,7 @@ class ItemList:
         self._items = items
         self._named = named
         self.source = source
-        self.is_pure = all(item.test.is_pure for item in items)
+        self.is_pure: bool = all(item.test.is_pure for item in items)
         self.always = self._fixed_answer()
 
     def _fixed_answer(self) -> bool | None:
@@ -176,7 +176,7 @@ class ItemList:
 
     def _expanded(self, program: Program, scope: Scope | None) -> ItemList | None:
         try:
-            result = program.evaluate_marked(_EMPTY_SCOPE() if scope is None else scope)
+            result = program.evaluate(_EMPTY_SCOPE() if scope is None else scope)
         except ForcedFailure:
             return None
         except LookupDeferral:
@@ -188,8 +188,8 @@ class ItemList:
 
 
 @functools.lru_cache(maxsize=1024)
-def _compiled(kind: type[ItemList], text: bytes, named: NamedLists | None) -> ItemList:
-    return kind.of_items(split_list(text), named, text)
+def _compiled(kind: Any, text: bytes, named: NamedLists | None) -> ItemList:
+    return kind.of_items(split_list(text), named, text)  # type: ignore[no-any-return]  # a class of lists
 
 
 def _EMPTY_SCOPE() -> Scope:

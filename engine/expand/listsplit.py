@@ -49,7 +49,7 @@ def split_list(text: bytes, separator: int | None = None) -> list[bytes]:
     special = separator in _CONTROL
     if b"%c%c" % (separator, separator) not in text or special:
         return _split_plain(text, separator)
-    items = []
+    items: list[bytes] = []
     at, end = 0, len(text)
     while True:
         while at < end and text[at] in SPACE and text[at] != separator:

@@ -126,7 +126,7 @@ def _env(parser: Parser) -> Node:
     return _choose(parser, "env", lambda yes, no: Node("choice", (name, yes, no), "env"))
 
 
-# -- extract ------------------------------------------------------------------------------------------------------------
+# -- extract --------------------------------------------------------------------------------------------------------
 
 
 def _extract(parser: Parser) -> Node:
@@ -269,7 +269,7 @@ def _certextract(parser: Parser) -> Node:
     return _choose(parser, "certextract", lambda yes, no: Node("choice", (field, yes, no), ("certextract", name)))
 
 
-# -- lists --------------------------------------------------------------------------------------------------------------
+# -- lists ----------------------------------------------------------------------------------------------------------
 
 
 def _list_item(name: str) -> Callable[[Parser], Node]:
@@ -322,7 +322,7 @@ def _sort(parser: Parser) -> Node:
     try:
         if parser.skip_space() != _OPEN:
             parser.fail_brace("missing '{' for comparator arg of sort")
-        read.append(parser.string_of_comparator())
+        read.append(parser.braced())
         if parser.skip_space() != _OPEN:
             parser.fail_brace("missing '{' for extractor arg of sort")
         start = parser.at + 1
@@ -341,7 +341,7 @@ def _sort(parser: Parser) -> Node:
     return Node("sort", (*read, extractor), source)
 
 
-# -- lookup -------------------------------------------------------------------------------------------------------------
+# -- lookup ---------------------------------------------------------------------------------------------------------
 
 _TYPE_ENDS: Final = frozenset(b" \t\n\r\v\f{\0")
 

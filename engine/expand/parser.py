@@ -81,7 +81,7 @@ class Parser:
         #: how many branches that may be skipped we are in
         self.conditional = 0
 
-    # -- small steps ------------------------------------------------------------------------------------------------
+    # -- small steps -------------------------------------------------------------------------------------------------
 
     def peek(self) -> int:
         """The octet at the current place, 0 at the end."""
@@ -113,7 +113,7 @@ class Parser:
     def condition_name(self) -> bytes:
         return self.read_name(_NAME)
 
-    # -- strings ----------------------------------------------------------------------------------------------------
+    # -- strings -----------------------------------------------------------------------------------------------------
 
     def parse(self) -> Node:
         """The whole source as one string."""
@@ -173,7 +173,7 @@ class Parser:
         start = self.at
         end = start + 1
         source = self.source
-        while (octet := source[end]) not in (0, _DOLLAR, _CLOSE, _BACKSLASH):
+        while source[end] not in (0, _DOLLAR, _CLOSE, _BACKSLASH):
             end += 1
         self.at = end
         return tree.text(source[start:end], start)
@@ -207,7 +207,7 @@ class Parser:
         self.at = at
         return bytes([_ESCAPES.get(octet, octet)])
 
-    # -- what a dollar begins ---------------------------------------------------------------------------------------
+    # -- what a dollar begins ----------------------------------------------------------------------------------------
 
     def _dollar(self) -> tuple[Node, bool]:
         """A variable or item, and whether it is a header name with a `}` in it."""
@@ -260,7 +260,7 @@ class Parser:
             self.at += 1
         return whole[: NAME_LIMIT - 1]
 
-    # -- parts of items ---------------------------------------------------------------------------------------------
+    # -- parts of items ----------------------------------------------------------------------------------------------
 
     def braced(self, *, honour_dollar: bool = True) -> Node:
         """`{string}`, standing at the open brace; the close brace is read."""

@@ -11,6 +11,8 @@ import datetime
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ._evaluate import State
+
 if TYPE_CHECKING:
     from .acl import Acls
     from .searches import Lookups
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 LogWrite = Callable[[bytes, frozenset[str]], None]
 
 
-class Scope:
+class Scope(State):
     """One place of evaluation.
 
     Args:
@@ -32,6 +34,11 @@ class Scope:
         random: n -> a number from 0 to n-1, for `${randint}`.
         timezone: local time for `$tod_log` and certificates.
         logwrite: takes what an ACL's `logwrite` says and the names of the logs.
+
+    Attributes:
+        value: what `$value` is at the start, or None.
+        item: what `$item` is at the start, or None.
+        groups: what `$0`, `$1` … are at the start.
     """
 
     __slots__ = (
@@ -44,9 +51,7 @@ class Scope:
         "dynamic",
         "environ",
         "first_delivery",
-        "groups",
         "headers",
-        "item",
         "logwrite",
         "lookups",
         "now",
@@ -54,8 +59,6 @@ class Scope:
         "random",
         "router_variables",
         "timezone",
-        "value",
-        "variables",
     )
 
     def __init__(
@@ -71,7 +74,8 @@ class Scope:
         timezone: datetime.tzinfo = datetime.UTC,
         logwrite: LogWrite | None = None,
     ) -> None:
-        self.variables: Mapping[str, Any] = {} if variables is None else variables
+        super().__init__()
+        self.variables = {} if variables is None else variables
         self.headers = headers
         self.lookups = lookups
         self.acls = acls
@@ -86,11 +90,18 @@ class Scope:
         self.acl_args: tuple[bytes, ...] = ()
         #: how deep ACLs are nested just now
         self.acl_level = 0
-        self.value: bytes | None = None
-        self.item: bytes | None = None
-        self.groups: tuple[bytes | None, ...] = ()
         #: variables that an item sets for later: prvscheck_*, runrc, lookup_dnssec_authenticated
         self.dynamic: dict[str, bytes] = {}
+        #: False where each evaluation of a lookup must reach its server
         self.cached = True
         self.first_delivery = True
         self.queue_running = False
+
+    def __copy__(self) -> Scope:
+        """A scope with the same contents; the ACL variables stay shared with this one."""
+        twin = type(self).__new__(type(self))
+        for name in ("variables", "value", "item", "groups"):
+            setattr(twin, name, getattr(self, name))
+        for name in Scope.__slots__:
+            setattr(twin, name, getattr(self, name))
+        return twin

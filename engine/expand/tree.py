@@ -41,7 +41,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,3 +100,11 @@ def show(node: Node, indent: int = 0) -> Iterator[str]:
     yield f"{'  ' * indent}{node.kind}{data}"
     for part in node.parts:
         yield from show(part, indent + 1)
+
+
+def substitute(node: Node, constants: Mapping[str, bytes]) -> Node:
+    """The tree with variables that have a known value replaced by it."""
+    if node.kind == "var" and node.data in constants:
+        return Node("text", (), bytes(constants[node.data]), node.column)
+    parts = tuple([substitute(part, constants) for part in node.parts])
+    return Node(node.kind, parts, node.data, node.column)

@@ -198,7 +198,7 @@ class _MarkedText:
         return self.program.reads
 
     def evaluate(self, scope: Scope) -> bytes:
-        return self.program.evaluate_marked(scope)
+        return self.program.evaluate(scope)
 
 
 @dataclass(frozen=True, slots=True)

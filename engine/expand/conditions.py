@@ -1,0 +1,229 @@
+"""What the conditions of `${if` decide.
+
+Layer: sans-I/O.  Spec: expansion.md 4, 4.1; X-20.
+Functions of octets; those that need the scope take it first.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import functools
+import hashlib
+import hmac
+import re
+from typing import TYPE_CHECKING, Final
+
+from ..errors import ExpandError, LookupDeferral
+from . import network, numbers, patterns
+from ._evaluate import Compare
+from .lists import AddressList, DomainList, LocalPartList
+from .listsplit import split_list
+from .operators import lower
+from .regexes import text as as_text
+from .taint import taint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .program import ExpandOptions
+    from .scope import Scope
+    from .tree import Node
+
+#: name of a condition on two strings -> the number the evaluator knows it by
+COMPARE_CODES: Final = {
+    "eq": Compare.EQ,
+    "eqi": Compare.EQI,
+    "lt": Compare.LT,
+    "le": Compare.LE,
+    "gt": Compare.GT,
+    "ge": Compare.GE,
+    "lti": Compare.LTI,
+    "lei": Compare.LEI,
+    "gti": Compare.GTI,
+    "gei": Compare.GEI,
+    "=": Compare.NUM_EQ,
+    "==": Compare.NUM_EQ,
+    "<": Compare.NUM_LT,
+    "<=": Compare.NUM_LE,
+    ">": Compare.NUM_GT,
+    ">=": Compare.NUM_GE,
+}
+
+
+def _order(first: bytes | int, second: bytes | int) -> int:
+    return (first > second) - (first < second)  # type: ignore[operator]  # both are of one type
+
+
+def compare(name: str, first: bytes, second: bytes) -> bool:
+    """What the condition `name` says of two strings.
+
+    Raises:
+        ExpandError: one of them is not a number where numbers are compared (X-20).
+    """
+    code = COMPARE_CODES[name]
+    if code >= Compare.NUM_EQ:
+        result = _order(numbers.integer(first), numbers.integer(second))
+    elif code == Compare.EQI or code >= Compare.LTI:
+        result = _order(lower(first), lower(second))
+    else:
+        result = _order(first, second)
+    if name in ("eq", "eqi", "=", "=="):
+        return result == 0
+    if name in ("lt", "lti", "<"):
+        return result < 0
+    if name in ("le", "lei", "<="):
+        return result <= 0
+    if name in ("gt", "gti", ">"):
+        return result > 0
+    return result >= 0
+
+
+_NUMBER: Final = re.compile(rb"-?[0-9]*\Z")
+
+
+def boolean(text: bytes) -> bool:
+    """`bool`.
+
+    Raises:
+        ExpandError: `unrecognised boolean value "x"`.
+    """
+    value = text.strip(b" \t\n\v\f\r")
+    if not value:
+        return False
+    if _NUMBER.match(value):
+        return bool(value.strip(b"-0"))
+    word = value.lower()
+    if word in (b"true", b"yes"):
+        return True
+    if word in (b"false", b"no"):
+        return False
+    raise ExpandError(f'unrecognised boolean value "{as_text(value)}"')
+
+
+def boolean_lax(text: bytes) -> bool:
+    """`bool_lax`."""
+    return text.strip(b" \t\n\v\f\r").lower() not in (b"", b"0", b"no", b"false")
+
+
+def _ip(*versions: int) -> Callable[[bytes], bool]:
+    return lambda text: network.address_version(text) in versions
+
+
+def crypt_equal(text: bytes, encrypted: bytes) -> bool:
+    """`crypteq` with `{md5}` and `{sha1}`.
+
+    Raises:
+        ExpandError: `unknown encryption mechanism in "x"`; `{crypt}` needs a library that is not here.
+    """
+    name, brace, digest = encrypted.partition(b"}")
+    if encrypted.startswith(b"{") and brace:
+        known = _DIGESTS.get(name[1:].lower())
+        if known is not None:
+            return _digest_equal(known, text, digest)
+        if name[1:].lower() not in (b"crypt", b"crypt16"):
+            raise ExpandError(f'unknown encryption mechanism in "{as_text(encrypted)}"')
+        encrypted = digest
+    elif encrypted.startswith(b"{"):
+        raise ExpandError(f'unknown encryption mechanism in "{as_text(encrypted)}"')
+    if len(encrypted) < 2:
+        return False
+    raise ExpandError("crypt error: Function not implemented")
+
+
+_DIGESTS: Final = {b"md5": "md5", b"sha1": "sha1"}
+
+
+def _digest_equal(algorithm: str, text: bytes, digest: bytes) -> bool:
+    made = hashlib.new(algorithm, text, usedforsecurity=False).digest()
+    if len(digest) == len(made) * 2:
+        return hmac.compare_digest(made.hex().encode(), digest.lower())
+    if len(digest) == (len(made) + 2) // 3 * 4:
+        try:
+            return hmac.compare_digest(made, base64.b64decode(digest))
+        except binascii.Error:
+            return False
+    return False
+
+
+#: conditions that are functions of their strings alone
+TESTS: Final[dict[str, Callable[..., bool]]] = {
+    "bool": boolean,
+    "bool_lax": boolean_lax,
+    "crypteq": crypt_equal,
+    "isip": _ip(4, 6),
+    "isip4": _ip(4),
+    "isip6": _ip(6),
+}
+
+
+# -- lists ----------------------------------------------------------------------------------------------------------
+
+_KINDS: Final = {"domain": DomainList, "address": AddressList, "local_part": LocalPartList}
+
+
+class IpList:
+    """The second argument of `match_ip`: addresses, networks, `*` and lookups with the address as key."""
+
+    def __init__(self, items: list[bytes]) -> None:
+        self._items: list[tuple[bool, patterns.Pattern]] = []
+        for item in items:
+            negated = item.startswith(b"!")
+            text = item[1:].lstrip() if negated else item
+            pattern = patterns.ip_pattern(text) or patterns.domain_pattern(text)
+            self._items.append((negated, pattern))
+        self.is_pure = all(pattern.is_pure for _, pattern in self._items)
+
+    def match(self, subject: bytes, scope: Scope | None) -> bytes | None:
+        host = patterns.host_subject(subject, subject)
+        negated = False
+        for negated, pattern in self._items:
+            found = pattern.match(host, scope)
+            if found is not None:
+                return None if negated else found
+        return b"" if negated else None
+
+
+@functools.lru_cache(maxsize=1024)
+def _list(kind: str, text: bytes, options: ExpandOptions) -> IpList | DomainList | AddressList | LocalPartList:
+    items = split_list(text)
+    if kind == "match_ip":
+        return IpList(items)
+    return _KINDS[kind.removeprefix("match_")].of_items(items, options.lists, text)
+
+
+def list_is_pure(kind: str, members: Node, options: ExpandOptions) -> bool:
+    """Whether matching against the list that `members` stands for never needs a lookup."""
+    if members.kind != "text":
+        return False
+    try:
+        return _list(kind, members.data, options).is_pure
+    except ExpandError:
+        return True
+
+
+def match_list(kind: str, options: ExpandOptions, scope: Scope, subject: bytes, members: bytes) -> bool:
+    """`match_domain` and its like: whether `subject` is in the list; `$value` becomes what a lookup in it gave.
+
+    Raises:
+        LookupDeferral: it cannot be told now.
+        ExpandError: the list cannot be used, or the subject of `match_ip` is no address.
+    """
+    if kind == "match_ip" and not network.address_version(subject):
+        if subject:
+            raise ExpandError(f'"{as_text(subject)}" is not an IP address')
+        return False
+    try:
+        found = _list(kind, bytes(members), options).match(subject, scope)
+    except LookupDeferral as error:
+        reason = getattr(error, "reason", error.message)
+        error.message = f'unable to complete match against "{as_text(members)}": {reason}'
+        error.args = (error.message,)
+        raise
+    if found is None:
+        return False
+    scope.value = found or None
+    return True
+
+
+__all__ = ["COMPARE_CODES", "TESTS", "compare", "list_is_pure", "match_list", "taint"]

@@ -1,0 +1,308 @@
+"""Fold a tree: what is known beforehand is computed once, branches that cannot be taken go.
+
+Layer: sans-I/O.  Spec: expansion.md 10.2; X-11 (a branch that is not taken does nothing).
+Input: a tree.  Output: a smaller one that gives the same octets, the same errors and the same effects.
+Two kinds of node appear only here and behind: `true` and `false`, conditions that are decided.
+Nothing that could fail is dropped unless it would not have been evaluated; an operator that fails on a constant stays
+and fails when it is evaluated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from ..errors import ExpandError
+from . import conditions, items, lists, operators, regexes, searches, tree, variables
+from .tree import Node
+
+if TYPE_CHECKING:
+    from .program import ExpandOptions
+
+TRUE: Final = Node("true")
+FALSE: Final = Node("false")
+
+#: operators that take any text and never fail
+_TOTAL: Final = frozenset(
+    [
+        *("lc", "uc", "strlen", "domain", "local_part", "address", "escape", "escape8bit", "hexquote", "rxquote"),
+        *("quote", "quote_local_part", "md5", "sha1", "sha256", "base64", "str2b64", "utf8clean", "from_utf8"),
+        *("listcount", "xtextd"),
+    ]
+)
+#: variables whose value is octets that are there already: looking at them does nothing
+_QUIET: Final = frozenset(
+    [variables.Source.SCOPE, variables.Source.OUTSIDE, variables.Source.VALUE, variables.Source.ITEM]
+)
+_TEXT_ORDER: Final = frozenset(["eq", "eqi", "lt", "lti", "le", "lei", "gt", "gti", "ge", "gei"])
+
+
+def fold(node: Node) -> Node:
+    """The folded tree."""
+    parts = tuple([fold(part) for part in node.parts])
+    node = Node(node.kind, parts, node.data, node.column)
+    rule = _RULES.get(node.kind)
+    return node if rule is None else rule(node)
+
+
+def is_quiet(node: Node) -> bool:
+    """Whether evaluating `node` can neither fail nor change anything that is seen outside it."""
+    if node.kind == "op":
+        return node.data[0] in _TOTAL and is_quiet(node.parts[0])
+    if node.kind == "var":
+        return variables.source_of(node.data) in _QUIET
+    if node.kind == "compare":
+        return node.data in _TEXT_ORDER and all(map(is_quiet, node.parts))
+    if node.kind in ("text", "group", "true", "false", "absent"):
+        return True
+    return node.kind in ("seq", "if", "and", "or", "not", "def", "wrapped") and all(map(is_quiet, node.parts))
+
+
+def _text_of(parts: tuple[Node, ...]) -> list[bytes] | None:
+    """The octets of parts that are all constant, else None."""
+    return [part.data for part in parts] if all(part.kind == "text" for part in parts) else None
+
+
+def _seq(node: Node) -> Node:
+    if not node.data:
+        flat: list[Node] = []
+        for part in node.parts:
+            flat.extend(part.parts if part.kind == "seq" and not part.data else (part,))
+        return tree.seq(flat, node.column)
+    first, *unseen = node.parts
+    unseen = [part for part in unseen if not is_quiet(part)]
+    return Node("seq", (first, *unseen), True, node.column) if unseen else first
+
+
+def _op(node: Node) -> Node:
+    known = _text_of(node.parts)
+    operator = operators.OPERATORS[node.data[0]]
+    if known is None or not operator.constant or operator.name == "listnamed":
+        return node
+    try:
+        return tree.text(operator.apply(known[0], node.data[1], None), node.column)
+    except ExpandError:
+        return node
+
+
+def _call(node: Node) -> Node:
+    known = _text_of(node.parts)
+    function = items.CALLS.get(node.data)
+    if known is None or function is None:
+        return node
+    try:
+        return tree.text(function(*known), node.column)
+    except ExpandError:
+        return node
+
+
+def _wrapped(node: Node) -> Node:
+    return node.parts[0] if is_quiet(node.parts[0]) else node
+
+
+def _compare(node: Node) -> Node:
+    known = _text_of(node.parts)
+    if known is not None:
+        try:
+            return TRUE if conditions.compare(node.data, known[0], known[1]) else FALSE
+        except ExpandError:
+            return node
+    first, second = node.parts
+    if (
+        first.kind == second.kind == "var"
+        and first.data == second.data
+        and node.data in ("eq", "eqi")
+        and is_quiet(first)
+    ):
+        return TRUE
+    return node
+
+
+def _test(node: Node) -> Node:
+    known = _text_of(node.parts)
+    function = conditions.TESTS.get(node.data)
+    if known is None or function is None:
+        return node
+    try:
+        return TRUE if function(*known) else FALSE
+    except ExpandError:
+        return node
+
+
+def _not(node: Node) -> Node:
+    inner = node.parts[0]
+    if inner.kind == "true":
+        return FALSE
+    if inner.kind == "false":
+        return TRUE
+    return inner.parts[0] if inner.kind == "not" else node
+
+
+def _group(node: Node) -> Node:
+    neutral, deciding = (TRUE, FALSE) if node.kind == "and" else (FALSE, TRUE)
+    members: list[Node] = []
+    for part in node.parts:
+        if part.kind == neutral.kind:
+            continue
+        if part.kind == deciding.kind:
+            if all(map(is_quiet, members)):
+                return deciding
+            members.append(part)
+            break
+        members.append(part)
+    if not members:
+        return neutral
+    return Node(node.kind, tuple(members), None, node.column)
+
+
+def _def(node: Node) -> Node:
+    inner = node.parts[0]
+    if inner.kind == "text":
+        return TRUE if inner.data else FALSE
+    return node
+
+
+def _value_of(branch: Node, word: bytes) -> Node:
+    return tree.text(word, branch.column) if branch.kind == "absent" else branch
+
+
+def _if(node: Node) -> Node:
+    test, yes, no = node.parts
+    if node.data == "value":  # certextract of what is no certificate: fails while the first part is evaluated
+        return node
+    yes, no = _value_of(yes, b"true"), _value_of(no, b"")
+    if test.kind == "true":
+        return yes
+    if test.kind == "false":
+        return no
+    if test.kind == "not":
+        return _if(Node("if", (test.parts[0], no, yes), None, node.column))
+    if yes.kind == no.kind == "text" and yes.data == no.data and is_quiet(test):
+        return yes
+    return Node("if", (test, yes, no), None, node.column)
+
+
+def _extract(node: Node) -> Node:
+    first, by_number, by_key = node.parts
+    if first.kind != "text":
+        return node
+    reading = by_number if items.is_field_number(first.data) else by_key
+    if reading.kind == "choice":
+        return fold(Node("choice", (first, *reading.parts[1:]), reading.data, node.column))
+    return reading
+
+
+def _choice(node: Node) -> Node:
+    function = items.CHOICES.get(node.data) if isinstance(node.data, str) else None
+    known = _text_of(node.parts[:-2])
+    if function is None or known is None:
+        return node
+    try:
+        found = function(*known)
+    except ExpandError:
+        return node
+    yes, no = node.parts[-2:]
+    if found is None:
+        return _value_of(no, b"")
+    if yes.kind == "absent":
+        return tree.text(found, node.column)
+    return yes if yes.kind == "text" else node
+
+
+_RULES: Final = {
+    "seq": _seq,
+    "op": _op,
+    "call": _call,
+    "wrapped": _wrapped,
+    "compare": _compare,
+    "test": _test,
+    "not": _not,
+    "and": _group,
+    "or": _group,
+    "def": _def,
+    "if": _if,
+    "extract": _extract,
+    "choice": _choice,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What a tree may do, found without evaluating it."""
+
+    is_pure: bool
+    reads: frozenset[str]
+
+
+def survey(root: Node, options: ExpandOptions) -> Survey:
+    """Whether a folded tree can block, and which variables it looks at; `*` among them when that is not known."""
+    pure = True
+    reads: set[str] = set()
+    for node in root.walk():
+        kind = node.kind
+        if kind == "var":
+            reads.add(node.data)
+            if node.data in ("message_headers", "message_headers_raw"):
+                reads.add("h_")
+        elif kind in ("header", "defheader"):
+            reads.add("h_")
+        elif kind == "certop":
+            reads.add(node.data[1])
+        elif kind == "choice" and isinstance(node.data, tuple):
+            reads.add(node.data[1])
+        elif kind == "lookup":
+            pure = False
+            if node.data.type.name == "wildlsearch":
+                reads.add("*")
+        elif kind in ("acl", "aclcond"):
+            pure = False
+            reads.add("*")
+        elif kind == "matchlist":
+            if not conditions.list_is_pure(node.data, node.parts[1], options):
+                pure = False
+        else:
+            again = _expanded_again(node)
+            if again is not None:
+                inner = _survey_again(again, options)
+                pure &= inner.is_pure
+                reads |= inner.reads
+    return Survey(pure, frozenset(reads))
+
+
+def _expanded_again(node: Node) -> Node | None:
+    """The part of `node` whose value is expanded a second time, or None."""
+    if node.kind == "op" and node.data[0] == "expand":
+        return node.parts[0]
+    if node.kind == "call" and node.data == "sg":
+        return node.parts[2]
+    if node.kind == "test" and node.data in ("inlist", "inlisti"):
+        return node.parts[1]
+    return None
+
+
+def _survey_again(node: Node, options: ExpandOptions) -> Survey:
+    from .program import compile_text  # noqa: PLC0415  # programs are made with this module
+
+    if node.kind == "text":
+        try:
+            program = compile_text(node.data, options=options)
+        except ExpandError:
+            return Survey(True, frozenset())
+        return Survey(program.is_pure, program.reads)
+    if _is_from_outside(node):
+        return Survey(True, frozenset())  # never expanded again: tainted text is refused, or taken as it is
+    return Survey(False, frozenset(["*"]))
+
+
+def _is_from_outside(node: Node) -> bool:
+    """Whether the value has text from outside in it, if it has any text that is not constant and plain."""
+    parts = node.parts if node.kind == "seq" and not node.data else (node,)
+    for part in parts:
+        if part.kind == "text" and b"$" not in part.data and b"\\" not in part.data:
+            continue
+        if part.kind != "var" or variables.source_of(part.data) is not variables.Source.OUTSIDE:
+            return False
+    return True
+
+
+__all__ = ["FALSE", "TRUE", "Survey", "fold", "is_quiet", "lists", "regexes", "searches", "survey"]
