@@ -1,18 +1,23 @@
 # cython: language_level=3
 """The scanner of the sink: commands and bodies of a client in, replies and counts out.
 
-Layer: kernel of engine/smtp/server.py.  Spec: RFC 5321 §4.1.1 and §4.5.2, RFC 2920 §3.2, RFC 3030 §2, RFC 1870 §4,
-RFC 9422. Reference: tests/reference/sink_scanner.py, which says what every case means; the two are compared by
-hypothesis. No directive is turned off.  Pointers are into `_work`, a bytes object that this object holds for as long
-as it scans it; every read is at an index that the loop around it has compared with `_end`.
+Layer: kernel of engine/smtp/server.py.  Spec: RFC 5321 §4.1.1 and §4.5.2, RFC 2920 §3.1 and §3.2, RFC 3030 §2, RFC 1870
+§4, RFC 9422. The arguments of commands are read in `sink_arguments`.  Reference: tests/reference/sink_scanner.py, which
+says what every case means; the two are compared by hypothesis. No directive is turned off.  Pointers are into `_work`,
+a bytes object that this object holds for as long as it scans it; every read is at an index that the loop around it has
+compared with `_end`.
 """
 
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE, PyByteArray_Resize
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.string cimport memchr, memcpy, strlen
+
+from sink_arguments cimport (
+    OFFERED_CHUNKING, OFFERED_PIPELINING, Path, _is_word, _parse_chunk, _parse_number, _parse_path
+)
 
 NEED_DATA = 0
 COMMAND = 1
@@ -26,7 +31,6 @@ cdef enum:
     _DROP = 3
     _MAX_LINE = 12288
     _MAX_ERRORS = 50
-    _MAX_PATH = 1024
 
 cdef enum Mode:
     IN_COMMAND
@@ -53,125 +57,6 @@ cdef enum:
 
 cdef uint64_t _MAX_CHUNK = <uint64_t>1 << 40
 
-cdef struct Path:
-    const char *text
-    Py_ssize_t length
-    # the text from the opening bracket to the end of the line
-    const char *whole
-    Py_ssize_t whole_length
-    bint ascii
-    bint smtputf8
-    # value of SIZE, NULL without one
-    const char *size
-    Py_ssize_t size_length
-
-
-cdef inline char _upper(char octet) noexcept nogil:
-    return octet - 32 if c'a' <= octet <= c'z' else octet
-
-
-cdef bint _is_word(const char *text, Py_ssize_t length, const char *word) noexcept nogil:
-    """Whether `text` is `word` (upper case) without regard to case."""
-    cdef Py_ssize_t index
-    if length != <Py_ssize_t>strlen(word):
-        return False
-    for index in range(length):
-        if _upper(text[index]) != word[index]:
-            return False
-    return True
-
-
-cdef bint _known_parameter(const char *text, Py_ssize_t length, bint of_mail) noexcept nogil:
-    if of_mail:
-        return (
-            _is_word(text, length, b"SIZE") or _is_word(text, length, b"BODY") or _is_word(text, length, b"SMTPUTF8")
-            or _is_word(text, length, b"RET") or _is_word(text, length, b"ENVID") or _is_word(text, length, b"AUTH")
-            or _is_word(text, length, b"REQUIRETLS") or _is_word(text, length, b"MT-PRIORITY")
-            or _is_word(text, length, b"BY")
-        )
-    return (
-        _is_word(text, length, b"NOTIFY") or _is_word(text, length, b"ORCPT") or _is_word(text, length, b"RRVS")
-    )
-
-
-cdef const char *_parse_path(const char *text, Py_ssize_t length, bint of_mail, Path *path) noexcept nogil:
-    """Parse the argument of MAIL or RCPT; return the reply to an error, or NULL."""
-    cdef const char *keyword = b"FROM:" if of_mail else b"TO:"
-    cdef Py_ssize_t start = 5 if of_mail else 3
-    cdef Py_ssize_t index, word, name_end
-    cdef unsigned char octet
-    if length < start or not _is_word(text, start, keyword):
-        return b"501 5.5.4 Syntax error\r\n"
-    while start < length and text[start] == c' ':
-        start += 1
-    path.ascii = True
-    for index in range(start, length):
-        octet = <unsigned char>text[index]
-        if octet < 0x20 or octet == 0x7F:
-            return b"501 5.5.4 Syntax error\r\n"
-    if start >= length or text[start] != c'<':
-        return b"501 5.1.7 Bad address\r\n"
-    path.whole = text + start
-    path.whole_length = length - start
-    index = start + 1
-    while index < length and text[index] != c'>':
-        if text[index] == c'"':
-            index += 1
-            while index < length and text[index] != c'"':
-                index += 2 if text[index] == c'\\' else 1
-        elif text[index] == c'<' or text[index] == c'\\':
-            return b"501 5.1.7 Bad address\r\n"
-        index += 1
-    path.text = text + start + 1
-    path.length = index - start - 1
-    if index >= length or path.length > _MAX_PATH or (index + 1 < length and text[index + 1] != c' '):
-        return b"501 5.1.7 Bad address\r\n"
-    if path.length == 0:
-        if not of_mail:
-            return b"501 5.1.3 Bad address\r\n"
-    elif memchr(path.text, c'@', path.length) == NULL and not _is_word(path.text, path.length, b"POSTMASTER"):
-        return b"501 5.1.3 Bad address\r\n"
-    for word in range(path.length):
-        if path.text[word] & 0x80:
-            path.ascii = False
-            break
-    path.smtputf8 = False
-    path.size = NULL
-    path.size_length = 0
-    index += 1
-    while index < length:
-        while index < length and text[index] == c' ':
-            index += 1
-        word = index
-        while index < length and text[index] != c' ':
-            index += 1
-        if index == word:
-            break
-        name_end = word
-        while name_end < index and text[name_end] != c'=':
-            name_end += 1
-        if not _known_parameter(text + word, name_end - word, of_mail):
-            return b"555 5.5.4 Unknown parameter\r\n"
-        if of_mail and _is_word(text + word, name_end - word, b"SMTPUTF8"):
-            path.smtputf8 = True
-        elif of_mail and _is_word(text + word, name_end - word, b"SIZE"):
-            path.size = text + (name_end + 1 if name_end < index else index)
-            path.size_length = index - name_end - 1 if name_end < index else 0
-    return NULL
-
-
-cdef bint _parse_number(const char *text, Py_ssize_t length, uint64_t *number) noexcept nogil:
-    """Parse 1 to 19 digits and nothing else; 19 digits cannot overflow."""
-    cdef Py_ssize_t index
-    number[0] = 0
-    if length < 1 or length > 19:
-        return False
-    for index in range(length):
-        if not c'0' <= text[index] <= c'9':
-            return False
-        number[0] = number[0] * 10 + <uint64_t>(text[index] - c'0')
-    return True
-
 
 cdef class Scanner:
     """Eats what a client sends, in any split, and returns the replies.  See the reference for the arguments."""
@@ -193,6 +78,7 @@ cdef class Scanner:
     cdef const char *_chunk_reply
     cdef readonly bytes line
     cdef public bint greeted, raw_lines
+    cdef public uint32_t offered
     cdef public bytes refusal
 
     def __cinit__(
@@ -231,6 +117,11 @@ cdef class Scanner:
     def buffered_octets(self):
         """Octets received and not scanned."""
         return self._end - self._pos
+
+    @property
+    def in_transaction(self):
+        """Whether MAIL was taken and its message has not ended."""
+        return self._in_transaction
 
     def receive(self, bytes data not None):
         """Go on with `data` until more is needed or `pause` says something else; return the replies so far."""
@@ -273,10 +164,6 @@ cdef class Scanner:
             return b"421 4.7.0 Too many errors\r\n"
         return text
 
-    def on_sync_error(self):
-        """Count a client that did not wait."""
-        self._counts[SYNC_ERRORS] += 1
-
     def take_counts(self):
         """Messages, recipients, octets, deferred, failed, dropped, sync errors since the last call."""
         counts = (
@@ -289,7 +176,7 @@ cdef class Scanner:
         return counts
 
     def take_messages(self):
-        """MAIL argument, RCPT arguments and octets of the messages taken since the last call, if they are kept."""
+        """MAIL argument, RCPT arguments, octets and final reply of the messages taken since the last call, if kept."""
         kept = self._kept
         self._kept = []
         return kept
@@ -327,6 +214,8 @@ cdef class Scanner:
 
     cdef int _command(self, const char *text, Py_ssize_t length) except -1:
         cdef bint bare = length == 4
+        if self._pos < self._end and not self._may_be_followed(text, length):
+            self._counts[SYNC_ERRORS] += 1
         if length < 4:
             return self._hand_over(text, length)
         if not bare and text[4] == c' ':
@@ -334,7 +223,7 @@ cdef class Scanner:
                 return self._mail(text + 5, length - 5)
             if _is_word(text, 4, b"RCPT"):
                 return self._rcpt(text + 5, length - 5)
-            if _is_word(text, 4, b"BDAT"):
+            if self.offered & OFFERED_CHUNKING and _is_word(text, 4, b"BDAT"):
                 return self._bdat(text + 5, length - 5)
         if bare and _is_word(text, 4, b"DATA"):
             return self._data()
@@ -347,6 +236,16 @@ cdef class Scanner:
             self._pause = _CLOSE
             return self._reply(b"221 2.0.0 Bye\r\n")
         return self._hand_over(text, length)
+
+    cdef bint _may_be_followed(self, const char *text, Py_ssize_t length) noexcept:
+        """Whether a client may send more before it has the reply (RFC 2920 §3.1); the octets of BDAT always follow."""
+        if length < 4:
+            return False
+        if _is_word(text, 4, b"BDAT"):
+            return True
+        return self.offered & OFFERED_PIPELINING and (
+            _is_word(text, 4, b"RCPT") or _is_word(text, 4, b"MAIL") or _is_word(text, 4, b"RSET")
+        )
 
     cdef int _mail(self, const char *text, Py_ssize_t length) except -1:
         cdef Path path
@@ -362,7 +261,7 @@ cdef class Scanner:
             self._pause = _CLOSE
             return self._reply(b"421 4.7.0 Too many messages on this connection\r\n")
         self._mail_number += 1
-        problem = _parse_path(text, length, True, &path)
+        problem = _parse_path(text, length, True, self.offered, &path)
         if problem != NULL:
             return self._error(problem)
         if not path.smtputf8 and not path.ascii:
@@ -388,7 +287,7 @@ cdef class Scanner:
         cdef uint64_t number
         if not self._in_transaction or self._chunks:
             return self._error(b"503 5.5.1 Need MAIL command\r\n")
-        problem = _parse_path(text, length, False, &path)
+        problem = _parse_path(text, length, False, self.offered, &path)
         if problem != NULL:
             return self._error(problem)
         if not self._utf8 and not path.ascii:
@@ -417,31 +316,19 @@ cdef class Scanner:
             return self._drop_connection()
         if not self._accepted:
             return self._reply(b"554 5.5.1 No valid recipients\r\n")
-        if self._pos < self._end:
-            self._counts[SYNC_ERRORS] += 1
         self._mode = IN_DATA
         self._line_state = AT_START
         return self._reply(b"354 End data with <CR><LF>.<CR><LF>\r\n")
 
     cdef int _bdat(self, const char *text, Py_ssize_t length) except -1:
-        cdef Py_ssize_t digits = 0
-        cdef Py_ssize_t index
         cdef uint64_t size = 0
-        while digits < length and c'0' <= text[digits] <= c'9':
-            digits += 1
-        index = digits
-        while index < length and text[index] == c' ':
-            index += 1
-        self._chunk_last = index > digits and length - index >= 4 and _is_word(text + index, 4, b"LAST")
-        if self._chunk_last:
-            index += 4
-            while index < length and text[index] == c' ':
-                index += 1
-        if index < length or not _parse_number(text, digits, &size) or size > _MAX_CHUNK:
+        cdef bint last = False
+        if not _parse_chunk(text, length, &size, &last) or size > _MAX_CHUNK:
             self._pause = _CLOSE
             return self._reply(b"501 5.5.4 Syntax error, closing connection\r\n")
         if self._in_transaction and self._drop_point == 2:
             return self._drop_connection()
+        self._chunk_last = last
         self._chunk_size = size
         self._chunk_left = size
         self._chunk_reply = NULL
@@ -471,6 +358,9 @@ cdef class Scanner:
             PyByteArray_Resize(self._body, before + <Py_ssize_t>room)
             memcpy(PyByteArray_AS_STRING(self._body) + before, text, <size_t>room)
         self._size += <uint64_t>length
+        if self._keep and self._size > self._max_size:
+            # It will be refused: hold none of it meanwhile.
+            self._body = bytearray()
         return 0
 
     cdef int _scan_data(self) except -1:
@@ -573,13 +463,13 @@ cdef class Scanner:
             self._counts[MESSAGES] += 1
             self._counts[RECIPIENTS] += self._accepted
             self._counts[OCTETS] += self._size
-            if self._keep:
-                self._kept.append((self._sender, tuple(self._recipients), bytes(self._body)))
             snprintf(
                 text, sizeof(text), b"250 2.0.0 Ok: queued as %s-%llu\r\n", PyBytes_AS_STRING(self._prefix),
                 <unsigned long long>self._message_number,
             )
             reply = text
+            if self._keep:
+                self._kept.append((self._sender, tuple(self._recipients), bytes(self._body), <bytes>reply))
         self._reset()
         if drop_point != 4:
             self._reply(reply)

@@ -5,8 +5,10 @@ Layer: command line.  Spec: design.md "Command line"; engine/net/sink.py.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
+import resource
 import signal
 import sys
 from pathlib import Path  # noqa: TC003 - typer reads the annotations
@@ -17,7 +19,7 @@ import typer
 from cryptography import x509
 
 from ..errors import ConfigError
-from ..net.sink import SinkOptions, open_sink
+from ..net.sink import IDLE_TIMEOUT_S, Sink, SinkOptions, open_sink
 from ..smtp.server import DEFAULT_MAX_RECIPIENTS, DEFAULT_MAX_SIZE_OCTETS, EXTENSIONS, ServerOptions
 from ..tls.context import server_context
 from ..tls.selfmade import make_leaf, tlsa_record
@@ -25,6 +27,9 @@ from .exits import exit_on_error
 
 if TYPE_CHECKING:
     from OpenSSL import SSL
+
+#: open files beside the connections: the interpreter's, the listener, what is being stored
+_OTHER_DESCRIPTORS = 64
 
 
 def sink(
@@ -46,6 +51,7 @@ def sink(
     auth: Annotated[str | None, typer.Option(help="USER:PASSWORD that clients must show.")] = None,
     without: Annotated[list[str] | None, typer.Option(help="Extension not to offer; may be repeated.")] = None,
     offer: Annotated[list[str] | None, typer.Option(help="Further EHLO keyword to offer; may be repeated.")] = None,
+    idle_timeout: Annotated[float, typer.Option(help="Seconds of a client's silence.", min=0.1)] = IDLE_TIMEOUT_S,
     track: Annotated[bool, typer.Option(help="Count duplicates by Message-ID and recipient.")] = False,
     seed: Annotated[int | None, typer.Option(help="Makes deferrals, refusals and drops repeatable.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the address and the counts as JSON.")] = False,
@@ -69,6 +75,11 @@ def sink(
             )
         except ValueError as error:
             raise typer.BadParameter(str(error)) from None
+        if tls_cert is None and tls_key is not None:
+            raise typer.BadParameter("--tls-key goes with --tls-cert")
+        if require_tls and not (tls and "STARTTLS" in extensions):
+            raise typer.BadParameter("--require-tls without STARTTLS would refuse all mail")
+        _allow_descriptors(max_connections)
         context, tlsa = _context(host_name, tls_cert, tls_key) if tls else (None, None)
         options = SinkOptions(
             host=host,
@@ -80,29 +91,51 @@ def sink(
             delay_s=delay / 1000,
             max_connections=max_connections,
             seed=seed,
+            idle_timeout_s=idle_timeout,
         )
         trio.run(_run, options, tlsa, as_json)
 
 
 async def _run(options: SinkOptions, tlsa: str | None, as_json: bool) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        try:
-            async with open_sink(options) as running:
-                host, port = running.address
-                shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-                first = {"listening": shown, "host": host, "port": port, "tlsa": tlsa}
-                print(json.dumps(first) if as_json else shown, flush=True)
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                running = await stack.enter_async_context(open_sink(options))
+            except OSError as error:
+                where = f"{options.host}:{options.port}"
+                raise ConfigError(f"cannot listen on {where}: {error.strerror or error}") from None
+            host, port = running.address
+            shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            first = {"listening": shown, "host": host, "port": port, "tlsa": tlsa}
+            print(json.dumps(first) if as_json else shown, flush=True)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_tell_store_error, running)
                 async for _ in signals:
                     break
-        except OSError as error:
-            raise ConfigError(f"cannot listen on {options.host}:{options.port}: {error.strerror or error}") from None
+                nursery.cancel_scope.cancel()
     counts = running.counts.to_dict()
-    if running.store_error is not None:
-        print(f"outrider: {running.store_error}", file=sys.stderr)
     if as_json:
         print(json.dumps(counts), flush=True)
     else:
         print("\n".join(f"{name.replace('_', ' ')}: {count}" for name, count in counts.items()), flush=True)
+
+
+async def _tell_store_error(running: Sink) -> None:
+    """Tell once, and at once, that messages are refused because they cannot be stored."""
+    error = await running.wait_store_error()
+    print(f"outrider: {error}; messages are answered with 452", file=sys.stderr, flush=True)
+
+
+def _allow_descriptors(connections: int) -> None:
+    """Raise the soft limit of open files, often 1,024, as far as `connections` need it and the hard limit allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + _OTHER_DESCRIPTORS
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+        except (OSError, ValueError):
+            return  # macOS has another limit below the hard one; then trio tells of each connection it cannot accept
 
 
 def _host_and_port(text: str) -> tuple[str, int]:
@@ -127,4 +160,8 @@ def _context(host_name: str, certificate: Path | None, key: Path | None) -> tupl
         identity = make_leaf([host_name], now=datetime.datetime.now(datetime.UTC))
         return server_context(identity), identity.tlsa_record
     context = server_context(certificate_file=str(certificate), key_file=str(key) if key else None)
-    return context, tlsa_record(x509.load_pem_x509_certificate(certificate.read_bytes()))
+    try:
+        leaf = x509.load_pem_x509_certificate(certificate.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"certificate from {certificate}: {error}") from None
+    return context, tlsa_record(leaf)

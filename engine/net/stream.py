@@ -24,6 +24,7 @@ may shrug.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from typing import TYPE_CHECKING, Final
@@ -318,7 +319,9 @@ class TlsStream(trio.abc.Stream):
                 try:
                     done = self._engine.handshake()
                 except TlsPolicyError:
-                    await self._farewell(self._engine.pending_output())
+                    # The peer may be gone already; why it failed is what counts.
+                    with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                        await self._farewell(self._engine.pending_output())
                     raise
                 await self._transmit(self._engine.pending_output())
                 if done:

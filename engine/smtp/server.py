@@ -20,14 +20,18 @@ from __future__ import annotations
 import base64
 import binascii
 import enum
+import functools
 import hmac
 import re
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import scramp
 
 from ._sink import CLOSE, COMMAND, DROP, Scanner
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 #: EHLO keywords that the sink knows to offer; STARTTLS, AUTH, SIZE and LIMITS depend on its options too
 EXTENSIONS: Final = (
@@ -48,7 +52,24 @@ DEFAULT_MAX_SIZE_OCTETS: Final = 52_428_800
 DEFAULT_MAX_RECIPIENTS: Final = 1000
 #: share of deferrals and refusals that come at RCPT, the rest at the end of the message
 _RCPT_SHARE: Final = 0.75
-_PATH: Final = re.compile(rb'<((?:[^<>"\\]|"(?:[^"\\]|\\.)*")*)>', re.DOTALL)
+#: no message is larger, and no count either: what the scanner counts in must hold it
+_LARGEST: Final = 1 << 40
+#: extension -> bit that tells the scanner that it was offered (`Offered` in _speedups/sink_arguments.pxd)
+_OFFERED_BITS: Final = {
+    "SIZE": 1,
+    "8BITMIME": 2,
+    "SMTPUTF8": 4,
+    "DSN": 8,
+    "CHUNKING": 16,
+    "AUTH": 32,
+    "PIPELINING": 64,
+    "REQUIRETLS": 128,
+    "MT-PRIORITY": 256,
+    "DELIVERBY": 512,
+    "RRVS": 1024,
+}
+_KEYWORD: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*(?: [!-~]+)*\Z")
+_PATH: Final = re.compile(rb'<((?:[^<>"\\ ]|"(?:[^"\\]|\\.)*")*)>', re.DOTALL)
 
 
 class Action(enum.Enum):
@@ -70,18 +91,20 @@ class ServerOptions:
 
     Attributes:
         host_name: its name in the greeting.
-        extensions: which of `EXTENSIONS` (and further keywords, offered as they are) EHLO tells of.
+        extensions: which of `EXTENSIONS` (and further keywords, offered as they are) EHLO tells of; what belongs to an
+            extension that is not offered (a parameter, BDAT) is refused.
         defer: probability that a recipient is deferred.
         fail: probability that a recipient is refused.
         drop: probability that a transaction drops the connection.
         max_size_octets: largest message taken.
-        max_messages: messages taken on a connection, None for any number; more are answered 421.
+        max_messages: MAIL commands on a connection, None for any number (MAILMAX of RFC 9422); more are answered 421.
         max_recipients: recipients of one message; more are answered 452.
         require_tls: MAIL is refused with 530 without TLS.
         credentials: user and password that AUTH must show before MAIL, or None for no authentication.
 
     Raises:
-        ValueError: a probability is outside 0 to 1, or `defer` and `fail` together exceed 1, or a limit is below 1.
+        ValueError: a probability is outside 0 to 1, or `defer` and `fail` together exceed 1, or a limit is below 1 or
+            above 2**40, or a name, a keyword or the credentials cannot be said in SMTP.
     """
 
     host_name: str = "sink.invalid"
@@ -98,8 +121,21 @@ class ServerOptions:
     def __post_init__(self) -> None:
         if not all(0.0 <= value <= 1.0 for value in (self.defer, self.fail, self.drop, self.defer + self.fail)):
             raise ValueError("defer, fail, drop and the sum of defer and fail are probabilities between 0 and 1")
-        if self.max_size_octets < 1 or self.max_recipients < 1 or (self.max_messages or 1) < 1:
-            raise ValueError("limits are at least 1")
+        limits = (self.max_size_octets, self.max_recipients, 1 if self.max_messages is None else self.max_messages)
+        if not all(1 <= limit <= _LARGEST for limit in limits):
+            raise ValueError(f"limits are between 1 and {_LARGEST}")
+        if not re.fullmatch(r"[!-~]{1,255}", self.host_name):
+            raise ValueError(f"host name {self.host_name!r} is not one word of ASCII")
+        for keyword in self.extensions:
+            if not _KEYWORD.match(keyword) or len(keyword) > 500:
+                raise ValueError(f"{keyword!r} is not an EHLO keyword with parameters")
+        if self.credentials is not None:
+            if "\0" in "".join(self.credentials):
+                raise ValueError("credentials hold no NUL")
+            try:
+                _scram_record(self.credentials[1])
+            except (scramp.ScramException, ValueError) as error:
+                raise ValueError(f"the password cannot be used with SCRAM: {error}") from None
 
     @property
     def thresholds(self) -> tuple[int, int, int, int, int]:
@@ -137,6 +173,12 @@ class Counts:
     dropped: int = 0
     sync_errors: int = 0
 
+    def subtract(self, message: Received) -> None:
+        """Take back a message that was counted and then could not be kept."""
+        self.messages -= 1
+        self.recipients -= len(message.recipients)
+        self.octets -= len(message.octets)
+
     def add(self, counts: tuple[int, ...]) -> None:
         """Add what `SinkProtocol.take_counts` gave."""
         messages, recipients, octets, deferred, failed, dropped, sync_errors = counts
@@ -162,6 +204,7 @@ class Received:
         helo: the argument of EHLO or HELO.
         tls: whether it came over TLS.
         user: who had authenticated, or empty.
+        reply: the final reply, which nothing else on the connection is equal to.
     """
 
     sender: bytes
@@ -172,6 +215,7 @@ class Received:
     helo: bytes = b""
     tls: bool = False
     user: str = ""
+    reply: bytes = b""
 
 
 class SinkProtocol:
@@ -198,6 +242,8 @@ class SinkProtocol:
         keep: bool = False,
         nonce: str = "",
     ) -> None:
+        if options.credentials is not None and not nonce:
+            raise ValueError("authentication needs a nonce")
         self._options = options
         self._tls_available = tls_available
         self._secure = secure
@@ -248,6 +294,7 @@ class SinkProtocol:
         self._user = ""
         self._scanner.reset()
         self._scanner.greeted = False
+        self._scanner.offered = 0
         self._set_refusal()
 
     def take_counts(self) -> tuple[int, ...]:
@@ -257,6 +304,13 @@ class SinkProtocol:
     def take_messages(self) -> list[Received]:
         """The messages taken since the last call, if they are kept."""
         return [self._received(*item) for item in self._scanner.take_messages()]
+
+    @staticmethod
+    def refuse(replies: bytes, messages: Sequence[Received]) -> bytes:
+        """What to send instead of `replies`, which `receive` gave, if `messages` could not be kept after all."""
+        for message in messages:
+            replies = replies.replace(message.reply, b"452 4.3.1 Insufficient system storage\r\n", 1)
+        return replies
 
     # Commands that happen once a connection
 
@@ -276,24 +330,26 @@ class SinkProtocol:
                 return b"252 2.5.0 Send some mail and see\r\n"
             case b"HELP":
                 return b"214 2.0.0 RFC 5321\r\n"
-            case b"MAIL" | b"RCPT" | b"DATA" | b"BDAT" | b"RSET" | b"QUIT":
+            case b"MAIL" | b"RCPT" | b"DATA" | b"RSET" | b"QUIT":
+                return self._error(b"501 5.5.4 Syntax error\r\n")
+            case b"BDAT" if "CHUNKING" in self._options.extensions:
                 return self._error(b"501 5.5.4 Syntax error\r\n")
         return self._error(b"500 5.5.2 Command unknown\r\n")
 
     def _hello(self, argument: bytes, *, extended: bool) -> bytes:
         if not argument or not all(0x20 < octet < 0x7F for octet in argument):
             return self._error(b"501 5.5.4 Needs a host name\r\n")
-        if self._scanner.buffered_octets:
-            self._scanner.on_sync_error()
         self._helo = argument
         self._scanner.reset()
         self._scanner.greeted = True
+        self._scanner.offered = 0
         if not extended:
             return f"250 {self._options.host_name}\r\n".encode()
         lines = [self._options.host_name]
         for keyword in self._options.extensions:
             if self._offers(keyword):
                 lines.append(self._keyword_line(keyword))
+                self._scanner.offered |= _OFFERED_BITS.get(keyword.partition(" ")[0].upper(), 0)
         return "".join(
             f"250{' ' if index == len(lines) - 1 else '-'}{line}\r\n" for index, line in enumerate(lines)
         ).encode()
@@ -328,7 +384,6 @@ class SinkProtocol:
         self._scanner.reset()
         if self._scanner.discard():
             # RFC 3207 §4.2: what came in clear must not be taken for something that came over TLS.
-            self._scanner.on_sync_error()
             self.action = Action.CLOSE
             return b"554 5.5.0 Octets after STARTTLS, closing connection\r\n"
         self.action = Action.START_TLS
@@ -345,7 +400,7 @@ class SinkProtocol:
             refusal = b"530 5.7.0 Authentication required\r\n"
         self._scanner.refusal = refusal
 
-    def _received(self, mail: bytes, rcpts: tuple[bytes, ...], octets: bytes) -> Received:
+    def _received(self, mail: bytes, rcpts: tuple[bytes, ...], octets: bytes, reply: bytes) -> Received:
         sender, mail_parameters = _split_path(mail)
         recipients = [_split_path(rcpt) for rcpt in rcpts]
         return Received(
@@ -357,13 +412,14 @@ class SinkProtocol:
             self._helo,
             self._secure,
             self._user,
+            reply,
         )
 
     # AUTH (RFC 4954)
 
     def _auth_start(self, argument: bytes) -> bytes:
         credentials = self._options.credentials
-        if credentials is None or self._user:
+        if credentials is None or self._user or not self._helo or self._scanner.in_transaction:
             return self._error(b"503 5.5.1 Not now\r\n")
         mechanism, _, initial = argument.partition(b" ")
         name = mechanism.upper()
@@ -410,9 +466,7 @@ class _Authentication:
         self._scram: Any = None
         if mechanism == b"SCRAM-SHA-256":
             scram = scramp.ScramMechanism("SCRAM-SHA-256")
-            # RFC 7677 §4 asks for 4096 iterations at least.
-            record = scram.make_auth_info(self._password, iteration_count=4096)
-            unknown = scram.make_auth_info(nonce or "nobody", iteration_count=4096)
+            record, unknown = _scram_record(self._password), _scram_record("nobody" + nonce)
             self._scram = scram.make_server(lambda user: record if user == self.user else unknown, s_nonce=nonce)
 
     @property
@@ -452,6 +506,12 @@ class _Authentication:
             return self._NO
         # RFC 4954 §4: the client acknowledges the server's last message with an empty line.
         return self._OK if not answer else self._NO
+
+
+@functools.lru_cache(maxsize=64)
+def _scram_record(password: str) -> Any:
+    """What a server keeps of a password; RFC 7677 §4 asks for 4096 iterations at least."""
+    return scramp.ScramMechanism("SCRAM-SHA-256").make_auth_info(password, iteration_count=4096)
 
 
 def _challenge(text: bytes) -> bytes:

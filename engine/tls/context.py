@@ -9,11 +9,15 @@ options, plan, host, address and port equal those it came from; every cache has 
 from __future__ import annotations
 
 import pathlib
+import re
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from OpenSSL import SSL, crypto
 
 from ..errors import ConfigError
@@ -38,6 +42,8 @@ _STRICT_CIPHERS: Final = "DEFAULT:!aNULL:!eNULL"
 #: SSL_MODE_ENABLE_PARTIAL_WRITE: pyOpenSSL sets it; without it one call writes many records
 _MODE_ENABLE_PARTIAL_WRITE: Final = 1
 
+_Key = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey
+_PRIVATE_KEY: Final = re.compile(rb"-----BEGIN ([A-Z ]*PRIVATE KEY)-----.*?-----END \1-----", re.DOTALL)
 #: OpenSSL's words for the verification errors one meets; the number says the rest
 _VERIFY_TEXTS: Final = {
     2: "unable to get issuer certificate",
@@ -382,13 +388,34 @@ def _set_ciphers(context: SSL.Context, ciphers: str) -> None:
 
 
 def _use_files(context: SSL.Context, certificate_file: str, key_file: str | None) -> None:
+    names = f"{certificate_file} and {key_file}" if key_file else certificate_file
     try:
         context.use_certificate_chain_file(certificate_file)
-        context.use_privatekey_file(key_file or certificate_file)
+        context.use_privatekey(_private_key(pathlib.Path(key_file or certificate_file).read_bytes()))
         context.check_privatekey()
     except SSL.Error as error:
-        names = f"{certificate_file} and {key_file}" if key_file else certificate_file
         raise ConfigError(f"certificate and key from {names}: {library_text(error)}") from None
+    except OSError as error:
+        raise ConfigError(f"certificate and key from {names}: {error.strerror}") from None
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise ConfigError(f"certificate and key from {names}: {error}") from None
+
+
+def _private_key(pem: bytes) -> _Key:
+    """The first private key of a PEM file, whatever else stands in it.
+
+    Not left to the TLS library, which would ask for the passphrase of an encrypted key on the terminal.
+
+    Raises:
+        ValueError, TypeError, UnsupportedAlgorithm: there is none, it is encrypted, or it is not understood.
+    """
+    found = _PRIVATE_KEY.search(pem)
+    if found is None:
+        raise ValueError("there is no private key")
+    key = serialization.load_pem_private_key(found[0] + b"\n", None)
+    if not isinstance(key, _Key):
+        raise ValueError("keys of this kind sign nothing in TLS")
+    return key
 
 
 def _load_anchors(context: SSL.Context, source: str) -> None:

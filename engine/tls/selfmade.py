@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 #: how far before `now` validity starts: clocks of peers differ
 _BACKDATE = datetime.timedelta(hours=1)
+#: identifier octet of the optional version field, [0] EXPLICIT
+_VERSION_TAG = 0xA0
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,13 +147,33 @@ def make_leaf(
 def tlsa_record(certificate: x509.Certificate) -> str:
     """Text of the TLSA record with usage DANE-EE, selector SPKI and matching type SHA2-256 (RFC 6698 §2.1).
 
-    For certificates with named curves or plain RSA keys, whose key is encoded again as it was sent; that holds for
-    all that this module makes.
+    The digest is that of the octets in the certificate: to encode the key again would change some (RSASSA-PSS, curves
+    with explicit parameters).
     """
-    spki = certificate.public_key().public_bytes(
-        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
-    return f"3 1 1 {hashlib.sha256(spki).hexdigest()}"
+    return f"3 1 1 {hashlib.sha256(_public_key_info(certificate.tbs_certificate_bytes)).hexdigest()}"
+
+
+def _public_key_info(tbs: bytes) -> bytes:
+    """The SubjectPublicKeyInfo of a TBSCertificate (RFC 5280 §4.1): its seventh field, or its sixth without version.
+
+    For certificates that `cryptography` has parsed: lengths are definite and right.
+    """
+    position = _content(tbs, 0)[0]
+    fields = 6 if tbs[position] == _VERSION_TAG else 5
+    for _ in range(fields):
+        position = _content(tbs, position)[1]
+    return tbs[position : _content(tbs, position)[1]]
+
+
+def _content(der: bytes, position: int) -> tuple[int, int]:
+    """Where the content of the element at `position` starts and ends."""
+    length = der[position + 1]
+    start = position + 2
+    if length & 0x80:
+        octets = length & 0x7F
+        length = int.from_bytes(der[start : start + octets])
+        start += octets
+    return start, start + length
 
 
 def _builder(

@@ -12,8 +12,34 @@ MAX_LINE_OCTETS = 12288
 MAX_ERRORS = 50
 MAX_CHUNK_OCTETS = 1 << 40
 
-_MAIL_PARAMETERS = (b"SIZE", b"BODY", b"SMTPUTF8", b"RET", b"ENVID", b"AUTH", b"REQUIRETLS", b"MT-PRIORITY", b"BY")
-_RCPT_PARAMETERS = (b"NOTIFY", b"ORCPT", b"RRVS")
+#: bits of `Scanner.offered`: the extensions that EHLO told of
+(
+    OFFERED_SIZE,
+    OFFERED_BODY,
+    OFFERED_SMTPUTF8,
+    OFFERED_DSN,
+    OFFERED_CHUNKING,
+    OFFERED_AUTH,
+    OFFERED_PIPELINING,
+    OFFERED_REQUIRETLS,
+    OFFERED_PRIORITY,
+    OFFERED_DELIVERBY,
+    OFFERED_RRVS,
+) = (1 << bit for bit in range(11))
+
+#: a parameter and the extension that brings it
+_MAIL_PARAMETERS = {
+    b"SIZE": OFFERED_SIZE,
+    b"BODY": OFFERED_BODY,
+    b"SMTPUTF8": OFFERED_SMTPUTF8,
+    b"RET": OFFERED_DSN,
+    b"ENVID": OFFERED_DSN,
+    b"AUTH": OFFERED_AUTH,
+    b"REQUIRETLS": OFFERED_REQUIRETLS,
+    b"MT-PRIORITY": OFFERED_PRIORITY,
+    b"BY": OFFERED_DELIVERBY,
+}
+_RCPT_PARAMETERS = {b"NOTIFY": OFFERED_DSN, b"ORCPT": OFFERED_DSN, b"RRVS": OFFERED_RRVS}
 
 
 class Scanner:
@@ -47,6 +73,7 @@ class Scanner:
         self.prefix = prefix[:32]
         self.keep = keep
         self.greeted = False
+        self.offered = 0
         self.raw_lines = False
         self.refusal = b""
         self.pause = NEED_DATA
@@ -54,7 +81,7 @@ class Scanner:
         self.buffer = bytearray()
         self.replies = bytearray()
         self.counts = [0] * 7
-        self.kept: list[tuple[bytes, tuple[bytes, ...], bytes]] = []
+        self.kept: list[tuple[bytes, tuple[bytes, ...], bytes, bytes]] = []
         self.message_number = 0
         self.mail_number = 0
         self.errors = 0
@@ -112,18 +139,14 @@ class Scanner:
             return b"421 4.7.0 Too many errors\r\n"
         return text
 
-    def on_sync_error(self) -> None:
-        """Count a client that did not wait."""
-        self.counts[6] += 1
-
     def take_counts(self) -> tuple[int, ...]:
         """Messages, recipients, octets, deferred, failed, dropped, sync errors since the last call."""
         counts = tuple(self.counts)
         self.counts = [0] * 7
         return counts
 
-    def take_messages(self) -> list[tuple[bytes, tuple[bytes, ...], bytes]]:
-        """MAIL argument, RCPT arguments and octets of the messages taken since the last call, if they are kept."""
+    def take_messages(self) -> list[tuple[bytes, tuple[bytes, ...], bytes, bytes]]:
+        """MAIL argument, RCPT arguments, octets and final reply of the messages taken since the last call, if kept."""
         kept, self.kept = self.kept, []
         return kept
 
@@ -153,7 +176,12 @@ class Scanner:
     def command(self, line: bytes) -> None:
         verb = line[:4].upper()
         rest = line[4:]
-        if verb in (b"MAIL", b"RCPT", b"BDAT") and rest[:1] == b" ":
+        if self.buffer and verb != b"BDAT":
+            # RFC 2920 §3.1: what may have more behind it
+            groups = (b"MAIL", b"RCPT", b"RSET") if self.offered & OFFERED_PIPELINING else ()
+            self.counts[6] += verb not in groups
+        known = (b"MAIL", b"RCPT", b"BDAT") if self.offered & OFFERED_CHUNKING else (b"MAIL", b"RCPT")
+        if verb in known and rest[:1] == b" ":
             {b"MAIL": self.mail, b"RCPT": self.rcpt, b"BDAT": self.bdat}[verb](rest[1:])
         elif verb == b"DATA" and not rest:
             self.data()
@@ -230,14 +258,14 @@ class Scanner:
         return self.reply(b"250 2.1.5 Ok\r\n")
 
     def path(
-        self, argument: bytes, keyword: bytes, known: tuple[bytes, ...], *, may_be_empty: bool
+        self, argument: bytes, keyword: bytes, known: dict[bytes, int], *, may_be_empty: bool
     ) -> tuple[bytes, dict[bytes, bytes]] | bytes:
         if argument[: len(keyword)].upper() != keyword:
             return b"501 5.5.4 Syntax error\r\n"
         rest = argument[len(keyword) :].lstrip(b" ")
         if any(octet < 0x20 or octet == 0x7F for octet in rest):
             return b"501 5.5.4 Syntax error\r\n"
-        match = re.match(rb'<((?:[^<>"\\]|"(?:[^"\\]|\\.)*")*)>(?= |\Z)', rest, re.DOTALL)
+        match = re.match(rb'<((?:[^<>"\\ ]|"(?:[^"\\]|\\.)*")*)>(?= |\Z)', rest, re.DOTALL)
         if not match or len(match[1]) > 1024:
             return b"501 5.1.7 Bad address\r\n"
         path = match[1]
@@ -250,7 +278,7 @@ class Scanner:
         for word in rest[match.end() :].split(b" "):
             if word:
                 name, _, value = word.partition(b"=")
-                if name.upper() not in known:
+                if not known.get(name.upper(), 0) & self.offered:
                     return b"555 5.5.4 Unknown parameter\r\n"
                 parameters[name.upper()] = value
         return path, parameters
@@ -262,8 +290,6 @@ class Scanner:
             return self.drop()
         if not self.accepted:
             return self.reply(b"554 5.5.1 No valid recipients\r\n")
-        if self.buffer:
-            self.counts[6] += 1
         self.mode = "data"
         self.line_state = 2
         return self.reply(b"354 End data with <CR><LF>.<CR><LF>\r\n")
@@ -367,9 +393,9 @@ class Scanner:
             self.counts[0] += 1
             self.counts[1] += self.accepted
             self.counts[2] += self.size
-            if self.keep:
-                self.kept.append((self.sender, tuple(self.recipients), bytes(self.body)))
             reply = b"250 2.0.0 Ok: queued as %s-%d\r\n" % (self.prefix, self.message_number)
+            if self.keep:
+                self.kept.append((self.sender, tuple(self.recipients), bytes(self.body), reply))
         self.reset()
         if drop_point != 4:
             self.reply(reply)

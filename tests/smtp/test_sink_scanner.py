@@ -13,6 +13,7 @@ from engine.smtp import _sink
 from reference import sink_scanner
 
 NEVER = (0, 0, 0, 0, 0)
+EVERYTHING = 2**11 - 1
 #: what a client may say, right and wrong
 WORDS = [
     b"MAIL FROM:<a@b.example>\r\n",
@@ -37,6 +38,9 @@ WORDS = [
     b"RCPT TO:<Postmaster>\r\n",
     b"RCPT TO:<nobody>\r\n",
     b"RCPT TO:<a\x01@b>\r\n",
+    b"RCPT TO:<a b@c.example>\r\n",
+    b"RCPT TO:<a@b> RRVS=2026-11-24T00:00:00Z\r\n",
+    b"MAIL FROM:<a@b> AUTH=<> REQUIRETLS MT-PRIORITY=1 BY=120;R\r\n",
     b"RCPT TO:<" + b"x" * 1024 + b"@d>\r\n",
     b"RCPT TO:\r\n",
     b"DATA\r\n",
@@ -82,6 +86,7 @@ def run(module: Any, pieces: list[bytes], **options: Any) -> list[object]:
         options.get("keep", True),
     )
     scanner.greeted = options.get("greeted", True)
+    scanner.offered = options.get("offered", EVERYTHING)
     seen: list[object] = []
     for piece in pieces:
         seen.append(scanner.receive(piece))
@@ -124,6 +129,7 @@ thresholds = st.one_of(
     max_messages=st.integers(0, 3),
     max_recipients=st.integers(1, 3),
     greeted=st.sampled_from([True, True, True, False]),
+    offered=st.one_of(st.just(EVERYTHING), st.integers(0, EVERYTHING)),
 )
 def test_equals_the_reference(pieces: list[bytes], **options: Any) -> None:
     assert run(_sink, pieces, **options) == run(sink_scanner, pieces, **options)
@@ -161,7 +167,7 @@ def test_unstuffs_dots_and_ends_only_at_crlf_dot_crlf(module: Any, body: bytes, 
     for step in (1, 2, 3, 1000):
         pieces = [TRANSACTION + b"DATA\r\n"] + [body[start : start + step] for start in range(0, len(body), step)]
         kept = run(module, pieces)[-1]
-        assert kept == [(b"<a@b>", (b"<c@d>",), octets)]
+        assert kept == [(b"<a@b>", (b"<c@d>",), octets, b"250 2.0.0 Ok: queued as 7-1\r\n")]
 
 
 def test_a_line_without_end_does_not_grow_memory() -> None:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import datetime
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.x509.oid import ExtendedKeyUsageOID
 from OpenSSL import SSL
 
 from engine.errors import ConfigError, TlsPolicyError
 from engine.policy.plan import CLEAR, Plan, TlsLevel
 from engine.tls.context import ANY_NAME, TlsContexts, TlsOptions, server_context
-from engine.tls.facts import ChainVerdict, TlsFacts
+from engine.tls.facts import ChainVerdict, Decide, TlsFacts
 from engine.tls.selfmade import make_authority, make_leaf
 from fakes.tls_pairs import MANDATORY, NAME, VERIFIED, anchors, authority, leaf, now, server, shake, verifying
 
@@ -26,12 +27,19 @@ DANE = Plan(TlsLevel.DANE, sni=NAME, reference_names=(NAME,), tlsa=(b"\x03\x01\x
 MATCH = ChainVerdict(accepted=True, dane=True)
 
 
-def judge(contexts: TlsContexts, plan: Plan, context: SSL.Context | None = None, **options: object) -> TlsFacts:
+def judge(
+    contexts: TlsContexts,
+    plan: Plan,
+    context: SSL.Context | None = None,
+    *,
+    decide: Decide | None = None,
+    endpoint: tuple[object, ...] = (),
+    options: TlsOptions | None = None,
+) -> TlsFacts:
     """One whole connection, closed in order; the facts."""
-    decide = options.pop("decide", None)
-    handshake = contexts.handshake(plan, host_name=NAME, **options)  # type: ignore[arg-type]
+    handshake = contexts.handshake(plan, host_name=NAME, endpoint=endpoint, options=options)
     client, peer = shake(handshake, context)
-    facts = handshake.conclude(decide)  # type: ignore[arg-type]
+    facts = handshake.conclude(decide)
     client.feed(peer.write(b"220 hello\r\n"))
     client.read()
     handshake.keep_session()
@@ -103,7 +111,7 @@ def test_verified_refuses_a_client_certificate_purpose(tmp_path: Path) -> None:
         .not_valid_before(now() - datetime.timedelta(days=1))
         .not_valid_after(now() + datetime.timedelta(days=1))
         .add_extension(x509.SubjectAlternativeName([x509.DNSName(NAME)]), critical=False)
-        .add_extension(x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
     )
     identity = replace(base, certificate=builder.sign(authority().key, hashes.SHA256()))
     with pytest.raises(TlsPolicyError, match="unsuitable certificate purpose"):
@@ -301,7 +309,7 @@ def test_the_order_of_tlsa_records_does_not_matter() -> None:
     "changed",
     [{"endpoint": ("192.0.2.1", 25)}, {"options": TlsOptions(require_ciphers="ECDHE+AESGCM")}],
 )
-def test_a_session_is_bound_to_endpoint_and_options(changed: dict[str, object]) -> None:
+def test_a_session_is_bound_to_endpoint_and_options(changed: dict[str, Any]) -> None:
     contexts = TlsContexts()
     judge(contexts, MANDATORY)
     assert not judge(contexts, MANDATORY, **changed).resumed
