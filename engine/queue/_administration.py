@@ -170,7 +170,8 @@ class Administering(Leasing):
         condition, values = _condition(where)
         with self._errors():
             if where.is_whole_job:
-                return int(self._db.execute("SELECT leased FROM jobs WHERE id = ?", (where.job_id,)).fetchone()[0])
+                row = self._db.execute("SELECT leased FROM jobs WHERE id = ?", (where.job_id,)).fetchone()
+                return 0 if row is None else int(row[0])
             (count,) = self._db.execute(
                 f"SELECT count(*) FROM recipients r JOIN jobs j ON j.id = r.job WHERE r.state = 1 AND {condition}",
                 values,
@@ -236,6 +237,9 @@ class Administering(Leasing):
 def _condition(where: Filter) -> tuple[str, list[object]]:
     parts: list[str] = ["1"]
     values: list[object] = []
+    if where.recipient_id is not None:
+        parts.append("r.id = ?")
+        values.append(where.recipient_id)
     if where.job_id is not None:
         parts.append("r.id BETWEEN ? AND ?")
         values += [recipient_id(where.job_id, 0), recipient_id(where.job_id, MAX_NUMBER)]

@@ -5,7 +5,8 @@ Facts: with WAL and ``synchronous=FULL`` a commit is on disk when it returns, an
 What it means for us: a transaction that changes something begins IMMEDIATE, so it waits for the lock at its start, for
 a bounded time, and never fails half-way with a lock.  We never open the file ourselves while SQLite has it: closing any
 descriptor of a file drops the POSIX locks that the process holds on it.  No mmap: a file that shrinks under us must
-be an error, not a signal.
+be an error, not a signal.  A queue has one name: symbolic links are followed first, and hard links are refused, because
+the write-ahead log and the journals stand beside that name, and who sees another one takes living engines for dead.
 Invariants: no sqlite3 exception leaves this module; after an error the transaction is rolled back as a whole.
 """
 
@@ -71,6 +72,8 @@ class Database:
         read_only: bool = False,
         busy_timeout_s: float = DEFAULT_BUSY_TIMEOUT_S,
     ) -> None:
+        path = os.path.realpath(path)
+        #: absolute, without symbolic links
         self.path = path
         self.read_only = read_only
         self._busy_timeout_s = busy_timeout_s
@@ -266,7 +269,7 @@ class Database:
 
 def _check_file(path: str, create: bool) -> None:
     try:
-        mode = os.stat(path).st_mode
+        status = os.lstat(path)
     except FileNotFoundError:
         if not create:
             raise StoreError(f"there is no queue at {path}") from None
@@ -274,8 +277,10 @@ def _check_file(path: str, create: bool) -> None:
         return
     except OSError as error:
         raise StoreError(f"the queue file {path} cannot be opened: {error.strerror}") from error
-    if not stat.S_ISREG(mode):
-        raise NotAQueue(f"{path} is not an Outrider queue: it is not a file")
+    if not stat.S_ISREG(status.st_mode):
+        raise NotAQueue(f"{path} is not an Outrider queue: it is not a regular file")
+    if status.st_nlink > 1:
+        raise StoreError(f"the queue file {path} has {status.st_nlink} names (hard links): remove all but one")
     if not os.access(path, os.R_OK):
         raise QueueReadOnly(f"the queue file {path} cannot be read: permission denied")
 

@@ -10,7 +10,6 @@ earliest `next_at` of its queued recipients, but for the past, where every time 
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
@@ -19,7 +18,7 @@ import msgpack
 
 from ._loading import Loading
 from ._rows import COUNT_COLUMNS, RETRY_COLUMNS, retry_from_row
-from ._schema import NEVER
+from ._schema import EXPIRES, NEVER, SERVED
 from .model import NUMBER_BITS, Claim, JobCounts, JobState, OutboxEvent, OutcomeKind, RecipientState, SettleResult
 from .store import NoSuchJob
 
@@ -43,12 +42,12 @@ _DELIVERED: Final = (
     " retry_key = NULL WHERE id = ? AND epoch = ? AND state = 1"
 )
 _FAILED: Final = (
-    "UPDATE recipients SET state = 3, attempts = attempts + 1, in_doubt = 0, last_at = ?, errno = ?, text = ?,"
+    "UPDATE recipients SET state = 3, attempts = attempts + 1, last_at = ?, errno = ?, text = ?,"
     " retry_key = NULL WHERE id = ? AND epoch = ? AND state = 1"
 )
 _DEFERRED: Final = (
-    "UPDATE recipients SET state = ?, next_at = ?, attempts = attempts + 1, in_doubt = ?, last_at = ?, errno = ?,"
-    " text = ?, retry_key = ? WHERE id = ? AND epoch = ? AND state = 1"
+    "UPDATE recipients SET state = ?, next_at = ?, attempts = attempts + 1, in_doubt = max(in_doubt, ?), last_at = ?,"
+    " errno = ?, text = ?, retry_key = ? WHERE id = ? AND epoch = ? AND state = 1"
 )
 _RELEASED: Final = (
     "UPDATE recipients SET state = ?, next_at = coalesce(?, next_at) WHERE id = ? AND epoch = ? AND state = 1"
@@ -57,6 +56,12 @@ _COUNTERS: Final = (
     "UPDATE jobs SET leased = leased - ?, delivered = delivered + ?, failed = failed + ?, deferred = deferred + ?,"
     " waiting = waiting + ?, cancelled = cancelled + ?, serve_at = min(serve_at, ?) WHERE id = ?"
 )
+
+
+def storable(text: str) -> str:
+    """Text that came from a server, as the queue can keep it: not too long, and lone surrogates replaced."""
+    text = text[:MAX_TEXT]
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 class _Mismatch(Exception):
@@ -93,10 +98,13 @@ class Leasing(Loading):
                     break
             return self._lease(owner, now, until, taken)
 
-    def claim_expired(self, owner: int, limit: int, now: float, lease_s: float) -> list[Claim]:
+    def claim_expired(
+        self, owner: int, limit: int, now: float, lease_s: float, job_id: int | None = None
+    ) -> list[Claim]:
         query = (
-            "SELECT id, has_merge, held FROM jobs WHERE state < 2 AND loader IS NULL AND expires_at IS NOT NULL"
-            " AND expires_at <= ? AND waiting + deferred + held > 0 ORDER BY expires_at LIMIT ?"
+            f"SELECT id, has_merge, held FROM jobs WHERE {EXPIRES} AND expires_at <= ?"
+            f" AND waiting + deferred + held > 0{'' if job_id is None else f' AND id = {job_id:d}'}"
+            " ORDER BY expires_at LIMIT ?"
         )
         with self._errors():
             if limit <= 0 or not self._db.execute(query, (now, 1)).fetchone():
@@ -118,14 +126,18 @@ class Leasing(Loading):
             return self._lease(owner, now, now + lease_s, taken, held)
 
     def _due_jobs(self, now: float, job_id: int | None, limit: int) -> list[tuple[int, int]]:
-        where = "state = 0 AND (loader IS NULL OR start_early) AND serve_at <= ?"
+        alive = "(expires_at IS NULL OR expires_at > ?)"
         with self._errors():
             if job_id is not None:
                 return self._db.execute(
-                    f"SELECT id, has_merge FROM jobs WHERE id = ? AND {where}", (job_id, now)
+                    f"SELECT id, has_merge FROM jobs WHERE id = ? AND {SERVED} AND start_at <= ? AND {alive}"
+                    " AND EXISTS (SELECT 1 FROM recipients WHERE job = jobs.id AND state = 0 AND next_at <= ?)",
+                    (job_id, now, now, now),
                 ).fetchall()
             return self._db.execute(
-                f"SELECT id, has_merge FROM jobs WHERE {where} ORDER BY serve_at LIMIT ?", (now, limit)
+                f"SELECT id, has_merge FROM jobs WHERE {SERVED} AND serve_at <= ? AND {alive}"
+                " ORDER BY serve_at LIMIT ?",
+                (now, now, limit),
             ).fetchall()
 
     def _due_rows(self, job: int, has_merge: bool, now: float, limit: int) -> list[Row]:
@@ -198,14 +210,26 @@ class Leasing(Loading):
         retry_deletes: Sequence[str] = (),
     ) -> SettleResult:
         with self._writing():
-            result = self._settle(outcomes, now)
+            result = self._settle(owner, outcomes, now)
             self._store_events(owner, events)
             if retry_deletes:
                 self._db.executemany("DELETE FROM retry WHERE key = ?", [(key,) for key in retry_deletes])
             if retry_updates:
                 self._db.executemany(
                     f"INSERT OR REPLACE INTO retry ({RETRY_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                    [dataclasses.astuple(record) for record in retry_updates],
+                    [
+                        (
+                            storable(record.key),
+                            record.first_failed_at,
+                            record.last_try_at,
+                            record.next_try_at,
+                            record.errno,
+                            record.more_errno,
+                            storable(record.text),
+                            record.expired,
+                        )
+                        for record in retry_updates
+                    ],
                 )
             journal = self._journals.get(owner)
             if journal is not None and journal.open_count:
@@ -218,14 +242,15 @@ class Leasing(Loading):
         if rows:
             self._db.executemany("INSERT INTO outbox (owner, name, key, payload) VALUES (?, ?, ?, ?)", rows)
 
-    def _settle(self, outcomes: Sequence[Outcome], now: float) -> SettleResult:
+    def _settle(self, owner: int, outcomes: Sequence[Outcome], now: float) -> SettleResult:
         if not outcomes:
             return SettleResult()
         try:
             with self._savepoint():
-                return SettleResult((), self._apply(outcomes, now))
+                return SettleResult((), self._apply(owner, outcomes, now))
         except _Mismatch:
             pass
+        epochs = {epoch for (epoch,) in self._db.execute("SELECT epoch FROM leases WHERE owner = ?", (owner,))}
         lost: list[Outcome] = []
         ours: dict[int, Outcome] = {}
         for outcome in outcomes:
@@ -233,13 +258,13 @@ class Leasing(Loading):
                 "SELECT 1 FROM recipients WHERE id = ? AND epoch = ? AND state = 1",
                 (outcome.recipient_id, outcome.epoch),
             ).fetchone()
-            if row is None or outcome.recipient_id in ours:
+            if row is None or outcome.epoch not in epochs or outcome.recipient_id in ours:
                 lost.append(outcome)
             else:
                 ours[outcome.recipient_id] = outcome
-        return SettleResult(tuple(lost), self._apply(list(ours.values()), now) if ours else ())
+        return SettleResult(tuple(lost), self._apply(owner, list(ours.values()), now) if ours else ())
 
-    def _apply(self, outcomes: Sequence[Outcome], now: float) -> tuple[int, ...]:
+    def _apply(self, owner: int, outcomes: Sequence[Outcome], now: float) -> tuple[int, ...]:
         """Write the outcomes, counters and leases; gives the completed jobs.
 
         Raises:
@@ -262,10 +287,12 @@ class Leasing(Loading):
             raise _Mismatch
         self._db.executemany(_COUNTERS, [(*delta, job) for job, delta in deltas.items()])
         epochs = Counter([outcome.epoch for outcome in outcomes])
-        self._db.executemany(
-            "UPDATE leases SET remaining = remaining - ? WHERE epoch = ?",
-            [(count, epoch) for epoch, count in epochs.items()],
-        )
+        found = self._db.executemany(
+            "UPDATE leases SET remaining = remaining - ? WHERE epoch = ? AND owner = ?",
+            [(count, epoch, owner) for epoch, count in epochs.items()],
+        ).rowcount
+        if found != len(epochs):
+            raise _Mismatch
         self._db.executemany("DELETE FROM leases WHERE epoch = ? AND remaining <= 0", [(epoch,) for epoch in epochs])
         return tuple(self._complete_jobs(per_job, now))
 
@@ -295,7 +322,7 @@ class Leasing(Loading):
             recipient = outcome.recipient_id
             delta = deltas[recipient >> NUMBER_BITS]
             delta[1] -= 1
-            text = outcome.text[:MAX_TEXT]
+            text = storable(outcome.text)
             if outcome.kind == OutcomeKind.FAILED:
                 delta[2] += 1
                 rows[_FAILED].append((now, outcome.errno, text, recipient, outcome.epoch))
@@ -341,13 +368,11 @@ class Leasing(Loading):
     def next_due_at(self, job_id: int | None = None) -> float | None:
         with self._errors():
             if job_id is None:
-                (due_at,) = self._db.execute(
-                    "SELECT min(serve_at) FROM jobs WHERE state = 0 AND (loader IS NULL OR start_early)"
-                ).fetchone()
+                (due_at,) = self._db.execute(f"SELECT min(serve_at) FROM jobs WHERE {SERVED}").fetchone()
             else:
                 (due_at,) = self._db.execute(
                     "SELECT max(start_at, (SELECT min(next_at) FROM recipients WHERE job = ? AND state = 0)) FROM jobs"
-                    " WHERE id = ? AND state = 0 AND (loader IS NULL OR start_early)",
+                    f" WHERE id = ? AND {SERVED}",
                     (job_id, job_id),
                 ).fetchone() or (None,)
         return None if due_at is None or due_at >= NEVER else float(due_at)
@@ -355,8 +380,8 @@ class Leasing(Loading):
     def next_expiry_at(self) -> float | None:
         with self._errors():
             row = self._db.execute(
-                "SELECT expires_at FROM jobs WHERE state < 2 AND loader IS NULL AND expires_at IS NOT NULL"
-                " AND waiting + deferred + held > 0 ORDER BY expires_at LIMIT 1"
+                f"SELECT expires_at FROM jobs WHERE {EXPIRES} AND waiting + deferred + held > 0"
+                " ORDER BY expires_at LIMIT 1"
             ).fetchone()
         return None if row is None else float(row[0])
 

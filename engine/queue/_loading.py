@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgpack
 
-from ..errors import DataError
+from ..errors import DataError, StoreError
 from ._database import Database
 from ._rows import JOB_COLUMNS, job_from_row
 from ._schema import NEVER
@@ -47,7 +47,6 @@ class _Load:
     """A job that this store is loading."""
 
     table: str
-    last_number: int
     start_early: bool
 
 
@@ -57,7 +56,11 @@ class Loading(Database):
     _loads: dict[int, _Load]
 
     def add_job(self, owner: int, job: NewJob, now: float) -> int:
-        options: bytes = msgpack.packb(dict(job.options))
+        try:
+            options: bytes = msgpack.packb(dict(job.options))
+        except (TypeError, ValueError, OverflowError) as error:
+            raise DataError(f"the options of the job cannot be stored: {error}") from None
+        _check_storable((job.name, job.sender))
         with self._writing():
             cursor = self._db.execute(
                 "INSERT INTO jobs (name, sender, state, loader, start_early, is_template, personalised, created_at,"
@@ -80,10 +83,10 @@ class Loading(Database):
             job_id = cursor.lastrowid
             assert job_id is not None
             self._db.execute("INSERT INTO bodies VALUES (?, ?)", (job_id, job.body))
-        table = f"temp.seen_{job_id}"
-        with self._errors():
+            # in the same transaction, so it is gone again if the job is
+            table = f"temp.seen_{job_id}"
             self._db.execute(f"CREATE TABLE {table} (hash INTEGER PRIMARY KEY, id INTEGER NOT NULL)")
-        self._loads[job_id] = _Load(table, 0, job.start_early)
+        self._loads[job_id] = _Load(table, job.start_early)
         return job_id
 
     def add_recipients(self, job_id: int, recipients: Iterable[NewRecipient]) -> Added:
@@ -97,11 +100,15 @@ class Loading(Database):
         return Added(accepted, duplicates)
 
     def _add_batch(self, job_id: int, load: _Load, batch: Sequence[NewRecipient]) -> Added:
-        first = recipient_id(job_id, load.last_number + 1)
-        if load.last_number + len(batch) > MAX_NUMBER:
-            raise DataError(f"a job holds at most {MAX_NUMBER} recipients")
         addresses = [normalised(recipient.address) for recipient in batch]
+        _check_storable(addresses)
         with self._writing():
+            row = self._db.execute("SELECT last_number FROM jobs WHERE id = ?", (job_id,)).fetchone()
+            if row is None:
+                raise NoSuchJob(f"job {job_id} was removed while it was loaded")
+            if row[0] + len(batch) > MAX_NUMBER:
+                raise DataError(f"a job holds at most {MAX_NUMBER} recipients")
+            first = recipient_id(job_id, row[0] + 1)
             duplicates = self._find_duplicates(load, addresses, first)
             if duplicates:
                 fresh = [
@@ -118,7 +125,7 @@ class Loading(Database):
             ]
             if merges:
                 self._db.executemany("INSERT INTO merges VALUES (?, ?)", merges)
-            last_number = load.last_number + len(batch)
+            last_number = row[0] + len(batch)
             changed = self._db.execute(
                 "UPDATE jobs SET last_number = ?, total = total + ?, waiting = waiting + ?,"
                 " duplicates = duplicates + ?, has_merge = has_merge OR ?,"
@@ -128,7 +135,6 @@ class Loading(Database):
             ).rowcount
             if not changed:
                 raise NoSuchJob(f"job {job_id} was cancelled while it was loaded")
-        load.last_number = last_number
         return Added(len(batch), len(duplicates))
 
     def _find_duplicates(self, load: _Load, addresses: list[str], first: int) -> set[int]:
@@ -183,19 +189,39 @@ class Loading(Database):
             )
             self._complete_jobs([job_id], now)
             row = self._db.execute(f"SELECT {JOB_COLUMNS} FROM jobs WHERE id = ?", (job_id,)).fetchone()
-        self._forget_load(job_id)
+            if row is None:
+                raise NoSuchJob(f"job {job_id} was removed while it was loaded")
+            self._after_commit.append(lambda: self._forget_load(job_id))
         return job_from_row(row)
 
     def abandon_loading(self, job_id: int) -> None:
-        load = self._load(job_id)
+        if self._in_group:
+            raise StoreError("abandon_loading cannot be part of a group")
+        self._load(job_id)
         with self._writing():
-            self._db.execute(
-                "UPDATE jobs SET loader = NULL, state = ? WHERE id = ?",
-                (int(JobState.HELD if load.start_early else JobState.CANCELLED), job_id),
-            )
+            state = self._end_cut_off_load(job_id, None)
         self._forget_load(job_id)
-        if not load.start_early:
+        if state is None:
             self._remove_job(job_id)
+
+    def _end_cut_off_load(self, job_id: int, now: float | None) -> JobState | None:
+        """End a loading that did not finish; the state of the job where part of it may have been sent, else None.
+
+        Args:
+            now: None where it is not known: then a job that is over ended when it was made.
+        """
+        row = self._db.execute(
+            "SELECT start_early AND total > 0, state, created_at FROM jobs WHERE id = ?", (job_id,)
+        ).fetchone()
+        if row is None:
+            return None
+        is_kept, old_state, created_at = row
+        state = JobState.HELD if is_kept and old_state != JobState.CANCELLED else JobState.CANCELLED
+        self._db.execute("UPDATE jobs SET loader = NULL, state = ? WHERE id = ?", (int(state), job_id))
+        if not is_kept:
+            return None
+        self._complete_jobs([job_id], created_at if now is None else now)
+        return state
 
     def _load(self, job_id: int) -> _Load:
         try:
@@ -238,8 +264,19 @@ class Loading(Database):
             self._db.execute("DELETE FROM jobs WHERE id = ?", (job_id,))
 
 
+def _check_storable(texts: Sequence[str]) -> None:
+    try:
+        "\n".join(texts).encode()
+    except UnicodeEncodeError:
+        bad = next(text for text in texts if any("\ud800" <= char <= "\udfff" for char in text))
+        raise DataError(f"{bad!r} is not valid text") from None
+
+
 def _packed_merge(recipient: NewRecipient) -> bytes:
-    packed: bytes = msgpack.packb(dict(recipient.merge or {}))
+    try:
+        packed: bytes = msgpack.packb(dict(recipient.merge or {}))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"the merge data of {recipient.address} cannot be stored: {error}") from None
     if len(packed) > MAX_MERGE_OCTETS:
         raise DataError(f"the merge data of {recipient.address} is over {MAX_MERGE_OCTETS} octets")
     return packed

@@ -107,6 +107,8 @@ class Recovering(Leasing):
         return Engine(owner, journal)
 
     def retire(self, engine: Engine, now: float, *, in_doubt_delay_s: float = DEFAULT_IN_DOUBT_DELAY_S) -> Recovery:
+        if self._in_group:
+            raise StoreError("retire cannot be part of a group")
         findings = _Findings(engine.owner, now, in_doubt_delay_s, describe_in_doubt)
         with self._writing():
             self._clear(engine.owner, engine.journal.contents(), findings)
@@ -162,12 +164,12 @@ class Recovering(Leasing):
         else:
             # events without an engine wait for whoever recovers next
             self._db.execute("UPDATE outbox SET owner = 0 WHERE owner = ?", (engine,))
-        for job, start_early in self._db.execute(
-            "SELECT id, start_early FROM jobs WHERE loader = ?", (engine,)
-        ).fetchall():
-            state = JobState.HELD if start_early else JobState.CANCELLED
-            self._db.execute("UPDATE jobs SET loader = NULL, state = ? WHERE id = ?", (int(state), job))
-            (findings.held if start_early else findings.removed).append(job)
+        for (job,) in self._db.execute("SELECT id FROM jobs WHERE loader = ?", (engine,)).fetchall():
+            state = self._end_cut_off_load(job, findings.now)
+            if state is None:
+                findings.removed.append(job)
+            elif state is JobState.HELD:
+                findings.held.append(job)
         self._db.execute("DELETE FROM engines WHERE id = ?", (engine,))
 
     def _recover_expired(self, findings: _Findings) -> None:
@@ -218,7 +220,7 @@ class Recovering(Leasing):
             recovered = Recovered(kind, recipient, epoch, address, attempts, engine, host, text)
             findings.recipients.append(recovered)
             events.extend(findings.describe(recovered))
-        findings.completed.extend(self._settle(outcomes, findings.now).completed)
+        findings.completed.extend(self._settle(engine, outcomes, findings.now).completed)
         self._db.execute("DELETE FROM leases WHERE epoch = ?", (epoch,))
         self._store_events(findings.owner, events)
 

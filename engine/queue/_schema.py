@@ -20,6 +20,12 @@ SCHEMA_VERSION: Final = 1
 #: UTC epoch seconds that no clock reaches; sorts behind every real time
 NEVER: Final = 9e15
 
+#: jobs that can be claimed from, when they are due (JobState.ACTIVE, and whole or started early); the text of the
+#: partial indices, which SQLite uses only for a query that says the same
+SERVED: Final = "state = 0 AND (loader IS NULL OR start_early)"
+#: jobs that can expire: active or held
+EXPIRES: Final = "state < 2 AND (loader IS NULL OR start_early) AND expires_at IS NOT NULL"
+
 SCHEMA: Final = (
     """CREATE TABLE jobs (
         id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -48,9 +54,8 @@ SCHEMA: Final = (
         failed INTEGER NOT NULL DEFAULT 0,
         cancelled INTEGER NOT NULL DEFAULT 0
     )""",
-    # state 0 is JobState.ACTIVE, 1 HELD; loader says who is still loading it
-    "CREATE INDEX jobs_serve ON jobs (serve_at) WHERE state = 0 AND (loader IS NULL OR start_early)",
-    "CREATE INDEX jobs_expire ON jobs (expires_at) WHERE state < 2 AND loader IS NULL AND expires_at IS NOT NULL",
+    f"CREATE INDEX jobs_serve ON jobs (serve_at) WHERE {SERVED}",
+    f"CREATE INDEX jobs_expire ON jobs (expires_at) WHERE {EXPIRES}",
     "CREATE INDEX jobs_loading ON jobs (loader) WHERE loader IS NOT NULL",
     "CREATE TABLE bodies (job INTEGER PRIMARY KEY, body BLOB NOT NULL)",
     """CREATE TABLE recipients (

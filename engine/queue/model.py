@@ -185,7 +185,7 @@ class Claim:
         epoch: number of the claim; no two claims of a queue ever share one (fencing).
         address: ``local@domain``, domain in lower case.
         attempts: how often it was tried before.
-        in_doubt: the last attempt may have delivered it; use the same Message-ID.
+        in_doubt: an earlier attempt may have delivered it; use the same Message-ID.
         lease_until: do not start to send after this.
         packed_merge: merge data as msgpack, or None.
     """
@@ -353,10 +353,12 @@ class Filter:
     domain: str | None = None
     address: str | None = None
     status: Status | None = None
+    #: one recipient, found without a search
+    recipient_id: int | None = None
 
     @property
     def is_whole_job(self) -> bool:
-        return self.job_id is not None and self.domain is None and self.address is None and self.status is None
+        return self.job_id is not None and self == Filter(job_id=self.job_id)
 
 
 @dataclass(frozen=True, slots=True)

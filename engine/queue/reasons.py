@@ -27,7 +27,7 @@ def reasons(explanation: Explanation, now: float) -> list[str]:
     is_settled = recipient.status in (Status.DELIVERED, Status.FAILED, Status.CANCELLED)
     if not is_settled and recipient.in_doubt:
         sentences.append(
-            "it is in doubt: the last attempt may have delivered it, so it will be sent with the same Message-ID"
+            "it is in doubt: an earlier attempt may have delivered it, so it will be sent with the same Message-ID"
         )
     if recipient.text:
         errno = f" ({recipient.errno})" if recipient.errno else ""

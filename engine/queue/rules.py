@@ -145,6 +145,8 @@ class Pattern:
         stripped = text.strip()
         if not stripped:
             raise ConfigError("a retry pattern cannot be empty", key=key, column=0, source=text)
+        if stripped.startswith("/") and "@" not in stripped:
+            raise ConfigError("files are not possible in a retry pattern", key=key, column=text.find("/"), source=text)
         if stripped.startswith("^"):
             try:
                 return cls(stripped, regex=pcre2.compile(stripped))
@@ -207,7 +209,7 @@ class RetryRule:
         if not self.steps:
             return None
         for step in self.steps:
-            if step.cutoff_s > elapsed_s:
+            if elapsed_s <= step.cutoff_s:
                 return step, False
         return self.steps[-1], True
 

@@ -1,7 +1,7 @@
 """When a deferred delivery is tried again: what retry rules and retry records say together.
 
 Layer: adapter room, but pure: time and randomness are arguments.  Spec: events-dane section 11, RT-8 to RT-15, 11.2.
-The step in force is the first whose cut-off is later than the time since the first failure; when none is, the record
+The step in force is the first whose cut-off is not before the time since the first failure; when none is, the record
 is *expired* and the last step goes on giving intervals.  RT-14 and RT-15 are the caller's: a deferral on an inherited
 connection stores no host record, and success deletes the records of `host_key`, `message_key` and `recipient_key`.
 Invariant: nothing here raises.
@@ -89,10 +89,10 @@ def _gap_s(step: Step, previous: RetryRecord | None, now: float, random: Callabl
     # an address tried out of turn must not make the gaps grow
     last_gap = min(previous.next_try_at - previous.last_try_at, now - previous.last_try_at)
     grown = last_gap * step.factor
-    if last_gap < start or grown <= start:
-        return start
     if step.kind is StepKind.GEOMETRIC:
-        return grown
+        return grown if last_gap >= start else start
+    if grown <= start:
+        return start
     # the upper half of the way from the start to the geometric gap: a spread over all of it would never grow
     return start + (grown - start) * (0.5 + 0.5 * random())
 

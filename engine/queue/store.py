@@ -15,8 +15,10 @@ collecting.  An engine that slept must not be able to overwrite what was decided
 to nobody until an engine claims it.  A claim is a *lease*: it has an owner (an engine, by the number that `register`
 gave it), an *epoch* and an end.  Claims are made in batches; each batch is one epoch, and epochs are never used twice.
 The owner alone may settle, and only while the recipient still carries the epoch of its claim (*fencing*): a settlement
-that comes too late changes nothing and is returned as lost.  Whoever has a claim must not start to send after
-`Claim.lease_until`; `extend` moves that.  A lease whose end has passed and that nobody took over can still be settled.
+that comes too late changes nothing and is returned as lost.  Whoever has a claim must not let a final octet out after
+`Claim.lease_until`, and looks at the clock for that *after* the journal's `begin` (before it, another engine could
+read the journal in between and hold the recipient for untouched); `extend` moves the end.  A lease whose end has
+passed and that nobody took over can still be settled.
 
 **Group commit.**  `settle` takes outcomes, the events that tell of them and the changes of retry records in one commit.
 `group` joins several calls into one.  When a call returns, what it did survives the loss of power.  When it raises, it
@@ -154,8 +156,10 @@ class Store(Protocol):
         """Begin to load a job; gives its number."""
 
     def add_recipients(self, job_id: int, recipients: Iterable[NewRecipient]) -> Added:
-        """Add a batch in one commit (some thousands are a good size).
+        """Add a batch in one commit; a stream of any length goes in commits of some thousands.
 
+        What was committed before an error stays in the job: abandon it, or go on behind it.  Raises DataError for an
+        address or merge data that cannot be stored.
         An address that the job has already is dropped and counted; the domain is compared, and stored, in lower case,
         the local part as it is.
         """
@@ -164,7 +168,10 @@ class Store(Protocol):
         """The job is whole and may be claimed from; one without recipients is complete at once."""
 
     def abandon_loading(self, job_id: int) -> None:
-        """Remove a job that is still being loaded; with `start_early` it is held instead, as part may have gone."""
+        """Remove a job that is still being loaded; with `start_early` it is held instead, as part may have gone.
+
+        Not inside `group`.
+        """
 
     # delivering
 
@@ -175,10 +182,18 @@ class Store(Protocol):
         """The message or template source of a job.  Raises NoSuchJob."""
 
     def claim(self, owner: int, limit: int, now: float, lease_s: float, job_id: int | None = None) -> list[Claim]:
-        """Lease up to `limit` recipients that are due, of one job or of all in turns; empty when none is."""
+        """Lease up to `limit` recipients that are due, of one job or of all in turns; empty when none is.
 
-    def claim_expired(self, owner: int, limit: int, now: float, lease_s: float) -> list[Claim]:
-        """Lease unsettled recipients of jobs past `expires_at`, due or not, held or not: settle them as failed."""
+        Jobs that are held, still being loaded (but see `NewJob.start_early`) or expired give none.
+        """
+
+    def claim_expired(
+        self, owner: int, limit: int, now: float, lease_s: float, job_id: int | None = None
+    ) -> list[Claim]:
+        """Lease unsettled recipients of jobs past `expires_at`, due or not, held or not: settle them as failed.
+
+        An engine asks this now and again, and whenever `next_expiry_at` has come: `claim` gives nothing of such a job.
+        """
 
     def settle(
         self,
@@ -200,7 +215,10 @@ class Store(Protocol):
         """Move the end of whole leases; gives the epochs that are lost (all settled, or taken over)."""
 
     def next_due_at(self, job_id: int | None = None) -> float | None:
-        """When the next recipient is (or was) due that nobody has, of one job or of all; None for never."""
+        """When the next recipient is (or was) due that nobody has, of one job or of all; None for never.
+
+        It may be earlier than it has to be, until the next `claim`; recipients of expired jobs count.
+        """
 
     def next_expiry_at(self) -> float | None:
         """When the next job with something unsettled expires."""
