@@ -2,10 +2,12 @@
 
 Layer: orchestration.  Spec: issue "First mail out": connections pooled by host and policy, bounded per host and in all;
 bulk-sending section 6 (limits with wake times, never rescans).
-A connection is a task that serves one site: it is started when work comes and the bounds allow, and ends when the site
-has nothing for it.  Sites that want a connection when the engine has all it may have stand in a line and are served in turn.
-Invariants: `open_count` never passes `max_connections`; a site with work and no connection stands in the line or waits for a
-time (`Site.down`, `no_more_until`) at which it is looked at again.
+A connection is a task that serves one site: it is started when work comes and the bounds allow, waits a little for more
+when there is none, and ends.  A site is a transport and its hosts, and the TLS plan of a host follows from these, so
+connections of one site and host are alike and none is ever lent to another policy.  Sites that want a connection when
+the engine has all it may have stand in a line and are served in turn; connections that only wait are given up for them.
+Invariants: `open_count` never passes `max_connections`; a site with work has a connection, stands in the line, or waits
+until `no_more_until` with connections that serve it.
 """
 
 from __future__ import annotations
@@ -21,8 +23,9 @@ if TYPE_CHECKING:
     from .core import Core
     from .site import Site
 
-#: pieces of work that wait for each connection before another one is opened
-_WORK_PER_CONNECTION: Final = 2
+#: pieces of work that wait for each connection before another one is opened; arbitrary: a handshake costs as much CPU
+#: as some tens of messages on a warm connection, but a round trip costs time
+_WORK_PER_CONNECTION: Final = 4
 
 
 class Pool:
@@ -33,6 +36,8 @@ class Pool:
         self._nursery = nursery
         self._line: deque[Site] = deque()
         self._in_line: set[int] = set()
+        #: sites with connections that wait for work
+        self._idle: dict[int, Site] = {}
         self.open_count = 0
 
     @property
@@ -42,11 +47,32 @@ class Pool:
 
     def on_work(self, site: Site) -> None:
         """`site` got work: wake its idle connections, open more where that helps."""
-        while site.idlers and site.waiting > len(site.idlers) * 0:
+        for _ in range(min(len(site.idlers), site.waiting)):
             site.idlers.pop().set()
-            if site.waiting <= site.established:
-                break
         self._grow(site)
+
+    async def wait_for_work(self, site: Site, seconds: float) -> None:
+        """Wait until `site` may have got work, its connection is needed elsewhere, or `seconds` are over."""
+        if self.is_contended:
+            return
+        event = trio.Event()
+        site.idlers.append(event)
+        self._idle[id(site)] = site
+        with trio.move_on_after(seconds):
+            await event.wait()
+        if not event.is_set():
+            site.idlers.remove(event)
+        if not site.idlers:
+            self._idle.pop(id(site), None)
+
+    def wake_all(self) -> None:
+        """Let every idle connection look at the world again (the engine is stopping)."""
+        for site in list(self._idle.values()):
+            self._wake_idlers(site)
+
+    def _wake_idlers(self, site: Site) -> None:
+        while site.idlers:
+            site.idlers.pop().set()
 
     def _grow(self, site: Site) -> None:
         if self._core.stopping.is_set():
@@ -65,9 +91,12 @@ class Pool:
             self._nursery.start_soon(self._serve, site)
 
     def _stand_in_line(self, site: Site) -> None:
-        if id(site) not in self._in_line:
+        if site.connections == 0 and id(site) not in self._in_line:
             self._in_line.add(id(site))
             self._line.append(site)
+            for idle in self._idle.values():
+                self._wake_idlers(idle)
+                break
 
     async def _serve(self, site: Site) -> None:
         try:

@@ -2,11 +2,11 @@
 
 Layer: orchestration.  Spec: design.md "Two flows", "Speed"; RT-7 to RT-12.
 
-**Facts.**  A queue can hold millions of recipients, memory cannot.  A claim of 500 costs little more than a claim of one.
-Most recipients of a bulk job share a few thousand domains, and most domains a few hundred sites.
+**Facts.**  A queue can hold millions of recipients, memory cannot.  A claim of 500 costs little more than a claim of
+one. Most recipients of a bulk job share a few thousand domains, and most domains a few hundred sites.
 
-**What it means.**  Recipients are claimed in batches, only as many as the sites can take up soon; between `LOW_WATER` and
-the high mark nothing is asked of the queue.  Routes are found once a domain, in a task a domain, and kept; recipients
+**What it means.**  Recipients are claimed in batches, only as many as the sites can take up soon: at the high mark
+nothing more is asked of the queue.  Routes are found once a domain, in a task a domain, and kept; recipients
 that wait for a route wait in a list.  A recipient with a known route costs a dictionary look-up and an append.  Nothing
 is ever rescanned: a site with nothing to do has no task, and the claim loop sleeps until the time at which the next
 recipient is due, or until another process may have added something.
@@ -18,15 +18,13 @@ Invariants: `held` counts the claims that we have and have not settled; it is ne
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from typing import TYPE_CHECKING, Final
 
 import trio
 
-from ..errors import DataError, EngineError
-from ..logs.facts import Fact, FactKind
-from ..queue.model import OutcomeKind
+from ..errors import DataError
 from ..values import parse_address
+from .jobs import message_id_of
 from .routing import Routed, Unrouteable
 from .site import Site
 from .work import Work
@@ -37,7 +35,10 @@ if TYPE_CHECKING:
     from ..queue.model import Claim
     from .core import Core
     from .routing import Route
+    from .settlement import Settled
     from .work import JobContext
+
+    Member = tuple[JobContext, Claim]
 
 #: batches held beside the one being claimed
 HIGH_WATER_BATCHES: Final = 4
@@ -47,38 +48,41 @@ MAX_ROUTING: Final = 100
 MAX_IDLE_SITES: Final = 20_000
 #: seconds between looks for what other processes added to the queue
 POLL_S: Final = 1.0
-#: seconds that a recipient waits whose routing router could not say when to come back
-_NO_RULE_S: Final = 900.0
+#: what an expired recipient is told (LG-4 has the other way to run out of time)
+_EXPIRED_TEXT: Final = "the job of this recipient has expired"
 
 
 class Scheduler:
-    """Claims recipients and hands them to sites.  See the module's text."""
+    """Claims recipients and hands them to sites.  See the module's text.
 
-    def __init__(self, core: Core, *, job_id: int | None, wait: bool, drain: bool) -> None:
+    Args:
+        job_id: deliver this job only; None for all.
+        drain: end when nothing is due any more; otherwise run until stopped.
+        wait: with `drain`, stay until everybody is settled.
+    """
+
+    def __init__(self, core: Core, *, job_id: int | None, drain: bool, wait: bool) -> None:
         self._core = core
         self._job_id = job_id
-        #: stay for retries of the job; drain: end when nothing is due (else run until stopped)
-        self._wait = wait
         self._drain = drain
+        self._wait = wait
         self._routing = trio.CapacityLimiter(MAX_ROUTING)
-        self._unrouted: dict[str, list[tuple[JobContext, Claim]]] = {}
+        #: domain -> recipients that wait for its route
+        self._unrouted: dict[str, list[Member]] = {}
         self._sites: dict[tuple[object, ...], Site] = {}
         self._settled = trio.Event()
         self.held = 0
 
-    # what the settlement tells
-
-    def on_settled(self, count: int, completed: Sequence[int]) -> None:
-        """`count` claims are no longer held."""
-        self.held -= count
+    def on_settled(self, settled: Settled) -> None:
+        """A commit was done: these claims are no longer held."""
+        self.held -= settled.held
+        self._core.on_settled(settled)
         self._settled.set()
-        for job_id in completed:
-            self._core.jobs.forget(job_id)
 
     # the claim loop
 
     async def run(self, nursery: trio.Nursery) -> None:
-        """Claim until there is nothing left to do, or `Core.stopping` is set."""
+        """Claim until there is nothing left to do, or `Core.stopping` is set; `nursery` gets the tasks that route."""
         core = self._core
         high = core.config.main.claim_size * HIGH_WATER_BATCHES
         while not core.stopping.is_set():
@@ -87,33 +91,49 @@ class Scheduler:
                 continue
             claims = await self._claim()
             if claims:
-                self.held += len(claims)
                 await self._dispatch(claims, nursery)
                 continue
-            if await self._is_over():
+            due_at = await self._next_due_at()
+            if self._is_over(due_at):
                 return
-            await self._wait_settled(await self._idle_s())
+            now = core.clock()
+            await self._wait_settled(POLL_S if due_at is None else min(POLL_S, max(0.01, due_at - now)))
 
     async def _claim(self) -> list[Claim]:
         core, main = self._core, self._core.config.main
-        return await core.database.call(
-            core.database.store.claim, core.engine.owner, main.claim_size, core.clock(), main.lease_time, self._job_id
+        store = core.database.store
+        now = core.clock()
+        claims = await core.database.call(
+            store.claim, core.engine.owner, main.claim_size, now, main.lease_time, self._job_id
         )
+        self._hold(claims)
+        return claims
 
-    async def _is_over(self) -> bool:
+    def _hold(self, claims: Sequence[Claim]) -> None:
+        self.held += len(claims)
+        self._core.leases.add(claims)
+
+    async def fail_expired(self) -> None:
+        """Fail what is left of jobs that are past their time."""
+        core, main = self._core, self._core.config.main
+        while not core.stopping.is_set():
+            claims = await core.database.call(
+                core.database.store.claim_expired, core.engine.owner, main.claim_size, core.clock(), main.lease_time
+            )
+            if not claims:
+                return
+            self._hold(claims)
+            for claim in claims:
+                core.fail(await core.jobs.load_or_none(claim.job_id), claim, _EXPIRED_TEXT)
+            await self._wait_settled(POLL_S)
+
+    def _is_over(self, due_at: float | None) -> bool:
         if self.held or not self._drain:
             return False
-        if self._wait:
-            return await self._next_due_at() is None
-        due = await self._next_due_at()
-        return due is None or due > self._core.clock()
+        return due_at is None or (not self._wait and due_at > self._core.clock())
 
     async def _next_due_at(self) -> float | None:
         return await self._core.database.call(self._core.database.store.next_due_at, self._job_id)
-
-    async def _idle_s(self) -> float:
-        due = await self._next_due_at()
-        return POLL_S if due is None else min(POLL_S, max(0.01, due - self._core.clock()))
 
     async def _wait_settled(self, seconds: float) -> None:
         """Sleep until something was settled, the engine is to stop, or `seconds` are over."""
@@ -127,9 +147,13 @@ class Scheduler:
 
     async def _dispatch(self, claims: list[Claim], nursery: trio.Nursery) -> None:
         core = self._core
-        routed: dict[int, tuple[Route, list[tuple[JobContext, Claim]]]] = {}
+        routed: dict[int, tuple[Route, list[Member]]] = {}
         for claim in claims:
-            context = core.jobs.get(claim.job_id) or await core.jobs.load(claim.job_id)
+            try:
+                context = core.jobs.get(claim.job_id) or await core.jobs.load(claim.job_id)
+            except DataError as error:
+                core.fail(None, claim, f"the message of this job cannot be composed: {error}")
+                continue
             if context is None:
                 core.fail(None, claim, "the job of this recipient is gone")
                 continue
@@ -156,53 +180,36 @@ class Scheduler:
     async def _route_domain(self, domain: str) -> None:
         """Find the route of the recipients that wait for `domain`; one route for all where no local part mattered."""
         async with self._routing:
-            first, found = True, None
             while members := self._unrouted.get(domain):
-                if not first and found is not None and found.cacheable_by_domain:
-                    del self._unrouted[domain]
-                    self._hand_over(found, members)
-                    return
-                context, claim = members.pop(0)
-                found = await self._route(claim, context)
-                first = False
-                if found is not None:
-                    self._hand_over(found, [(context, claim)])
-            self._unrouted.pop(domain, None)
+                context, claim = members[0]
+                route = await self._core.routers.route(
+                    parse_address(claim.address), self._core.scope_for(context, claim)
+                )
+                if route.cacheable_by_domain:
+                    break
+                del members[0]
+                self._hand_over(route, [(context, claim)])
+            waiting = self._unrouted.pop(domain)
+            if waiting:
+                self._hand_over(route, waiting)
 
-    async def _route(self, claim: Claim, context: JobContext) -> Route | None:
-        core = self._core
-        try:
-            return await core.routers.route(parse_address(claim.address), core.scope_for(context, claim))
-        except EngineError as error:
-            core.defer_routing(context, claim, f"routing failed: {error}", -1, "", _NO_RULE_S)
-            return None
-
-    def _hand_over(self, route: Route, members: list[tuple[JobContext, Claim]]) -> None:
+    def _hand_over(self, route: Route, members: list[Member]) -> None:
         core = self._core
         if isinstance(route, Routed):
             site = self._site(route)
-            by_job: dict[int, tuple[JobContext, list[Claim]]] = {}
-            for context, claim in members:
-                if context.job.personalised or context.job.is_template:
-                    site.add(Work(context, [claim]))
-                else:
-                    by_job.setdefault(claim.job_id, (context, []))[1].append(claim)
-            limit = site.transport.options.max_rcpt or math.inf
-            for context, claims in by_job.values():
-                size = int(min(limit, len(claims)))
-                for start in range(0, len(claims), size):
-                    site.add(Work(context, claims[start : start + size]))
+            for work in _pieces(members, site.transport.options.max_rcpt):
+                site.add(work)
             core.pool.on_work(site)
         elif isinstance(route, Unrouteable):
             for context, claim in members:
                 core.fail(context, claim, route.message, router=route.router)
         else:
             for context, claim in members:
-                core.defer_routing(context, claim, route.message, route.errno, route.router, None)
+                core.defer_routing(context, claim, route)
 
     def _site(self, route: Routed) -> Site:
         hosts = tuple((host.name, host.address, host.port, host.preference, host.secure) for host in route.hosts)
-        key = (route.transport, hosts)
+        key = (route.transport, route.router, hosts)
         site = self._sites.get(key)
         if site is None:
             if len(self._sites) >= MAX_IDLE_SITES:
@@ -220,23 +227,32 @@ class Scheduler:
 
     def release_waiting(self) -> None:
         """Give back everything that no connection has begun (shutdown)."""
-        settle = self._core.settlement.settle
+        core = self._core
         for site in self._sites.values():
             for work in site.take_all():
                 for claim in work.claims:
-                    settle(claim.outcome(OutcomeKind.RELEASED))
+                    core.settlement.release(claim)
         for members in self._unrouted.values():
             for _, claim in members:
-                settle(claim.outcome(OutcomeKind.RELEASED))
+                core.settlement.release(claim)
         self._unrouted.clear()
 
-    def waiting_by_site(self) -> dict[str, int]:
-        """First host -> pieces of work that wait for it, for the display."""
-        counts: defaultdict[str, int] = defaultdict(int)
-        for site in self._sites.values():
-            if site.waiting:
-                counts[site.hosts[0].name] += site.waiting
-        return dict(counts)
+
+def _pieces(members: list[Member], max_rcpt: int) -> list[Work]:
+    """What goes together in one transaction: recipients of one message, `max_rcpt` (0: any number) at a time."""
+    pieces: list[Work] = []
+    shared: dict[int, tuple[JobContext, list[Claim]]] = {}
+    for context, claim in members:
+        if context.is_personalised:
+            pieces.append(Work(context, [claim], message_id_of(context, claim.number)))
+        else:
+            shared.setdefault(claim.job_id, (context, []))[1].append(claim)
+    limit = max_rcpt or math.inf
+    for context, claims in shared.values():
+        size = int(min(limit, len(claims)))
+        message_id = message_id_of(context, 0)
+        pieces += [Work(context, claims[start : start + size], message_id) for start in range(0, len(claims), size)]
+    return pieces
 
 
 async def _then_cancel(event: trio.Event, scope: trio.CancelScope) -> None:

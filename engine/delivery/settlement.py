@@ -1,30 +1,37 @@
 """Group commit: what the connections decided goes to the queue, the logs and the counters in batches.
 
-Layer: orchestration.  Spec: design.md "Queue" (group commit), "Speed"; store.py "Group commit".
+Layer: orchestration.  Spec: design.md "Queue" (group commit), "Speed"; store.py "Group commit"; RT-8 to RT-10, RT-15.
 
 While one batch is being committed in the queue's thread the next one gathers, so the fuller the engine, the larger the
-batches: many outcomes, one fsync.  Log lines of a batch are written after its commit; a crash in between is closed by
-the in-flight journal, from which the recovery logs again.
+batches: many outcomes, one fsync.  A deferral whose time depends on its retry record is worked out in that thread too,
+since the record is read there, for the whole batch at once.  Log lines of a batch are written after its commit; a
+crash in between is closed by the in-flight journal, from which the recovery logs again.
 Invariants: an outcome is logged and counted if and only if the commit said it still was ours; a store that cannot
-take a batch now (disk full, locked) gets the same batch again until it can, and nothing new is begun meanwhile; a damaged
-queue stops the engine with its error.
+take a batch now (disk full, locked) gets the same batch again until it can, and nothing new is begun meanwhile; a
+damaged queue stops the engine with its error.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import trio
 
 from ..logs.facts import Fact, FactKind
+from ..queue.model import Filter, Outcome, OutcomeKind
+from ..queue.schedule import TIMED_OUT_TEXT
 from ..queue.store import QueueFull, QueueLocked
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from ..logs.writer import LogWriter
-    from ..queue.model import Outcome, RetryRecord, SettleResult
+    from ..queue.model import Claim, OutboxEvent, RetryRecord, SettleResult
+    from ..queue.rules import Failure
     from ..queue.store import Engine, Store
+    from .retries import Retries
 
 _T = TypeVar("_T")
 
@@ -34,6 +41,8 @@ RETRY_COMMIT_S: Final = 1.0
 MAX_LAST_COMMITS: Final = 5
 #: most outcomes in one commit; keeps one transaction and its lock short
 MAX_BATCH: Final = 2000
+#: events taken from the outbox at a time
+_OUTBOX_BATCH: Final = 500
 
 
 class StoreThread:
@@ -48,13 +57,65 @@ class StoreThread:
         return await trio.to_thread.run_sync(function, *arguments, limiter=self._limiter)
 
 
+@dataclass(slots=True, eq=False)
+class Deferral:
+    """A claim that is to be tried again when its own retry record says so.
+
+    Attributes:
+        fact: its ``==`` line; `key`: of the retry record (11.2).
+        failure, subjects: what retry rules are searched with.
+        created_at: when the message came; RT-9 measures from it where it is older than the record. None for routing.
+        earliest_at: not before this, whatever the rule says.
+        in_doubt: the final octet was sent and no reply came.
+        is_frozen: a person has to release it (host_find_failed = freeze).
+    """
+
+    claim: Claim
+    fact: Fact
+    key: str
+    failure: Failure
+    subjects: tuple[str, ...]
+    created_at: float | None
+    earliest_at: float = 0.0
+    in_doubt: bool = False
+    is_frozen: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class _Entry:
+    """An outcome, or a deferral that becomes one, with its lines; or lines alone."""
+
+    outcome: Outcome | None
+    facts: Sequence[Fact]
+    label: str = ""
+    is_retry: bool = False
+    deferral: Deferral | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What a commit did, told in the trio thread.
+
+    Attributes:
+        held: claims that are ours no more.
+        completed: jobs that are complete by it.
+        counts: (label of the site, kind, whether it was deferred before, in doubt) -> recipients.
+        epochs: epoch -> claims of it that are ours no more.
+    """
+
+    held: int
+    completed: tuple[int, ...]
+    counts: Counter[tuple[str, OutcomeKind, bool, bool]] = field(default_factory=Counter)
+    epochs: Counter[int] = field(default_factory=Counter)
+
+
 class Settlement:
     """Collects outcomes and commits them.
 
     Args:
         clock: UTC epoch seconds.
-        on_settled: called in the trio thread after each commit with the number of claims that are no longer held and
-            the jobs that are complete by it.
+        on_settled: called in the trio thread after each commit.
+        completion: makes the lines that tell that a job is complete (LG-6).
     """
 
     def __init__(
@@ -62,36 +123,44 @@ class Settlement:
         database: StoreThread,
         engine: Engine,
         log: LogWriter,
+        retries: Retries,
         clock: Callable[[], float],
-        on_settled: Callable[[int, Sequence[int]], None],
+        on_settled: Callable[[Settled], None],
+        completion: Callable[[int], Fact | None],
     ) -> None:
         self._database = database
         self._engine = engine
         self._log = log
+        self._retries = retries
         self._clock = clock
         self._on_settled = on_settled
-        self._outcomes: list[Outcome] = []
-        #: facts of the outcomes, by their place in `_outcomes`; a fact without outcome has place -1
-        self._facts: list[tuple[int, Fact]] = []
+        self._completion = completion
+        self._entries: list[_Entry] = []
         self._retry_updates: dict[str, RetryRecord] = {}
         self._retry_deletes: set[str] = set()
         self._wake = trio.Event()
-        self._committing = False
         self._closing = False
         #: a commit is being repeated since the queue would not take it
         self.is_stuck = False
 
-    def settle(self, outcome: Outcome, *facts: Fact) -> None:
-        """One claim ended; `facts` are logged if the claim was still ours."""
-        place = len(self._outcomes)
-        self._outcomes.append(outcome)
-        for fact in facts:
-            self._facts.append((place, fact))
+    def settle(self, claim: Claim, outcome: Outcome, label: str = "", *facts: Fact) -> None:
+        """One claim ended; `facts` are logged, and it is counted for the site `label`, if the claim was still ours."""
+        self._entries.append(_Entry(outcome, facts, label, claim.attempts > 0))
+        self._notify()
+
+    def release(self, claim: Claim) -> None:
+        """Give a claim back that was not tried."""
+        self._entries.append(_Entry(claim.outcome(OutcomeKind.RELEASED), ()))
+        self._notify()
+
+    def defer(self, deferral: Deferral, label: str = "") -> None:
+        """One claim is to be tried again when its retry record and rule say so, or fails if they say never."""
+        self._entries.append(_Entry(None, (), label, deferral.claim.attempts > 0, deferral))
         self._notify()
 
     def tell(self, fact: Fact) -> None:
         """Log something that settles nothing, in its place among the rest."""
-        self._facts.append((-1, fact))
+        self._entries.append(_Entry(None, (fact,)))
         self._notify()
 
     def keep_retry(self, record: RetryRecord) -> None:
@@ -108,8 +177,8 @@ class Settlement:
 
     @property
     def backlog(self) -> int:
-        """Outcomes that wait for a commit."""
-        return len(self._outcomes)
+        """Outcomes and lines that wait for a commit."""
+        return len(self._entries)
 
     def _notify(self) -> None:
         if not self._wake.is_set():
@@ -126,7 +195,7 @@ class Settlement:
             self._wake = trio.Event()
             # a batch is never half done: the shield holds for the commit, which is bounded by the store
             with trio.CancelScope(shield=True):
-                while self._outcomes or self._facts or self._retry_updates or self._retry_deletes:
+                while self._entries or self._retry_updates or self._retry_deletes:
                     await self._commit()
             if self._closing:
                 return
@@ -136,21 +205,26 @@ class Settlement:
         self._closing = True
         self._notify()
 
+    async def drain_outbox(self) -> None:
+        """Take the events that are committed out of the outbox.
+
+        Until there are action workers nobody listens, so they are acknowledged at once.
+        """
+        store = self._database.store
+        while True:
+            events: list[OutboxEvent] = await self._database.call(store.drain_outbox, self._engine.owner, _OUTBOX_BATCH)
+            if not events:
+                return
+            await self._database.call(store.ack_outbox, [event.id for event in events])
+
     async def _commit(self) -> None:
-        outcomes, self._outcomes = self._outcomes[:MAX_BATCH], self._outcomes[MAX_BATCH:]
-        facts, later = [], []
-        for place, fact in self._facts:
-            if place < MAX_BATCH:
-                facts.append((place, fact))
-            else:
-                later.append((place - MAX_BATCH, fact))
-        self._facts = later
+        batch, self._entries = self._entries[:MAX_BATCH], self._entries[MAX_BATCH:]
         updates, self._retry_updates = self._retry_updates, {}
         deletes, self._retry_deletes = self._retry_deletes, set()
         last_tries = 0
         while True:
             try:
-                result = await self._database.call(self._write, outcomes, facts, list(updates.values()), list(deletes))
+                settled = await self._database.call(self._write, batch, updates, deletes)
                 break
             except (QueueFull, QueueLocked) as error:
                 if not self.is_stuck:
@@ -161,27 +235,96 @@ class Settlement:
                     raise
                 await trio.sleep(RETRY_COMMIT_S)
         self.is_stuck = False
-        if outcomes or result.completed:
-            self._on_settled(len(outcomes), result.completed)
+        if settled.held or settled.completed:
+            self._on_settled(settled)
 
-    def _write(
-        self,
-        outcomes: list[Outcome],
-        facts: list[tuple[int, Fact]],
-        updates: list[RetryRecord],
-        deletes: list[str],
-    ) -> SettleResult:
-        """In the queue's thread: commit, then log what was committed."""
-        result = self._database.store.settle(
-            self._engine.owner, outcomes, self._clock(), retry_updates=updates, retry_deletes=deletes
-        )
-        if result.lost:
-            lost = {id(outcome) for outcome in result.lost}
-            dropped = {place for place, outcome in enumerate(outcomes) if id(outcome) in lost}
-            lines = [fact for place, fact in facts if place not in dropped]
-            text = f"{len(dropped)} outcomes came after their lease was taken over; another engine settles them"
-            lines.append(Fact(FactKind.NOTE, self._clock(), text=text))
-        else:
-            lines = [fact for _, fact in facts]
+    def _write(self, batch: list[_Entry], updates: dict[str, RetryRecord], deletes: set[str]) -> Settled:
+        """In the queue's thread: work out the deferrals, commit, then log what was committed."""
+        now = self._clock()
+        store = self._database.store
+        updates = dict(updates)
+        frozen = self._resolve(batch, updates, deletes, now)
+        outcomes = [entry.outcome for entry in batch if entry.outcome is not None]
+        with store.group():
+            result = store.settle(
+                self._engine.owner,
+                outcomes,
+                now,
+                retry_updates=list(updates.values()),
+                retry_deletes=[key for key in deletes if key not in updates],
+            )
+            for where in frozen:
+                store.hold(where)
+        return self._log_batch(batch, result, len(outcomes), now)
+
+    def _resolve(
+        self, batch: Iterable[_Entry], updates: dict[str, RetryRecord], deletes: set[str], now: float
+    ) -> list[Filter]:
+        """Turn every deferral into an outcome; the recipients to be held until a person looks at them."""
+        deferred = [entry for entry in batch if entry.deferral is not None]
+        if not deferred:
+            return []
+        frozen: list[Filter] = []
+        keys = {entry.deferral.key for entry in deferred if entry.deferral is not None}
+        known = self._database.store.retry_records(sorted(keys - updates.keys() - deletes))
+        for entry in deferred:
+            deferral = entry.deferral
+            assert deferral is not None
+            claim, fact = deferral.claim, deferral.fact
+            previous = updates.get(deferral.key) or known.get(deferral.key)
+            if previous is not None and previous.last_try_at == now:
+                postponed = self._retries.as_is(previous)  # others of this batch have failed on the same key
+            else:
+                postponed = self._retries.postpone(deferral, previous, now)
+            if postponed.record is not None:
+                updates[deferral.key] = postponed.record
+            if postponed.timed_out and not deferral.in_doubt:
+                facts = [fact, timed_out_fact(fact)]
+                entry.outcome = claim.outcome(OutcomeKind.FAILED, errno=fact.errno, text=fact.text)
+            else:
+                facts = [fact]
+                entry.outcome = claim.outcome(
+                    OutcomeKind.DEFERRED,
+                    next_attempt_at=max(postponed.next_try_at, deferral.earliest_at),
+                    errno=fact.errno,
+                    text=fact.text,
+                    retry_key=deferral.key,
+                    in_doubt=deferral.in_doubt,
+                )
+                if deferral.is_frozen:
+                    frozen.append(Filter(job_id=claim.job_id, address=claim.address))
+            entry.facts = facts
+        return frozen
+
+    def _log_batch(self, batch: list[_Entry], result: SettleResult, count: int, now: float) -> Settled:
+        lost = {id(outcome) for outcome in result.lost}
+        lines: list[Fact] = []
+        counts: Counter[tuple[str, OutcomeKind, bool, bool]] = Counter()
+        epochs: Counter[int] = Counter()
+        for entry in batch:
+            outcome = entry.outcome
+            if outcome is not None:
+                epochs[outcome.epoch] += 1
+                if lost and id(outcome) in lost:
+                    continue
+                counts[entry.label, outcome.kind, entry.is_retry, outcome.in_doubt] += 1
+            lines.extend(entry.facts)
+        if lost:
+            text = f"{len(lost)} outcomes came after their lease was taken over; another engine settles them"
+            lines.append(Fact(FactKind.NOTE, now, text=text))
+        lines.extend(fact for fact in map(self._completion, result.completed) if fact is not None)
         self._log.write(lines)
-        return result
+        return Settled(count, result.completed, counts, epochs)
+
+
+def timed_out_fact(deferred: Fact) -> Fact:
+    """The ``**`` line that follows the ``==`` line of a recipient whose time is up (LG-4)."""
+    return Fact(
+        FactKind.FAILED,
+        deferred.at,
+        message_id=deferred.message_id,
+        address=deferred.address,
+        sender=deferred.sender,
+        text=TIMED_OUT_TEXT,
+        job=deferred.job,
+    )

@@ -5,9 +5,10 @@ design.md "Speed": per recipient only table look-ups and appends.
 
 A site is a transport with the ordered hosts of one or more domains.  Work that waits stands in deques by the set of
 hosts it has already tried (a bit mask, nearly always 0), so taking the next piece for a host is a look at one or two
-deque heads, whatever the length.  A host may serve a piece of work when every host of a better preference has either
-been tried by it or is down for now: MX preference wins over load.
-Invariants: a piece of work is in one deque or in one connection's hands, never both; `waiting` counts those in deques.
+deque heads, whatever the length.  A host may serve a piece of work if no host of a better preference could: one that
+it has not tried, that is not down, and that hosts_max_try still allows.
+Invariants: a piece of work is in one deque or in one connection's hands, never both; `waiting` counts those in deques;
+work for which no host is left is taken out by `take_unservable`, so work that waits always has a host.
 """
 
 from __future__ import annotations
@@ -19,10 +20,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import trio
+
     from ..errors import DeliveryError
     from ..policy.mx import Host
+    from ..queue.model import RetryRecord
     from ..smtp import HostMemory
-    from .transport import Transport
+    from .transport import HostDecisions, Transport
     from .work import Work
 
 
@@ -47,25 +51,37 @@ class Site:
 
     Attributes:
         hosts: best preference first.
-        down: host number -> the error that holds.
-        connections: connection tasks alive; established: those with a session that has been greeted.
+        down: host number -> the error that holds; changed by `set_down` only.
+        records: host number -> its retry record, once `is_judged` tells that they were read.
         memory: host number -> what the pipelining ladder has learned of the host.
-        plain: host numbers whose TLS start failed and that may be spoken to in clear (TL-7).
+        decisions: host number -> what the options say of it, where nothing that can change was looked at.
+        connections: connection tasks alive; connections_to: the same by host number; established: with a session that
+            has been greeted.
+        idlers: events of connections that wait for work.
     """
 
     router: str
     transport: Transport
     hosts: tuple[Host, ...]
     down: dict[int, Down] = field(default_factory=dict)
+    records: dict[int, RetryRecord] = field(default_factory=dict)
+    is_judged: bool = False
     memory: dict[int, HostMemory] = field(default_factory=dict)
-    plain: set[int] = field(default_factory=set)
+    decisions: dict[int, HostDecisions] = field(default_factory=dict)
     connections: int = 0
+    connections_to: dict[int, int] = field(default_factory=dict)
     established: int = 0
+    idlers: list[trio.Event] = field(default_factory=list)
     waiting: int = 0
     #: monotonic second until which no further connection is opened, after the site refused one it had beside others
     no_more_until: float = 0.0
-    last_used: float = 0.0
     _ready: dict[int, deque[Work]] = field(default_factory=dict)
+    _allowed: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """What people know the site by: its best host."""
+        return self.hosts[0].name
 
     def add(self, work: Work) -> None:
         """Let `work` wait at the end."""
@@ -73,7 +89,7 @@ class Site:
         self.waiting += 1
 
     def put_back(self, work: Work) -> None:
-        """Let `work` wait at the front: it was taken and never begun."""
+        """Let `work` wait at the front: it was taken and never begun, or goes to its next host."""
         self._queue(work.tried).appendleft(work)
         self.waiting += 1
 
@@ -88,7 +104,7 @@ class Site:
         if not self.waiting:
             return None
         for tried, queue in self._ready.items():
-            if queue and self._may_serve(host, tried):
+            if queue and self._allowed_hosts(tried) >> host & 1:
                 self.waiting -= 1
                 work = queue.popleft()
                 if not queue and tried:
@@ -97,53 +113,78 @@ class Site:
         return None
 
     def has_work_for(self, host: int) -> bool:
+        """Whether `take` would give something."""
         return bool(self.waiting) and any(
-            queue and self._may_serve(host, tried) for tried, queue in self._ready.items()
+            queue and self._allowed_hosts(tried) >> host & 1 for tried, queue in self._ready.items()
         )
 
     def next_host(self, now: float) -> int | None:
-        """The host to connect to next: the best one that is not down and has work it may serve.
-
-        Among hosts of one preference the one with the fewest failures behind it comes first in `hosts` order; their
-        order was shuffled when the route was made.
-        """
+        """The host to connect to next: of those that may serve what waits, the one with the fewest connections."""
         self._forget_down(now)
-        for number in range(len(self.hosts)):
-            if number not in self.down and self.has_work_for(number):
-                return number
-        return None
+        wanted = 0
+        for tried, queue in self._ready.items():
+            if queue:
+                wanted |= self._allowed_hosts(tried)
+        hosts = [number for number in range(len(self.hosts)) if wanted >> number & 1]
+        return min(hosts, key=lambda number: (self.connections_to.get(number, 0), number), default=None)
+
+    def set_down(self, host: int, down: Down) -> None:
+        """Let nothing go to `host` until `down.until`."""
+        self.down[host] = down
+        self._allowed.clear()
 
     def _forget_down(self, now: float) -> None:
-        for number in [number for number, down in self.down.items() if down.until <= now]:
+        over = [number for number, down in self.down.items() if down.until <= now]
+        for number in over:
             del self.down[number]
+        if over:
+            self._allowed.clear()
 
-    def _may_serve(self, host: int, tried: int) -> bool:
-        if tried >> host & 1:
-            return False
-        if host == 0 and not tried:
-            return True
-        preference = self.hosts[host].preference
-        for number, other in enumerate(self.hosts):
-            if number == host:
-                continue
-            better = number < host if preference is None or other.preference is None else other.preference < preference
-            if better and not tried >> number & 1 and number not in self.down:
-                return False
-        return True
+    def _allowed_hosts(self, tried: int) -> int:
+        """Bit mask of the hosts that may serve work which has tried `tried`."""
+        mask = self._allowed.get(tried)
+        if mask is None:
+            mask = self._allowed[tried] = self._compute_allowed(tried)
+        return mask
 
-    def has_host_left(self, work: Work, now: float) -> bool:
-        """Whether some host that is not down has not been tried by `work` yet."""
+    def _compute_allowed(self, tried: int) -> int:
+        options = self.transport.options
+        attempted = [
+            number
+            for number in range(len(self.hosts))
+            if tried >> number & 1 or ((down := self.down.get(number)) is not None and down.error is not None)
+        ]
+        if len(attempted) >= options.hosts_max_try_hardlimit:
+            return 0
+        servable = [number for number in range(len(self.hosts)) if not tried >> number & 1 and number not in self.down]
+        if len(attempted) >= options.hosts_max_try:
+            # RT-13: each further MX level gets one try
+            seen = {self.hosts[number].preference for number in attempted}
+            servable = [number for number in servable if self.hosts[number].preference not in seen]
+        if not servable:
+            return 0
+        best = self.hosts[servable[0]].preference
+        if best is None:
+            return 1 << servable[0]
+        return sum(1 << number for number in servable if self.hosts[number].preference == best)
+
+    def may_be_served(self, work: Work, now: float) -> bool:
+        """Whether some host is left for `work`."""
         self._forget_down(now)
-        return any(not work.tried >> number & 1 and number not in self.down for number in range(len(self.hosts)))
+        return self._allowed_hosts(work.tried) != 0
 
     def take_unservable(self, now: float) -> Iterator[Work]:
-        """Take out the work for which every host has been tried or is down."""
+        """Take out the work for which no host is left."""
         self._forget_down(now)
         for tried, queue in list(self._ready.items()):
-            if any(not tried >> number & 1 and number not in self.down for number in range(len(self.hosts))):
-                continue
-            del self._ready[tried]
-            self.waiting -= len(queue)
+            if queue and not self._allowed_hosts(tried):
+                del self._ready[tried]
+                self.waiting -= len(queue)
+                yield from queue
+
+    def waiting_work(self) -> Iterator[Work]:
+        """Everything that waits, left where it is."""
+        for queue in self._ready.values():
             yield from queue
 
     def take_all(self) -> Iterator[Work]:

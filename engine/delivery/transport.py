@@ -2,8 +2,8 @@
 
 Layer: orchestration (sans-I/O itself).  Spec: events-dane sections 6 and 8 (TL-1 to TL-14); policy/plan.py.
 Host lists and strings are expansions; what holds for a host is decided once a connection, never once a message.
-Invariants: everything that can be wrong with the text of an option is found by `Transport.compile`, before anything runs;
-a program with a lookup in it makes `is_pure` False, and its decisions are then made in a thread.
+Invariants: everything that can be wrong with the text of an option is found by `Transport.compile`, before anything
+runs; a program with a lookup in it makes `is_pure` False, and its decisions are then made in a thread.
 """
 
 from __future__ import annotations
@@ -48,11 +48,17 @@ class HostDecisions:
 
 @dataclass(frozen=True, slots=True)
 class Transport:
-    """One transport of the configuration, compiled."""
+    """One transport of the configuration, compiled.
+
+    Attributes:
+        is_pure: deciding never blocks.
+        is_fixed: what is decided for a host is the same each time.
+    """
 
     name: str
     options: TransportOptions
     is_pure: bool
+    is_fixed: bool
     _programs: Mapping[str, Program]
     _hosts: Mapping[str, HostList]
 
@@ -74,8 +80,15 @@ class Transport:
                 )
             elif row.metadata["kind"] is Kind.EXPANDED_LIST:
                 hosts[row.name] = compile_list(HostList, value, named, key, file)
-        pure = all(part.is_pure for part in (*programs.values(), *hosts.values()))
-        return cls(name, options, pure, programs, hosts)
+        is_pure = all(program.is_pure for program in programs.values()) and all(
+            items.is_pure for items in hosts.values()
+        )
+        is_fixed = (
+            is_pure
+            and all(program.reads <= _OF_HOST for program in programs.values())
+            and not any(b"$" in items.source for items in hosts.values())
+        )
+        return cls(name, options, is_pure, is_fixed, programs, hosts)
 
     def decide(self, host: Host, scope: Scope) -> HostDecisions:
         """What holds for `host`.  Blocks if not `is_pure`.
@@ -137,8 +150,10 @@ class Transport:
             return ""  # X-9: a forced failure leaves these options unset
 
 
-#: variables a transport's options may read beside the environment's
-HOST_VARIABLES: Final = ("host", "host_address", "host_port")
+#: variables that are the same whenever a host is decided on
+_OF_HOST: Final = frozenset(
+    {"host", "host_address", "host_port", "primary_hostname", "router_name", "transport_name", "domain"}
+)
 
 
 def compile_list(kind: Any, value: Any, named: NamedLists, key: str, file: str) -> Any:

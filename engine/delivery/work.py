@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ..compose import Composer
     from ..queue.model import Claim, Job
+    from .settlement import Deferral
 
 
 @dataclass(slots=True, eq=False)
@@ -20,15 +21,22 @@ class JobContext:
 
     Attributes:
         sender: envelope sender as octets, b"" for the null one.
+        salt: makes message ids of jobs different that were made in one second.
         envid, ret: DSN parameters of MAIL (RFC 3461), or None; notify: of each RCPT.
     """
 
     job: Job
     composer: Composer
     sender: bytes
+    salt: bytes = b""
     ret: str | None = None
     envid: bytes | None = None
     notify: tuple[str, ...] | None = None
+
+    @property
+    def is_personalised(self) -> bool:
+        """Whether each recipient has a message of its own."""
+        return self.job.personalised or self.job.is_template
 
 
 @dataclass(slots=True, eq=False)
@@ -37,15 +45,17 @@ class Work:
 
     Attributes:
         claims: the recipients that are still to be delivered.
-        tried: bit mask of the host numbers that have had it.
+        tried: bit mask of the host numbers that have had it and refused the message for now (RT-2).
         restarts: how often it was begun and broken off through no fault of its own.
-        message_id: Exim-form id, set when it is composed.
-        taken_at: UTC epoch seconds at which a connection took it up first.
+        message_id: Exim-form id.
+        taken_at: UTC epoch seconds at which a connection took it up first; 0 before.
+        last: for each claim, how the last host put the message off; what is settled when no host is left.
     """
 
     context: JobContext
     claims: list[Claim]
+    message_id: str
     tried: int = 0
     restarts: int = 0
-    message_id: str = ""
     taken_at: float = 0.0
+    last: list[Deferral] | None = None

@@ -1,0 +1,214 @@
+"""The composition root: from a configuration to an engine that runs.
+
+Layer: application.  Spec: design.md "Layers and rooms": only this module constructs things.
+Whoever wants to send mail from Python starts here: `check` a configuration, `open_engine`, then `delivery.run.run`.
+Invariants: everything that can be wrong with a configuration is found by `compile_config`, before a file is opened or a
+packet sent; nothing is global, so two engines can live in one process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import socket
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from .actions.lookups.registry import LookupOptions, LookupRegistry
+from .delivery.core import Core
+from .delivery.jobs import Jobs
+from .delivery.leases import Leases
+from .delivery.progress import Progress
+from .delivery.retries import Retries
+from .delivery.routing import RouterChain
+from .delivery.routing.expansion import EngineExpander
+from .delivery.settlement import StoreThread
+from .delivery.transport import Transport
+from .errors import ConfigError, DataError
+from .expand import Scope
+from .expand.lists import NamedLists
+from .logs.mainlog import MainLogFormat, parse_selector
+from .logs.writer import LogFile, LogWriter
+from .net.resolver import Resolver
+from .net.system_hosts import LocalAddresses, SystemHosts
+from .queue.rules import RetryRules
+from .queue.sqlite import open_store
+from .tls.context import TlsContexts
+from .values import parse_domain
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from .config import Config
+    from .queue.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """A configuration with everything in it compiled.
+
+    Attributes:
+        host_name: primary_hostname, or the system's name.
+    """
+
+    config: Config
+    host_name: str
+    routers: RouterChain
+    transports: dict[str, Transport]
+    rules: RetryRules
+    log_format: MainLogFormat
+
+
+def compile_config(config: Config, *, rng: random.Random | None = None) -> Compiled:
+    """Compile every expansion, list, rule and server name of a configuration.
+
+    Args:
+        rng: shuffles hosts and spreads retries.
+
+    Raises:
+        ConfigError: naming file, key and column of what is wrong.
+    """
+    try:
+        named = NamedLists(
+            domains=config.lists.get("domainlist", {}),
+            hosts=config.lists.get("hostlist", {}),
+            addresses=config.lists.get("addresslist", {}),
+            local_parts=config.lists.get("localpartlist", {}),
+        )
+        dns = config.dns
+        resolver = Resolver(
+            dns.nameservers, trust_ad=_trust_ad(dns.trust_ad), timeout_s=dns.timeout, cache_size=dns.cache_size
+        )
+        transports = {
+            name: Transport.compile(name, options, named, config.file) for name, options in config.transports.items()
+        }
+        return Compiled(
+            config=config,
+            host_name=host_name(config),
+            routers=RouterChain(
+                config.routers,
+                resolver,
+                expander=EngineExpander(named),
+                system_hosts=SystemHosts(timeout_s=dns.timeout),
+                transports=tuple(transports),
+                local_addresses=LocalAddresses(),
+                random=rng,
+            ),
+            transports=transports,
+            rules=RetryRules.compile(config.retry),
+            log_format=MainLogFormat(parse_selector(config.main.log_selector)),
+        )
+    except ConfigError as error:
+        if error.file is None and config.file:
+            error.file = config.file
+        raise
+
+
+def check(config: Config) -> None:
+    """See that a configuration can be used.  Raises ConfigError as `compile_config` does."""
+    compile_config(config)
+
+
+def _trust_ad(value: str) -> Any:
+    return value  # the option table allows just the values that the resolver knows
+
+
+def host_name(config: Config) -> str:
+    """The name of this host: `primary_hostname`, or the system's.  Raises ConfigError."""
+    name = config.main.primary_hostname or socket.getfqdn()
+    try:
+        return parse_domain(name)
+    except DataError as error:
+        if config.main.primary_hostname:
+            raise ConfigError(str(error), key="main.primary_hostname") from None
+        return "localhost"
+
+
+@contextlib.contextmanager
+def open_engine(
+    config: Config,
+    *,
+    progress: Progress | None = None,
+    log_to_stderr: bool = True,
+    clock: Callable[[], float] = time.time,
+    rng: random.Random | None = None,
+) -> Iterator[Core]:
+    """An engine over the queue of the configuration, registered and ready for `delivery.run.run`.
+
+    Args:
+        progress: counts what happens; a new one by default.
+        log_to_stderr: whether the main log goes to standard error where the configuration names no file.
+        clock: UTC epoch seconds.
+
+    Raises:
+        ConfigError: the configuration cannot be used, or a log file cannot be opened.
+        StoreError: the queue cannot be opened.
+    """
+    compiled = compile_config(config, rng=rng)
+    with contextlib.ExitStack() as stack:
+        log = open_log(compiled, log_to_stderr=log_to_stderr)
+        stack.callback(log.close)
+        store = open_store(config.main.queue)
+        stack.callback(store.close)
+        lookups = LookupRegistry(_lookup_options(config))
+        stack.callback(lookups.close)
+        yield make_core(compiled, store, log, lookups, progress or Progress(), clock, rng or random.Random())
+
+
+def open_log(compiled: Compiled, *, log_to_stderr: bool = True) -> LogWriter:
+    """The main log and the JSON records of a configuration.  Raises ConfigError where one cannot be opened."""
+    main = compiled.config.main
+    file = LogFile(main.log_file) if main.log_file or log_to_stderr else None
+    records = LogFile(main.json_log_file) if main.json_log_file else None
+    return LogWriter(compiled.log_format, file, records)
+
+
+def make_core(
+    compiled: Compiled,
+    store: Store,
+    log: LogWriter,
+    lookups: LookupRegistry,
+    progress: Progress,
+    clock: Callable[[], float],
+    rng: random.Random,
+) -> Core:
+    """Put an engine together and register it with the queue.  Raises StoreError."""
+    config, name = compiled.config, compiled.host_name
+    database = StoreThread(store)
+
+    def make_scope(variables: dict[str, object]) -> Scope:
+        return Scope({"primary_hostname": name, **variables}, lookups=lookups, now=clock, random=rng.randrange)
+
+    return Core(
+        config=config,
+        clock=clock,
+        database=database,
+        engine=store.register(clock()),
+        log=log,
+        retries=Retries(compiled.rules, config.main, rng.random),
+        routers=compiled.routers,
+        transports=compiled.transports,
+        contexts=TlsContexts(),
+        jobs=Jobs(database, name),
+        leases=Leases(),
+        progress=progress,
+        make_scope=make_scope,
+    )
+
+
+def _lookup_options(config: Config) -> LookupOptions:
+    actions, dns = config.actions, config.dns
+    return LookupOptions(
+        pgsql_servers=actions.pgsql_servers,
+        mysql_servers=actions.mysql_servers,
+        redis_servers=actions.redis_servers,
+        sqlite_dbfile=actions.sqlite_dbfile,
+        nameservers=dns.nameservers,
+        trust_ad=dns.trust_ad,
+    )
+
+
+def with_queue(config: Config, queue: str | None) -> Config:
+    """The configuration with another queue, if one is given."""
+    return config if queue is None else replace(config, main=replace(config.main, queue=queue))

@@ -1,0 +1,279 @@
+"""`outrider send`: queue a job, deliver it, say what became of it.
+
+Layer: command line.  Spec: design.md "Command line"; issue "First mail out", "Message", "Bad input", "Telling".
+Sending the same message to the same recipients again goes on with the job that is there: a run that was killed and
+started again sends nothing twice, and a list that is done is not sent a second time unless that is asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path  # noqa: TC003 - typer reads the annotations
+from typing import TYPE_CHECKING, Annotated, BinaryIO
+
+import trio
+import typer
+
+from .. import app
+from ..compose import BadRow, Composer, Format, read_recipients
+from ..config import Config, load
+from ..delivery.jobs import JobOptions
+from ..delivery.loading import Loaded, find_same, fingerprint
+from ..delivery.loading import load as load_job
+from ..errors import DataError
+from ..queue.model import JobState, NewJob
+from ..values import parse_address, parse_interval
+from .display import summary, tell_summary
+from .exits import Exit, exit_on_error
+from .running import run_with_signals
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..delivery.core import Core
+    from ..queue.model import Job
+
+#: octets of a message; arbitrary, four times what most servers take
+MAX_MESSAGE_OCTETS = 256 << 20
+_COPY_OCTETS = 1 << 20
+
+
+def send(
+    recipients: Annotated[
+        str, typer.Option("--recipients", metavar="FILE", help="CSV, JSON lines or addresses; - for standard input.")
+    ],
+    message: Annotated[Path, typer.Option("--message", metavar="FILE", help="RFC 5322 message, or template.")],
+    sender: Annotated[str, typer.Option("--from", metavar="ADDRESS", help="Envelope sender; <> for the null one.")],
+    config: Annotated[Path | None, typer.Option(help="Configuration file (TOML).")] = None,
+    queue: Annotated[str | None, typer.Option(help="URL of the queue, instead of the configuration's.")] = None,
+    template: Annotated[bool, typer.Option("--template", help="The message is a Jinja2 template.")] = False,
+    personalised: Annotated[
+        bool, typer.Option("--personalised", help="One message a recipient, with To and Message-ID of its own.")
+    ] = False,
+    recipients_format: Annotated[
+        Format | None, typer.Option("--format", help="What the recipients' file is; default: told by its first line.")
+    ] = None,
+    skip_invalid: Annotated[bool, typer.Option(help="Queue the good rows; write the bad ones to --rejects.")] = False,
+    rejects: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where bad rows go with their reasons (JSON lines).")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the job; default: the message's file name.")] = None,
+    expires: Annotated[
+        str | None, typer.Option(metavar="INTERVAL", help="Give up what is undelivered after this, such as 2d.")
+    ] = None,
+    dsn_notify: Annotated[
+        str | None, typer.Option(metavar="WORDS", help="NEVER, or some of SUCCESS,FAILURE,DELAY (RFC 3461).")
+    ] = None,
+    dsn_ret: Annotated[str | None, typer.Option(metavar="FULL|HDRS", help="What a DSN returns (RFC 3461).")] = None,
+    dsn_envid: Annotated[str | None, typer.Option(metavar="ID", help="Envelope id for DSNs (RFC 3461).")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Stay until everybody is settled, retries included.")] = False,
+    queue_only: Annotated[bool, typer.Option(help="Queue the job and end; `outrider run` delivers it.")] = False,
+    again: Annotated[bool, typer.Option(help="Send even if the same was sent before.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> int:
+    """Send one message to many recipients and watch it arrive.
+
+    Ends with 0 when every recipient is delivered, 75 when some are still deferred (they stay queued), 69 when some
+    failed for good.
+    """
+    with exit_on_error():
+        options = _job_options(dsn_notify, dsn_ret, dsn_envid)
+        loaded = app.with_queue(load(str(config)) if config is not None else Config(), queue)
+        app.check(loaded)
+        envelope_sender = _sender(sender)
+        source = _read_message(message)
+        expires_s = _expiry(expires, loaded)
+        now = time.time()
+        composer = Composer.for_job(
+            source,
+            is_template=template,
+            personalised=personalised or template,
+            sender=envelope_sender,
+            host_name=app.host_name(loaded),
+            created_at=now,
+        )
+        with ExitStack() as stack:
+            rows = stack.enter_context(_open_recipients(recipients))
+            mark = fingerprint(
+                envelope_sender, source, repr((template, personalised, options.notify, options.ret)), recipients=rows
+            )
+            reader = read_recipients(rows, recipients_format)
+            if template and reader.columns is not None:
+                composer.check(reader.columns)
+            core = stack.enter_context(app.open_engine(loaded, log_to_stderr=not sys.stderr.isatty()))
+            job = None if again else find_same(core.database.store, mark)
+            new_job = NewJob(
+                sender=envelope_sender,
+                body=source,
+                is_template=template,
+                personalised=personalised or template,
+                name=name or message.name,
+                expires_at=now + expires_s if expires_s else None,
+                options=replace(options, salt=secrets.token_bytes(16), fingerprint=mark).to_mapping(),
+            )
+
+            def queue_job() -> Job:
+                with _Rejects(rejects, skip_invalid) as bad:
+                    done = load_job(
+                        core.database.store,
+                        core.engine.owner,
+                        new_job,
+                        composer,
+                        reader,
+                        now=time.time,
+                        on_bad=bad.write if skip_invalid else None,
+                        progress=core.progress,
+                    )
+                _tell_loaded(done, rejects)
+                return done.job
+
+            return trio.run(_send, core, job, queue_job, wait, queue_only, as_json)
+
+
+async def _send(
+    core: Core, job: Job | None, queue_job: Callable[[], Job], wait: bool, queue_only: bool, as_json: bool
+) -> int:
+    store = core.database.store
+    if job is not None:
+        _tell(_known_job(job))
+    else:
+        job = await core.database.call(queue_job)
+    if queue_only:
+        await core.database.call(store.retire, core.engine, core.clock())
+        _print_job(job.id, as_json)
+        return Exit.OK
+    counts = job.counts
+    progress = core.progress
+    progress.total = counts.total
+    progress.earlier = counts.delivered + counts.failed + counts.cancelled
+    progress.waiting = counts.deferred
+    await run_with_signals(core, job_id=job.id, wait=wait, title=job.name, total=counts.total)
+    after = await core.database.call(store.counts, job.id)
+    if as_json:
+        counted = {"job": job.id, "delivered": after.delivered, "failed": after.failed, "unsettled": after.unsettled}
+        print(json.dumps({**summary(progress, time.monotonic()), "queue": counted}, ensure_ascii=False))
+    else:
+        tell_summary(progress)
+    if after.unsettled:
+        _tell(f"job {job.id}: {after.unsettled:,} still queued; `outrider run` or the same command goes on with it")
+        return Exit.TEMPORARY
+    return Exit.UNAVAILABLE if after.failed else Exit.OK
+
+
+def _known_job(job: Job) -> str:
+    if job.state is JobState.COMPLETED:
+        return f"this was sent before, as job {job.id}, and is complete; --again sends it once more"
+    return f"going on with job {job.id}, which has {job.counts.unsettled:,} of {job.counts.total:,} left"
+
+
+def _tell(text: str) -> None:
+    print(f"outrider: {text}", file=sys.stderr)
+
+
+def _tell_loaded(done: Loaded, rejects: Path | None) -> None:
+    notes = [f"{done.accepted:,} recipients queued as job {done.job.id}"]
+    if done.duplicates:
+        notes.append(f"{done.duplicates:,} duplicates dropped")
+    if done.skipped:
+        notes.append(f"{done.skipped:,} bad rows skipped" + (f" (see {rejects})" if rejects else ""))
+    _tell(", ".join(notes))
+
+
+def _print_job(job_id: int, as_json: bool) -> None:
+    print(json.dumps({"job": job_id}) if as_json else f"job {job_id}")
+
+
+# reading what was given
+
+
+def _job_options(notify: str | None, ret: str | None, envid: str | None) -> JobOptions:
+    words = tuple(word.strip().upper() for word in notify.split(",")) if notify else None
+    if words and (not set(words) <= {"NEVER", "SUCCESS", "FAILURE", "DELAY"} or ("NEVER" in words and len(words) > 1)):
+        raise typer.BadParameter(f"--dsn-notify {notify!r} is neither NEVER nor some of SUCCESS,FAILURE,DELAY")
+    if ret is not None and ret.upper() not in ("FULL", "HDRS"):
+        raise typer.BadParameter(f"--dsn-ret {ret!r} is neither FULL nor HDRS")
+    if envid is not None and not (0 < len(envid) <= 100 and envid.isascii() and envid.isprintable()):
+        raise typer.BadParameter("--dsn-envid must be 1 to 100 printable ASCII characters")
+    return JobOptions(ret=ret.upper() if ret else None, envid=envid, notify=words)
+
+
+def _sender(text: str) -> str:
+    if text in ("", "<>"):
+        return ""
+    try:
+        return str(parse_address(text.removeprefix("<").removesuffix(">")))
+    except DataError as error:
+        raise DataError(f"--from: {error}") from None
+
+
+def _expiry(text: str | None, config: Config) -> int:
+    if text is None:
+        return config.main.job_expiry
+    try:
+        return parse_interval(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"--expires: {error}") from None
+
+
+def _read_message(path: Path) -> bytes:
+    try:
+        if path.stat().st_size > MAX_MESSAGE_OCTETS:
+            raise DataError(f"message {path} is larger than {MAX_MESSAGE_OCTETS:,} octets")
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"message {path} cannot be read: {error.strerror}") from None
+
+
+def _open_recipients(name: str) -> BinaryIO:
+    """A file that can be read twice: once for its fingerprint, once for its rows."""
+    if name != "-":
+        try:
+            file = open(name, "rb")  # noqa: SIM115 - the caller closes it
+        except OSError as error:
+            raise DataError(f"recipients {name} cannot be read: {error.strerror}") from None
+        if file.seekable():
+            return file
+        with file:
+            return _spooled(file)
+    return _spooled(sys.stdin.buffer)
+
+
+def _spooled(source: BinaryIO) -> BinaryIO:
+    copy = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
+    while block := source.read(_COPY_OCTETS):
+        copy.write(block)
+    copy.seek(0)
+    return copy
+
+
+class _Rejects:
+    """Where bad rows go: JSON lines with line number, reason and text; made only if there is one."""
+
+    def __init__(self, path: Path | None, wanted: bool) -> None:
+        self._path = path if wanted else None
+        self._stack = ExitStack()
+        self._file: BinaryIO | None = None
+
+    def write(self, row: BadRow) -> None:
+        if self._path is None:
+            _tell(f"line {row.line}: {row.reason}" if row.line else row.reason)
+            return
+        if self._file is None:
+            try:
+                self._file = self._stack.enter_context(self._path.open("wb"))
+            except OSError as error:
+                raise DataError(f"rejects file {self._path} cannot be written: {error.strerror}") from None
+        record = {"line": row.line, "reason": row.reason, "row": row.text}
+        self._file.write(json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
+
+    def __enter__(self) -> _Rejects:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()

@@ -1,0 +1,258 @@
+"""A host that cannot be used: its retry record, its line in the log, and what becomes of the work that waits for it.
+
+Layer: orchestration.  Spec: events-dane RT-1, RT-9 to RT-13, LG-2 to LG-5, 11.2.
+Invariants: a host error writes one host line (but none for -37 and -42, LG-5) and one record; work is settled exactly
+when no host of its site is left for it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from ..logs.facts import ConnectionFacts, Fact, FactKind
+from ..queue.model import OutcomeKind
+from ..queue.rules import Failure
+from ..queue.schedule import (
+    ERRNO_REMOTE_RETRY,
+    Verdict,
+    host_key,
+    is_ultimate_timeout,
+    judge_host,
+    may_try_expired,
+    no_host_left,
+)
+from .settlement import timed_out_fact
+from .site import Down
+
+if TYPE_CHECKING:
+    from ..errors import DeliveryError
+    from ..queue.model import Claim
+    from ..queue.schedule import Postponement
+    from .core import Core
+    from .site import Site
+    from .work import Work
+
+#: errors without a host line: TLS handshake, authentication (LG-5)
+_NO_HOST_LINE: Final = frozenset({-37, -42})
+
+
+def port_of(site: Site, number: int) -> int:
+    """The port that a host is spoken to on."""
+    return site.hosts[number].port or site.transport.options.port
+
+
+def bare_connection(site: Site, number: int) -> ConnectionFacts:
+    """The facts of a connection that did not come about."""
+    host = site.hosts[number]
+    return ConnectionFacts(host.name, host.address, port_of(site, number), bool(host.secure))
+
+
+def key_of(site: Site, number: int) -> str:
+    """Key of a host's retry record (11.2)."""
+    host = site.hosts[number]
+    return host_key(host.name, host.address, port_of(site, number), site.transport.options.interface)
+
+
+async def judge_hosts(core: Core, site: Site) -> None:
+    """Read what earlier runs left about the hosts of a site, and take those that are not due for down (RT-11)."""
+    keys = [key_of(site, number) for number in range(len(site.hosts))]
+    known = await core.database.call(core.database.store.retry_records, keys)
+    if site.is_judged:
+        return
+    site.is_judged = True
+    now = core.clock()
+    main, options = core.config.main, site.transport.options
+    for number, key in enumerate(keys):
+        record = known.get(key)
+        if record is None:
+            continue
+        site.records[number] = record
+        newest = _newest_message_at(site, now)
+        verdict = judge_host(
+            record,
+            now,
+            rule=core.retries.rule(Failure(), *_subjects(site, number)),
+            message_created_at=newest,
+            data_expire_s=main.retry_data_expire,
+        )
+        if verdict is Verdict.EXPIRED and not options.delay_after_cutoff and may_try_expired(record, newest):
+            continue
+        if verdict in (Verdict.NOT_DUE, Verdict.EXPIRED):
+            site.set_down(number, Down(record.next_try_at, None, record.expired))
+
+
+def _newest_message_at(site: Site, now: float) -> float:
+    return max((work.context.job.created_at for work in site.waiting_work()), default=now)
+
+
+def _subjects(site: Site, number: int) -> tuple[str, ...]:
+    """Host errors match the host name first, then the domain (RT-7)."""
+    host = site.hosts[number]
+    return (host.name, host.domain) if host.domain else (host.name,)
+
+
+def on_host_error(core: Core, site: Site, number: int, error: DeliveryError, connection: ConnectionFacts) -> None:
+    """`number` cannot be used for now: log it, keep a record, settle what has no host left."""
+    now = core.clock()
+    log_host_error(core, error, connection)
+    postponed = postpone_host(core, site, number, error, now)
+    site.set_down(number, Down(postponed.next_try_at, error, postponed.timed_out))
+    settle_unservable(core, site, number)
+
+
+def log_host_error(core: Core, error: DeliveryError, connection: ConnectionFacts) -> None:
+    """The host line of an error (LG-5)."""
+    if error.errno in _NO_HOST_LINE:
+        return
+    # a system error is told by its number; its text would only say the same again
+    text = "" if error.errno > 0 else error.message
+    core.settlement.tell(Fact(FactKind.HOST, core.clock(), connection=connection, errno=error.errno, text=text))
+
+
+def postpone_host(core: Core, site: Site, number: int, error: DeliveryError, now: float) -> Postponement:
+    """Make and keep the retry record of a host (RT-8 to RT-10)."""
+    postponed = core.retries.postpone_host(
+        site.records.get(number),
+        key_of(site, number),
+        now,
+        Failure(error.retry_name, from_mx=site.hosts[number].from_mx),
+        _subjects(site, number),
+        errno=error.errno,
+        more_errno=error.more_errno,
+        text=error.message,
+    )
+    if postponed.record is not None:
+        site.records[number] = postponed.record
+        core.settlement.keep_retry(postponed.record)
+    return postponed
+
+
+def on_host_success(core: Core, site: Site, number: int) -> None:
+    """A host works: its record goes (RT-15)."""
+    if site.records.pop(number, None) is not None:
+        core.settlement.drop_retry(key_of(site, number))
+
+
+def settle_unservable(core: Core, site: Site, last: int | None = None) -> None:
+    """Settle the work for which no host of the site is left; `last` is the host that has just failed, if any."""
+    now = core.clock()
+    for work in site.take_unservable(now):
+        settle_without_host(core, site, work, last)
+
+
+def settle_without_host(core: Core, site: Site, work: Work, last: int | None = None) -> None:
+    """No host is left for `work`: it fails or waits (RT-1, RT-11, RT-12)."""
+    now = core.clock()
+    if work.last:
+        # some host took the connection and put the message off: that is what is waited for
+        for deferral in work.last:
+            core.settlement.defer(deferral, site.label)
+        return
+    error = site.down[last].error if last is not None and last in site.down else _latest_error(site)
+    number = last if last is not None else _number_of(site, error)
+    until = min((down.until for down in site.down.values()), default=now)
+    is_expired = all(number in site.down and site.down[number].expired for number in range(len(site.hosts)))
+    for claim in work.claims:
+        if error is None:
+            _settle_not_due(core, site, work, claim, until)
+        elif error.permanent:
+            _fail_permanently(core, site, work, claim, error, number)
+        else:
+            _defer(core, site, work, claim, error, number, until, is_expired=is_expired)
+
+
+def _latest_error(site: Site) -> DeliveryError | None:
+    errors = [down.error for down in site.down.values() if down.error is not None]
+    return errors[-1] if errors else None
+
+
+def _number_of(site: Site, error: DeliveryError | None) -> int:
+    return next((number for number, down in site.down.items() if error is not None and down.error is error), 0)
+
+
+def _settle_not_due(core: Core, site: Site, work: Work, claim: Claim, until: float) -> None:
+    """All hosts are known to be down from before (RT-12)."""
+    now, options = core.clock(), site.transport.options
+    domain = claim.address.rpartition("@")[2]
+    verdicts = [Verdict.EXPIRED if down.expired else Verdict.NOT_DUE for down in site.down.values()]
+    ended = no_host_left(domain, verdicts, delay_after_cutoff=options.delay_after_cutoff)
+    rule = core.retries.rule(Failure(), *_subjects(site, 0))
+    fact = core.fact(
+        FactKind.FAILED if ended.failed else FactKind.DEFERRED,
+        work.context,
+        claim,
+        router=site.router,
+        transport=site.transport.name,
+        errno=ended.errno,
+        text=ended.text,
+    )
+    if ended.failed:
+        outcome = claim.outcome(OutcomeKind.FAILED, errno=ended.errno, text=ended.text)
+        core.settlement.settle(claim, outcome, site.label, *core.completed(fact, work.context))
+    elif is_ultimate_timeout(rule, work.context.job.created_at, now):
+        _time_out(core, site, work, claim, fact)
+    else:
+        outcome = claim.outcome(
+            OutcomeKind.DEFERRED,
+            next_attempt_at=until,
+            errno=ended.errno,
+            text=ended.text,
+            retry_key=key_of(site, 0),
+        )
+        core.settlement.settle(claim, outcome, site.label, fact)
+
+
+def _fail_permanently(core: Core, site: Site, work: Work, claim: Claim, error: DeliveryError, number: int) -> None:
+    """5xx on the banner or to HELO, and it was the last host (RT-1)."""
+    core.fail(
+        work.context,
+        claim,
+        error.message,
+        router=site.router,
+        transport=site.transport.name,
+        label=site.label,
+        connection=bare_connection(site, number),
+    )
+
+
+def _defer(
+    core: Core,
+    site: Site,
+    work: Work,
+    claim: Claim,
+    error: DeliveryError,
+    number: int,
+    until: float,
+    *,
+    is_expired: bool,
+) -> None:
+    rule = core.retries.rule(Failure(error.retry_name, from_mx=site.hosts[number].from_mx), *_subjects(site, number))
+    fact = core.fact(
+        FactKind.DEFERRED,
+        work.context,
+        claim,
+        router=site.router,
+        transport=site.transport.name,
+        connection=bare_connection(site, number),
+        errno=error.errno,
+        text=error.message if error.errno <= 0 else "",
+    )
+    if is_expired or is_ultimate_timeout(rule, work.context.job.created_at, core.clock()):
+        _time_out(core, site, work, claim, fact)
+        return
+    outcome = claim.outcome(
+        OutcomeKind.DEFERRED,
+        next_attempt_at=until,
+        errno=error.errno,
+        text=error.message,
+        retry_key=key_of(site, number),
+    )
+    core.settlement.settle(claim, outcome, site.label, fact)
+
+
+def _time_out(core: Core, site: Site, work: Work, claim: Claim, deferred: Fact) -> None:
+    """The ``==`` line, then the ``**`` line (LG-4)."""
+    failed = timed_out_fact(deferred)
+    text = deferred.text or failed.text
+    outcome = claim.outcome(OutcomeKind.FAILED, errno=deferred.errno or ERRNO_REMOTE_RETRY, text=text)
+    core.settlement.settle(claim, outcome, site.label, deferred, *core.completed(failed, work.context))

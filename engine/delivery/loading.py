@@ -1,0 +1,141 @@
+"""Put a job into the queue: all of its recipients, or none.
+
+Layer: orchestration.  Spec: issue "First mail out", "Queue" and "Bad input".
+Recipients are read, checked and stored as a stream, a batch a commit, so memory does not depend on how many there are.
+A job is not delivered from before it is whole; a row that cannot be used ends the loading and nothing stays queued,
+unless bad rows are to be skipped: then each is handed to `on_bad` with its reason.
+Invariant: when `load` raises, the queue is as it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Final
+
+from ..compose import BadRow
+from ..errors import DataError
+from ..queue.model import JobState, NewRecipient
+from .jobs import JobOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from typing import BinaryIO
+
+    from ..compose import Composer, Recipient
+    from ..queue.model import Job, NewJob
+    from ..queue.store import Store
+    from .progress import Progress
+
+#: recipients in one commit
+BATCH: Final = 5000
+#: jobs looked at in one step when an earlier one is searched
+_PAGE: Final = 500
+_HASH_OCTETS: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What became of the recipients of a job."""
+
+    job: Job
+    accepted: int
+    duplicates: int
+    skipped: int
+
+
+def load(
+    store: Store,
+    owner: int,
+    job: NewJob,
+    composer: Composer,
+    rows: Iterable[Recipient | BadRow],
+    *,
+    now: Callable[[], float],
+    on_bad: Callable[[BadRow], None] | None = None,
+    progress: Progress | None = None,
+) -> Loaded:
+    """Queue a job with its recipients.  Blocks; call it in a thread.
+
+    Args:
+        composer: of this job; a row whose data it cannot use is a bad row.
+        on_bad: takes the rows that are left out; None: the first bad row is an error.
+        progress: counts what was loaded.
+
+    Raises:
+        DataError: a row cannot be used, or there is no recipient at all; nothing is queued.
+        StoreError: the queue cannot take it; nothing is queued.
+    """
+    job_id = store.add_job(owner, job, now())
+    try:
+        accepted = duplicates = skipped = 0
+
+        def good_rows() -> Iterator[NewRecipient]:
+            nonlocal skipped
+            for row in rows:
+                bad = row if isinstance(row, BadRow) else None
+                if bad is None and not isinstance(row, BadRow):
+                    reason = _unfit(composer, row) if job.is_template else ""
+                    if not reason:
+                        yield NewRecipient(row.address, row.merge)
+                        continue
+                    bad = BadRow(0, reason, row.address)
+                assert bad is not None
+                if on_bad is None:
+                    raise DataError(f"{bad.reason}: {bad.text}" if bad.text else bad.reason, line=bad.line or None)
+                on_bad(bad)
+                skipped += 1
+
+        source = good_rows()
+        while batch := list(islice(source, BATCH)):
+            added = store.add_recipients(job_id, batch)
+            accepted += added.accepted
+            duplicates += added.duplicates
+            if progress is not None:
+                progress.loaded = accepted
+        if not accepted:
+            raise DataError("there is no recipient to send to")
+    except BaseException:
+        store.abandon_loading(job_id)
+        raise
+    return Loaded(store.finish_loading(job_id, now()), accepted, duplicates, skipped)
+
+
+def _unfit(composer: Composer, row: Recipient) -> str:
+    try:
+        composer.check((row.merge or {}).keys())
+    except DataError as error:
+        return str(error)
+    return ""
+
+
+def fingerprint(*parts: str | bytes, recipients: BinaryIO) -> bytes:
+    """What is the same for two sends only if they send the same to the same.
+
+    Args:
+        parts: sender, message and whatever else makes a job.
+        recipients: is read to its end and put back to its start.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        octets = part.encode("utf-8", "surrogateescape") if isinstance(part, str) else part
+        digest.update(len(octets).to_bytes(8))
+        digest.update(octets)
+    while block := recipients.read(_HASH_OCTETS):
+        digest.update(block)
+    recipients.seek(0)
+    return digest.digest()
+
+
+def find_same(store: Store, wanted: bytes) -> Job | None:
+    """The newest job with this fingerprint that was not cancelled, or None."""
+    found: Job | None = None
+    after = 0
+    while page := store.jobs(_PAGE, after):
+        for job in page:
+            same = JobOptions.from_mapping(job.options).fingerprint == wanted
+            if same and job.state is not JobState.CANCELLED and not job.is_loading:
+                found = job
+        after = page[-1].id
+    return found

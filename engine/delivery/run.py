@@ -1,0 +1,190 @@
+"""One run of the engine: from the first claim to the last commit.
+
+Layer: orchestration.  Spec: design.md "Command line" (`send`, `run`), "Queue"; store.py "What a crash leaves".
+Three circles of tasks, each ended by the one inside it: the connections and the tasks that find routes; the claim loop
+and the chores (leases kept up, dead engines cleared up after, expired jobs, the outbox); the settlement, which ends
+last. A stop lets what is in flight end for `shutdown_timeout` seconds, then cuts it off; what was cut off is in doubt
+where its final octet may have gone, and given back otherwise.
+Invariants: when `run` returns, everything that was decided is committed and every claim is settled or given back; when
+it raises `StoreError`, the in-flight journal tells the next engine what was under way.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from ..logs.facts import ConnectionFacts, Fact, FactKind
+from ..queue.model import RecoveryKind
+from ..queue.store import QueueFull, QueueLocked
+from .jobs import message_id_of
+from .pool import Pool
+from .scheduler import Scheduler
+from .settlement import Settlement
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from ..queue.model import Recovered, Recovery
+    from .core import Core
+
+#: seconds between looks for engines that have died
+RECOVER_INTERVAL_S: Final = 15.0
+#: seconds between looks for jobs that have expired
+EXPIRY_INTERVAL_S: Final = 10.0
+#: seconds between looks into the outbox
+OUTBOX_INTERVAL_S: Final = 1.0
+#: seconds between two sweeps of old retry records
+SWEEP_INTERVAL_S: Final = 3600.0
+
+_RECOVERED_KINDS: Final = {
+    RecoveryKind.IN_DOUBT: FactKind.IN_DOUBT,
+    RecoveryKind.DELIVERED: FactKind.DELIVERED,
+    RecoveryKind.FAILED: FactKind.FAILED,
+    RecoveryKind.DEFERRED: FactKind.DEFERRED,
+}
+
+
+async def run(core: Core, *, job_id: int | None = None, drain: bool = True, wait: bool = False) -> None:
+    """Deliver until there is nothing left to do or `core.stop` was called.
+
+    Args:
+        job_id: this job only; None for all.
+        drain: end when nothing is due any more; otherwise only when stopped.
+        wait: with `drain`, stay until everybody is settled.
+
+    Raises:
+        StoreError: the queue cannot be used any more.
+    """
+    scheduler = Scheduler(core, job_id=job_id, drain=drain, wait=wait)
+    core.settlement = Settlement(
+        core.database, core.engine, core.log, core.retries, core.clock, scheduler.on_settled, core.completion_of_job
+    )
+    try:
+        async with trio.open_nursery() as outer:
+            outer.start_soon(core.settlement.run)
+            async with trio.open_nursery() as chores:
+                _start_chores(core, scheduler, chores)
+                await _deliver(core, scheduler)
+                chores.cancel_scope.cancel()
+            scheduler.release_waiting()
+            core.settlement.close()
+    except* Exception as group:
+        # strict groups hide the one error that ended the run inside nurseries that know of no other
+        raise _only(group) from None
+    await core.settlement.drain_outbox()
+    await core.database.call(core.database.store.retire, core.engine, core.clock())
+
+
+async def _deliver(core: Core, scheduler: Scheduler) -> None:
+    cut_off = trio.CancelScope()
+    async with trio.open_nursery() as watch:
+        watch.start_soon(_cut_off_when_stopped, core, cut_off)
+        with cut_off:
+            async with trio.open_nursery() as workers:
+                core.pool = Pool(core, workers)
+                await _recover(core)
+                async with trio.open_nursery() as routes:
+                    await scheduler.run(routes)
+                    if core.stopping.is_set():
+                        routes.cancel_scope.cancel()
+                # nothing will be added: idle connections need not wait, busy ones end their work
+                core.stop()
+        watch.cancel_scope.cancel()
+
+
+async def _cut_off_when_stopped(core: Core, scope: trio.CancelScope) -> None:
+    await core.stopping.wait()
+    await trio.sleep(core.config.main.shutdown_timeout)
+    text = f"{core.pool.open_count} connections cut off: shutdown_timeout is over"
+    core.settlement.tell(Fact(FactKind.NOTE, core.clock(), text=text))
+    scope.cancel()
+
+
+# chores
+
+
+def _start_chores(core: Core, scheduler: Scheduler, nursery: trio.Nursery) -> None:
+    lease_time = core.config.main.lease_time
+    chores: tuple[tuple[float, Callable[[], Awaitable[None]]], ...] = (
+        (lease_time / 3, lambda: _extend(core, lease_time)),
+        (RECOVER_INTERVAL_S, lambda: _recover(core)),
+        (EXPIRY_INTERVAL_S, scheduler.fail_expired),
+        (OUTBOX_INTERVAL_S, core.settlement.drain_outbox),
+        (SWEEP_INTERVAL_S, lambda: _sweep(core)),
+    )
+    for interval_s, chore in chores:
+        nursery.start_soon(_repeat, core, interval_s, chore)
+
+
+async def _repeat(core: Core, interval_s: float, chore: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        await trio.sleep(interval_s)
+        try:
+            await chore()
+        except (QueueLocked, QueueFull) as error:
+            # the next time may do; what must not wait is the settlement's part
+            core.settlement.tell(Fact(FactKind.NOTE, core.clock(), text=f"queue: {error}"))
+
+
+async def _extend(core: Core, lease_time: float) -> None:
+    epochs = core.leases.epochs
+    if epochs:
+        until = core.clock() + lease_time
+        lost = await core.database.call(core.database.store.extend, core.engine.owner, epochs, until)
+        core.leases.extend(until, lost)
+
+
+async def _sweep(core: Core) -> None:
+    before = core.clock() - core.config.main.retry_data_expire
+    await core.database.call(core.database.store.drop_retry_records, before)
+
+
+async def _recover(core: Core) -> None:
+    """Clear up after engines that are gone, and log what is known of what they were doing."""
+
+    def recover() -> Recovery:
+        store = core.database.store
+        return store.recover(core.engine.owner, core.clock(), in_doubt_delay_s=core.config.main.in_doubt_delay)
+
+    recovery = await core.database.call(recover)
+    if recovery.engines or recovery.recipients:
+        doubtful = sum(recovered.kind is RecoveryKind.IN_DOUBT for recovered in recovery.recipients)
+        text = (
+            f"recovered after engine {', '.join(map(str, recovery.engines)) or 'lost its leases'}:"
+            f" {doubtful} in doubt, {len(recovery.recipients) - doubtful} settled from the journal,"
+            f" {recovery.released} given back"
+        )
+        core.settlement.tell(Fact(FactKind.NOTE, core.clock(), text=text))
+    for recovered in recovery.recipients:
+        core.settlement.tell(await _recovered_fact(core, recovered))
+    for job_id in recovery.held_jobs:
+        text = f"job {job_id} is held: its loading was cut off after part of it could have been sent"
+        core.settlement.tell(Fact(FactKind.NOTE, core.clock(), text=text))
+    for job_id in recovery.completed:
+        completion = core.completion_of_job(job_id)
+        if completion is not None:
+            core.settlement.tell(completion)
+
+
+async def _recovered_fact(core: Core, recovered: Recovered) -> Fact:
+    context = await core.jobs.load_or_none(recovered.job_id)
+    connection = ConnectionFacts(recovered.host, "", 0) if recovered.host else None
+    return Fact(
+        _RECOVERED_KINDS[recovered.kind],
+        core.clock(),
+        message_id=message_id_of(context, recovered.number) if context is not None else "",
+        address=recovered.address,
+        sender=context.job.sender if context is not None else "",
+        connection=connection,
+        text=recovered.text,
+        job=str(recovered.job_id),
+    )
+
+
+def _only(group: BaseExceptionGroup[Exception]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
