@@ -31,7 +31,7 @@ extensions = [
     Extension(
         module,
         [f"_speedups/{source}.pyx"],
-        extra_compile_args=compile_args + ["-Wall", "-Wextra", "-Wno-unused-function", "-Wno-unused-parameter"],
+        extra_compile_args=[*compile_args, "-Wall", "-Wextra", "-Wno-unused-function", "-Wno-unused-parameter"],
         extra_link_args=link_args,
     )
     for source, module in KERNELS.items()
