@@ -119,7 +119,7 @@ def _verdict(status: int, counts: dict[str, Any], count: int, kept: Path | None)
 
 
 def _outrider() -> list[str]:
-    return [sys.executable, "-m", "engine.cli.main"]
+    return [sys.executable, "-m", "engine"]
 
 
 def _say(text: str) -> None:

@@ -1,0 +1,445 @@
+"""Carry messages over one session, and settle each recipient by what came back.
+
+Layer: orchestration.  Spec: RT-1 to RT-6, RT-14, RT-15 of events-dane; design.md "Speed".
+The session pulls: it asks for the next transaction whenever it may start one, and hands back results in order, all
+synchronously, so a message costs no task, no wait and no query of its own.
+Invariants: a piece of work that was taken is settled, put back or handed on, whatever happens to the connection; the
+in-flight journal has it before its final octet may leave; nothing is begun for a claim whose lease may be over.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from ..errors import DataError, DeliveryError, Scope, StoreError
+from ..logs.facts import ConnectionFacts, Fact, FactKind
+from ..queue.model import OutcomeKind
+from ..queue.schedule import message_key, recipient_key
+from ..smtp import Content, Transaction
+from .hosterrors import bare_connection, key_of, log_host_error, on_host_error, on_host_success, settle_without_host
+from .outcome import End, endings
+from .settlement import Deferral
+
+if TYPE_CHECKING:
+    from ..compose import Composed
+    from ..net.session import Session
+    from ..queue.model import Claim
+    from ..smtp import TransactionResult
+    from .core import Core
+    from .outcome import Ending
+    from .site import Site
+    from .work import Work
+
+#: seconds that a connection waits for more work before it is closed; arbitrary: as long as it takes to claim and route
+#: the next batches, and short enough not to hold a slot at the receiving side
+IDLE_S: Final = 2.0
+#: seconds to wait after trouble of our own (no disk), or of one connection beside others, before the next is tried
+BREATH_S: Final = 1.0
+#: how often work is begun again when a connection that had already served others breaks under it
+MAX_RESTARTS: Final = 3
+
+
+class Carrier:
+    """What one session is asked to send, and what is done with its results."""
+
+    def __init__(self, core: Core, site: Site, number: int, session: Session) -> None:
+        self._core = core
+        self._site = site
+        self._number = number
+        self._session = session
+        self._facts = self._connection_facts()
+        self._host_label = f"{self._facts.host} [{self._facts.address}]"
+        self._from_mx = site.hosts[number].from_mx
+        self._max_messages = site.transport.options.connection_max_messages
+        self._journal = core.engine.journal
+        #: transactions that had a result
+        self._ended = 0
+        self._delivered = False
+        progress = core.progress
+        progress.opened += 1
+        progress.tls += session.facts.tls is not None
+
+    def _connection_facts(self) -> ConnectionFacts:
+        facts = self._session.facts
+        base = bare_connection(self._site, self._number)
+        tls = facts.tls
+        base = replace(base, local_address=facts.local_address, authenticator=facts.authenticator)
+        if tls is None:
+            return base
+        verified = "dane" if tls.dane else "yes" if tls.verified else "no"
+        return replace(
+            base,
+            tls_version=tls.version,
+            cipher=tls.cipher,
+            bits=tls.bits,
+            verified=verified,
+            peer_dn=tls.peer_dn,
+        )
+
+    async def run(self) -> None:
+        """Send until nothing is left for this host, or the connection ends."""
+        core, site, session = self._core, self._site, self._session
+        while True:
+            try:
+                await session.run(self._next_transaction, self._on_result, self._before_final)
+            except DeliveryError as error:
+                self._on_broken(error)
+                return
+            except StoreError as error:
+                # the journal cannot be written (disk full): nothing may be sent, and nothing was
+                core.settlement.tell(Fact(FactKind.NOTE, core.clock(), text=f"queue: {error}"))
+                await trio.sleep(BREATH_S)
+                return
+            if not session.is_usable:
+                self._check_progress()
+                return
+            if self._is_worn_out() or core.stopping.is_set():
+                break
+            if not site.has_work_for(self._number) and not await self._wait_for_work():
+                break
+        await session.quit()
+
+    def _is_worn_out(self) -> bool:
+        session = self._session
+        limits = [limit for limit in (self._max_messages, session.max_messages) if limit]
+        return bool(limits) and session.sent_count >= min(limits)
+
+    async def _wait_for_work(self) -> bool:
+        """Whether work came before patience, the host's or ours, ran out."""
+        gone = False
+
+        async def watch(scope: trio.CancelScope) -> None:
+            nonlocal gone
+            await self._session.wait_idle()
+            gone = True
+            scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch, nursery.cancel_scope)
+            await self._core.pool.wait_for_work(self._site, IDLE_S)
+            nursery.cancel_scope.cancel()
+        return not gone and self._site.has_work_for(self._number)
+
+    # what the session calls
+
+    def _next_transaction(self) -> Transaction | None:
+        core, site = self._core, self._site
+        if core.stopping.is_set() or core.settlement.is_stuck or self._is_worn_out():
+            return None
+        while (work := site.take(self._number)) is not None:
+            transaction = self._begin(work)
+            if transaction is not None:
+                return transaction
+        return None
+
+    def _begin(self, work: Work) -> Transaction | None:
+        """The transaction of a piece of work; None when nobody is left to send it to."""
+        core = self._core
+        now = core.clock()
+        if not work.taken_at:
+            work.taken_at = now
+        if not core.leases.holds(work.claims[0], now) or len(work.claims) > 1:
+            work.claims = [claim for claim in work.claims if self._still_holds(claim, now)]
+            if not work.claims:
+                return None
+        limit = self._session.max_recipients
+        if limit is not None and len(work.claims) > limit:
+            self._split(work, limit)
+        capabilities = self._session.capabilities
+        context = work.context
+        try:
+            rendered = self._compose(work, now).render(
+                eightbit=capabilities.eightbitmime, smtputf8=capabilities.smtputf8
+            )
+        except DataError as error:
+            for claim in work.claims:
+                self._fail(work, claim, str(error))
+            return None
+        recipients = [claim.address.encode() for claim in work.claims]
+        smtputf8 = rendered.smtputf8
+        if not (context.sender.isascii() and all(map(bytes.isascii, recipients))):
+            if not capabilities.smtputf8:
+                recipients = self._without_utf8(work)
+                if not recipients:
+                    return None
+            else:
+                smtputf8 = True
+        return Transaction(
+            sender=context.sender,
+            recipients=recipients,
+            content=self._content(rendered.content),
+            is_8bit=rendered.is_8bit,
+            smtputf8=smtputf8,
+            ret=context.ret,
+            envid=context.envid,
+            notify=context.notify,
+            tag=work,
+        )
+
+    def _still_holds(self, claim: Claim, now: float) -> bool:
+        if self._core.leases.holds(claim, now):
+            return True
+        self._core.settlement.release(claim)
+        return False
+
+    def _split(self, work: Work, limit: int) -> None:
+        """Keep the first `limit` recipients; the rest waits as a piece of its own."""
+        rest = replace(work, claims=work.claims[limit:])
+        work.claims = work.claims[:limit]
+        self._site.put_back(rest)
+
+    def _compose(self, work: Work, now: float) -> Composed:
+        context, claim = work.context, work.claims[0]
+        if not context.is_personalised:
+            return context.composer.compose("", {}, work.message_id, context.job.created_at)
+        # the same date at every try: a message that is sent again is the same message
+        return context.composer.compose(claim.address, claim.merge(), work.message_id, context.job.created_at)
+
+    def _content(self, octets: bytes) -> Content:
+        """The content of a transaction; the last one again when the octets are the very same."""
+        kept = self._kept_content
+        if kept is None or kept[0] is not octets:
+            kept = self._kept_content = (octets, Content(octets))
+        return kept[1]
+
+    _kept_content: tuple[bytes, Content] | None = None
+
+    def _without_utf8(self, work: Work) -> list[bytes]:
+        """Fail those that a host without SMTPUTF8 cannot take (RFC 6531 §3.5); the addresses that are left."""
+        kept: list[Claim] = []
+        text = f"{self._facts.host} does not offer SMTPUTF8, which this address needs"
+        for claim in work.claims:
+            if claim.address.isascii() and work.context.sender.isascii():
+                kept.append(claim)
+            else:
+                self._fail(work, claim, text)
+        work.claims = kept
+        return [claim.address.encode() for claim in kept]
+
+    def _before_final(self, transactions: list[Transaction]) -> None:
+        flights = []
+        for transaction in transactions:
+            work: Work = transaction.tag  # type: ignore[assignment]  # set by _begin
+            flights += [(claim.recipient_id, claim.epoch) for claim in work.claims]
+        self._journal.begin(flights, self._host_label)
+
+    def _on_result(self, result: TransactionResult) -> None:
+        work: Work = result.transaction.tag  # type: ignore[assignment]  # set by _begin
+        self._ended += not result.untouched
+        ended = endings(result, from_mx=self._from_mx)
+        known: list[tuple[int, int, OutcomeKind, str]] = []
+        again: list[Claim] = []
+        elsewhere: list[tuple[Claim, Ending]] = []
+        host_errors: list[tuple[Claim, Ending]] = []
+        first = True
+        for claim, ending in zip(work.claims, ended, strict=True):
+            match ending.end:
+                case End.DELIVERED:
+                    known.append((claim.recipient_id, claim.epoch, OutcomeKind.DELIVERED, ending.text))
+                    self._deliver(work, claim, ending, result, first=first)
+                    first = False
+                case End.FAILED:
+                    known.append((claim.recipient_id, claim.epoch, OutcomeKind.FAILED, ending.text))
+                    self._fail(work, claim, ending.text)
+                case End.RECIPIENT_WAITS:
+                    known.append((claim.recipient_id, claim.epoch, OutcomeKind.DEFERRED, ending.text))
+                    self._core.settlement.defer(self._recipient_deferral(work, claim, ending), self._site.label)
+                case End.MESSAGE_WAITS:
+                    known.append((claim.recipient_id, claim.epoch, OutcomeKind.RELEASED, ending.text))
+                    elsewhere.append((claim, ending))
+                case End.IN_DOUBT:
+                    self._doubt(work, claim, ending)
+                case End.AGAIN:
+                    known.append((claim.recipient_id, claim.epoch, OutcomeKind.RELEASED, ""))
+                    again.append(claim)
+                case End.HOST_ERROR:
+                    known.append((claim.recipient_id, claim.epoch, OutcomeKind.RELEASED, ""))
+                    host_errors.append((claim, ending))
+                case End.BROKEN_OFF:
+                    known.append((claim.recipient_id, claim.epoch, OutcomeKind.RELEASED, ""))
+                    self._core.settlement.release(claim)
+        if known:
+            self._note_replies(known)
+        if again:
+            self._site.put_back(replace(work, claims=again))
+        if host_errors:
+            self._begin_again(work, host_errors)
+        if elsewhere:
+            self._hand_on(work, elsewhere)
+
+    def _begin_again(self, work: Work, members: list[tuple[Claim, Ending]]) -> None:
+        """The connection ended under this work.  If the host is to blame, `_on_broken` takes it out of service before
+        anything is taken again; if it is the message that breaks connections, it must not be the first on the next."""
+        if work.restarts < MAX_RESTARTS:
+            self._site.add(replace(work, claims=[claim for claim, _ in members], restarts=work.restarts + 1))
+            return
+        for claim, ending in members:
+            self._core.settlement.defer(self._message_deferral(work, claim, ending), self._site.label)
+
+    def _note_replies(self, known: list[tuple[int, int, OutcomeKind, str]]) -> None:
+        try:
+            self._journal.finish(known)
+        except StoreError as error:
+            # the settlement is on its way; until then a crash would call these in doubt, which is safe
+            self._core.settlement.tell(Fact(FactKind.NOTE, self._core.clock(), text=f"queue: {error}"))
+
+    # endings
+
+    def _deliver(self, work: Work, claim: Claim, ending: Ending, result: TransactionResult, *, first: bool) -> None:
+        core, site, context = self._core, self._site, work.context
+        now = core.clock()
+        fact = core.fact(
+            FactKind.DELIVERED,
+            context,
+            claim,
+            message_id=work.message_id,
+            router=site.router,
+            transport=site.transport.name,
+            connection=self._facts,
+            text=ending.text,
+            size_octets=len(result.transaction.content),
+            first=first,
+            reused=result.number > 1,
+            pipelined=result.pipelined,
+            chunked=result.chunked,
+            queue_time_s=now - context.job.created_at,
+            deliver_time_s=now - work.taken_at,
+        )
+        outcome = claim.outcome(OutcomeKind.DELIVERED)
+        core.settlement.settle(claim, outcome, site.label, *core.completed(fact, context))
+        if claim.attempts:
+            self._forget_retries(work, claim)
+        if not self._delivered:
+            self._delivered = True
+            on_host_success(core, site, self._number)
+
+    def _forget_retries(self, work: Work, claim: Claim) -> None:
+        """Success and failure delete what was kept of the recipient and of its message (RT-15)."""
+        drop = self._core.settlement.drop_retry
+        drop(self._recipient_key(work, claim))
+        for number in range(len(self._site.hosts)):
+            drop(message_key(key_of(self._site, number), work.message_id))
+
+    def _fail(self, work: Work, claim: Claim, text: str) -> None:
+        self._core.fail(
+            work.context,
+            claim,
+            text,
+            router=self._site.router,
+            transport=self._site.transport.name,
+            label=self._site.label,
+            connection=self._facts,
+        )
+        if claim.attempts:
+            self._forget_retries(work, claim)
+
+    def _recipient_key(self, work: Work, claim: Claim) -> str:
+        include_sender = self._site.transport.options.address_retry_include_sender
+        return recipient_key(claim.address, work.context.job.sender if include_sender else None)
+
+    def _deferred_fact(self, work: Work, claim: Claim, ending: Ending) -> Fact:
+        return self._core.fact(
+            FactKind.DEFERRED,
+            work.context,
+            claim,
+            message_id=work.message_id,
+            router=self._site.router,
+            transport=self._site.transport.name,
+            connection=self._facts,
+            errno=ending.errno,
+            text=ending.text,
+            deliver_time_s=self._core.clock() - work.taken_at,
+        )
+
+    def _recipient_deferral(self, work: Work, claim: Claim, ending: Ending) -> Deferral:
+        domain = claim.address.rpartition("@")[2]
+        return Deferral(
+            claim,
+            self._deferred_fact(work, claim, ending),
+            self._recipient_key(work, claim),
+            ending.failure,
+            (claim.address, domain),
+            work.context.job.created_at,
+        )
+
+    def _message_deferral(self, work: Work, claim: Claim, ending: Ending) -> Deferral:
+        host = self._site.hosts[self._number]
+        return Deferral(
+            claim,
+            self._deferred_fact(work, claim, ending),
+            message_key(key_of(self._site, self._number), work.message_id),
+            ending.failure,
+            (host.name, claim.address.rpartition("@")[2]),
+            work.context.job.created_at,
+        )
+
+    def _hand_on(self, work: Work, members: list[tuple[Claim, Ending]]) -> None:
+        """This host puts the message off (RT-2): the next host, or wait."""
+        core, site = self._core, self._site
+        claim, ending = members[0]
+        core.settlement.tell(
+            Fact(
+                FactKind.HOST,
+                core.clock(),
+                message_id=work.message_id,
+                connection=self._facts,
+                text=ending.text,
+                job=str(claim.job_id),
+            )
+        )
+        onward = replace(
+            work,
+            claims=[claim for claim, _ in members],
+            tried=work.tried | 1 << self._number,
+            last=[self._message_deferral(work, claim, ending) for claim, ending in members],
+        )
+        if site.may_be_served(onward, core.clock()):
+            site.put_back(onward)
+            core.pool.on_work(site)
+        else:
+            settle_without_host(core, site, onward)
+
+    def _doubt(self, work: Work, claim: Claim, ending: Ending) -> None:
+        """The final octet may have left and no reply came: the same message again, after a while."""
+        core = self._core
+        deferral = self._message_deferral(work, claim, ending)
+        deferral.in_doubt = True
+        deferral.earliest_at = core.clock() + core.config.main.in_doubt_delay
+        core.settlement.tell(
+            core.fact(
+                FactKind.IN_DOUBT,
+                work.context,
+                claim,
+                message_id=work.message_id,
+                router=self._site.router,
+                transport=self._site.transport.name,
+                connection=self._facts,
+                text=ending.text,
+            )
+        )
+        core.settlement.defer(deferral, self._site.label)
+
+    # how a connection ends
+
+    def _on_broken(self, error: DeliveryError) -> None:
+        """The connection is over (RT-1); every transaction has had its result."""
+        core, site = self._core, self._site
+        if error.scope is Scope.MESSAGE:
+            return  # not the host's fault; the message was put off by `_on_result`
+        others = site.established > 1
+        if self._ended > 1 or others:
+            # RT-14: what happens to a connection that has served others, or beside others, says little about the host
+            log_host_error(core, error, self._facts)
+            if others:
+                site.no_more_until = trio.current_time() + BREATH_S
+            return
+        on_host_error(core, site, self._number, error, self._facts)
+
+    def _check_progress(self) -> None:
+        """A host that takes connections and no messages would keep us connecting for ever."""
+        if not self._ended and self._site.has_work_for(self._number) and not self._core.stopping.is_set():
+            error = DeliveryError("the host ended the session before it took a message", retry_name="lost_connection")
+            on_host_error(self._core, self._site, self._number, error, self._facts)
