@@ -332,7 +332,7 @@ class SinkProtocol:
                 return b"214 2.0.0 RFC 5321\r\n"
             case b"MAIL" | b"RCPT" | b"DATA" | b"RSET" | b"QUIT":
                 return self._error(b"501 5.5.4 Syntax error\r\n")
-            case b"BDAT" if "CHUNKING" in self._options.extensions:
+            case b"BDAT" if self._scanner.offered & _OFFERED_BITS["CHUNKING"]:
                 return self._error(b"501 5.5.4 Syntax error\r\n")
         return self._error(b"500 5.5.2 Command unknown\r\n")
 
