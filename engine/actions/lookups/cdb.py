@@ -72,5 +72,5 @@ class Cdb:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 try:
                     return find_in_cdb(data, key)
-                except ValueError as error:
-                    raise Deferral(f"cdb file {shown} is damaged: {error}") from None
+                except ValueError:
+                    raise Deferral(f"cdb: corrupt cdb file {shown} (too short)") from None

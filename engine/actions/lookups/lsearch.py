@@ -42,14 +42,19 @@ class Entry:
     """One item of a file.
 
     Attributes:
-        key: as written, escapes resolved.
+        key: as written, quotes and escapes resolved.
+        gap: what stands between it and the data.
         data: its data, continuation lines joined with one space.
-        line: the whole text, for ``ret=full``.
     """
 
     key: bytes
+    gap: bytes
     data: bytes
-    line: bytes
+
+    @property
+    def line(self) -> bytes:
+        """The whole text, for ``ret=full``."""
+        return self.key + self.gap + self.data
 
 
 def _unescape(match: re.Match[bytes]) -> bytes:
@@ -101,10 +106,10 @@ def _entry(head: bytes, parts: list[bytes]) -> Entry:
     else:
         key = match[2] if match else b""
         rest = head[len(key) :]
-    rest = rest.lstrip(_SPACE)
-    if rest.startswith(b":"):
-        rest = rest[1:].lstrip(_SPACE)
-    return Entry(key, b" ".join([rest, *parts]), b" ".join([head, *parts]))
+    data = rest.lstrip(_SPACE)
+    if data.startswith(b":"):
+        data = data[1:].lstrip(_SPACE)
+    return Entry(key, rest[: len(rest) - len(data)], b" ".join([data, *parts]))
 
 
 def _result(search: Search, entry: Entry) -> bytes:
@@ -264,7 +269,9 @@ class IpLsearch:
                 f'"{shown}" is not a valid iplsearch key (an IP address, with optional CIDR mask, is wanted): '
                 "in a host list, use net-iplsearch as the search type"
             ) from None
+        # Exim compares an IPv4 address mapped into IPv6 as what it is
+        mapped = getattr(address, "ipv4_mapped", None)
         for entry, network in entries:
-            if network is not None and address in network:
+            if network is not None and (address in network or (mapped is not None and mapped in network)):
                 return _result(search, entry)
         return None

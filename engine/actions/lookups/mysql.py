@@ -3,15 +3,20 @@
 Layer: adapter.  Spec: expansion 5.2, 5.3, 5.4, X-25.
 `quote_mysql` writes backslash escapes, so a session never runs with NO_BACKSLASH_ESCAPES; its character set is utf8mb4,
 in which no octet of a longer character looks like a quote or a backslash.  One statement a query; `LOAD DATA LOCAL` is
-refused.
-Invariants: every wait has a deadline; a connection is given up after anything but a complete answer; a statement is
-sent a second time only when the first time it cannot have been complete.
+refused.  The host `localhost` without a port is the local socket, where there is one, as for the server's own clients.
+A statement commits by itself; one that leaves a transaction open is an error and rolled back.
+Invariants: connecting and a query have a deadline each, whatever the server does (each read has, where an option group
+asks for TLS); a connection is given up after
+anything but a complete answer, and when it is not as it was opened any more; a statement that may write is sent a
+second time only when the first time it cannot have been complete.
 """
 
 from __future__ import annotations
 
 import errno
-import socket
+import os
+import stat
+import struct
 from typing import TYPE_CHECKING, Any, Final
 
 import pymysql
@@ -19,30 +24,31 @@ from pymysql.constants import CLIENT, SERVER_STATUS
 from pymysql.cursors import SSCursor
 
 from .driver import MAX_RESULT_OCTETS, Result
-from .servers import (
-    LostConnection,
-    ServerDeferral,
-    ServerList,
-    Servers,
-    Timeouts,
-    format_row,
-    is_plain_select,
-    is_quiet,
-    parse_server,
-)
+from .servers import LostConnection, ServerDeferral, ServerList, Servers, Timeouts, format_row, parse_server
+from .sockets import connect, is_quiet
+from .statements import is_plain_select, leaves_traces
 
 if TYPE_CHECKING:
     from engine.expand.searches import Search
+
+    from .sockets import BoundedSocket
 
 #: the types of PyMySQL know text only, and queries are octets here
 _client: Any = pymysql
 
 _DEFAULT_PORT: Final = 3306
+#: where distributions put the socket of the server
+_LOCAL_SOCKETS: Final = ("/run/mysqld/mysqld.sock", "/var/lib/mysql/mysql.sock", "/tmp/mysql.sock")
 _WITH_ESCAPES: Final = "SET SESSION sql_mode = REPLACE(@@sql_mode, 'NO_BACKSLASH_ESCAPES', '')"
+#: octets of a log-in, and of an answer as it is on the wire (arbitrary: a row of the result has its lengths beside it)
+_MAX_LOGIN_OCTETS: Final = 1024 * 1024
+_MAX_ANSWER_OCTETS: Final = 4 * MAX_RESULT_OCTETS
 #: CR_SERVER_GONE_ERROR, which PyMySQL raises when it could not write the whole statement; 0: the connection was closed
 _NOT_SENT: Final = frozenset([0, 2006])
 #: CR_SERVER_LOST: written, and no answer
 _NOT_ANSWERED: Final = 2013
+#: what PyMySQL raises over octets that are no packet of the protocol, and for a LOCAL file that the server asks for
+_GARBAGE: Final = (ValueError, LookupError, TypeError, AttributeError, AssertionError, RuntimeError, struct.error)
 
 
 class _Connection:
@@ -55,11 +61,16 @@ class _Connection:
         where = parse_server(server, "MySQL", 3)
         database, user, password = where.rest
         port = int(where.port) if where.port.isascii() and where.port.isdigit() else 0
-        plug = _open_socket(where.host or "localhost", port or _DEFAULT_PORT, where.socket, timeouts.connect_s)
+        host = where.host or "localhost"
+        path = where.socket or ("" if port or host != "localhost" else _local_socket())
+        self._query_s = timeouts.query_s
+        self._is_changed = False
+        self._plug = _open_socket(host, port or _DEFAULT_PORT, path, timeouts.connect_s)
         # a TLS handshake gives the descriptor to another object, but it stays the same
-        self._descriptor = plug.fileno()
+        self._descriptor = self._plug.fileno()
+        self._plug.limit(timeouts.connect_s, _MAX_LOGIN_OCTETS)
         self._my = _client.Connection(
-            host=where.host or "localhost",
+            host=host,
             user=user or None,
             password=password,
             database=database or None,
@@ -70,22 +81,21 @@ class _Connection:
             cursorclass=SSCursor,
             init_command=_WITH_ESCAPES,
             autocommit=True,
-            read_timeout=timeouts.connect_s,
-            write_timeout=timeouts.connect_s,
+            read_timeout=timeouts.query_s,
+            write_timeout=timeouts.query_s,
             read_default_group=where.group or None,
             defer_connect=True,
         )
         try:
-            self._my.connect(plug)
-        except (pymysql.MySQLError, OSError) as error:
-            plug.close()
-            raise ServerDeferral(f"MYSQL connection failed: {_reason(error)}") from None
-        # the constructor knows one timeout for the log-in and for queries; it is read anew for each packet
-        self._my._read_timeout = self._my._write_timeout = timeouts.query_s
+            self._my.connect(self._plug)
+        except (pymysql.MySQLError, OSError, *_GARBAGE) as error:
+            self._plug.close()
+            reason = "timed out" if self._plug.is_late else _reason(error)
+            raise ServerDeferral(f"MYSQL connection failed: {reason}") from None
 
     @property
     def is_alive(self) -> bool:
-        return self._my.open and is_quiet(self._descriptor)
+        return not self._is_changed and self._my.open and is_quiet(self._descriptor)
 
     def run(self, query: bytes) -> Result | None:
         """Run a statement.
@@ -94,6 +104,8 @@ class _Connection:
             ServerDeferral: the server refuses it; the connection can be used again.
             LostConnection: the connection cannot.
         """
+        self._plug.limit(self._query_s, _MAX_ANSWER_OCTETS)
+        self._is_changed = leaves_traces(query)
         cursor = self._my.cursor(SSCursor)
         try:
             if self._my.server_status & SERVER_STATUS.SERVER_STATUS_NO_BACKSLASH_ESCAPES:
@@ -108,9 +120,22 @@ class _Connection:
         except pymysql.MySQLError as error:
             code = error.args[0] if error.args else 0
             if code in _NOT_SENT or code == _NOT_ANSWERED or not self._my.open:
-                raise LostConnection("Lost connection to server during query", complete=code not in _NOT_SENT) from None
+                cursor.connection = None
+                raise self._lost(complete=code not in _NOT_SENT) from None
             raise ServerDeferral(f"MYSQL: query failed: {_reason(error)}\n") from None
+        except (OSError, *_GARBAGE):
+            cursor.connection = None
+            raise self._lost(complete=True) from None
+        if self._my.server_status & SERVER_STATUS.SERVER_STATUS_IN_TRANS:
+            reason = "it left a transaction open, which is rolled back"
+            raise LostConnection(reason, complete=True, is_final=True)
         return result
+
+    def _lost(self, *, complete: bool) -> LostConnection:
+        if self._plug.is_exhausted:
+            reason = f"result of more than {MAX_RESULT_OCTETS} octets"
+            return LostConnection(reason, complete=complete, is_final=True)
+        return LostConnection("Lost connection to server during query", complete=complete, is_final=self._plug.is_late)
 
     @staticmethod
     def _read(cursor: Any) -> Result | None:
@@ -127,37 +152,44 @@ class _Connection:
             elif row[0] is not None:
                 value = (bytearray() if value is None else value) + row[0]
             if value is not None and len(value) > MAX_RESULT_OCTETS:
-                raise LostConnection(f"result of more than {MAX_RESULT_OCTETS} octets", complete=True)
+                reason = f"result of more than {MAX_RESULT_OCTETS} octets"
+                raise LostConnection(reason, complete=True, is_final=True)
         return None if value is None else Result(bytes(value))
 
     def close(self) -> None:
+        if self._my._result is not None:
+            # otherwise its end would be read for when the object goes
+            self._my._result.unbuffered_active = False
         self._my._force_close()
+        self._plug.close()
 
 
-def _open_socket(host: str, port: int, path: str, timeout_s: float) -> socket.socket:
+def _local_socket() -> str:
+    for path in _LOCAL_SOCKETS:
+        try:
+            if stat.S_ISSOCK(os.stat(path).st_mode):
+                return path
+        except OSError:
+            continue
+    return ""
+
+
+def _open_socket(host: str, port: int, path: str, timeout_s: float) -> BoundedSocket:
     """A connected socket.
 
     Raises:
-        ServerDeferral: with Exim's text; a timeout has no errno of its own and shows ETIMEDOUT.
+        ServerDeferral: with Exim's text; what has no errno (a host that nobody knows) shows ETIMEDOUT.
     """
-    if path:
-        plug = socket.socket(socket.AF_UNIX)
-        plug.settimeout(timeout_s)
-        try:
-            plug.connect(path)
-        except OSError as error:
-            plug.close()
-            code = error.errno or errno.ETIMEDOUT
-            reason = f"Can't connect to local server through socket '{path}' ({code})"
-            raise ServerDeferral(f"MYSQL connection failed: {reason}") from None
-        return plug
     try:
-        plug = socket.create_connection((host, port), timeout_s)
-    except OSError as error:
-        reason = f"Can't connect to server on '{host}' ({error.errno or errno.ETIMEDOUT})"
+        return connect(host, port, path, timeout_s)
+    except (OSError, UnicodeError) as error:
+        code = getattr(error, "errno", None)
+        number = code if isinstance(code, int) and code > 0 else errno.ETIMEDOUT
+        if path:
+            reason = f"Can't connect to local server through socket '{path}' ({number})"
+        else:
+            reason = f"Can't connect to server on '{host}' ({number})"
         raise ServerDeferral(f"MYSQL connection failed: {reason}") from None
-    plug.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return plug
 
 
 def _reason(error: Exception) -> str:

@@ -8,8 +8,12 @@ the text against its own encoding, so no multi-byte character can hide a quote.
 inside '…'.  A literal whose every backslash is one of those escapes is therefore sent as E'…'; where a literal ends is
 the same either way, so nothing can leave it (`escape_literals`).
 
-Invariants: every wait has a deadline; a connection is given up after anything but a complete answer; a statement is
-sent a second time only when the first time it cannot have been complete.
+A statement commits by itself; one that leaves a transaction open is an error and rolled back, since whatever came after
+it on the same connection would never be committed.
+
+Invariants: every wait has a deadline; a connection is given up after anything but a complete answer, and when it is not
+as it was opened any more; a statement that may write is sent a second time only when the first time it cannot have been
+complete.  Rows are counted as they come; libpq reads a single row whole before anybody can measure it.
 """
 
 from __future__ import annotations
@@ -29,11 +33,10 @@ from .servers import (
     Servers,
     Timeouts,
     format_row,
-    is_plain_select,
-    is_quiet,
     parse_server,
-    wait_for,
 )
+from .sockets import is_quiet, wait_for
+from .statements import is_plain_select, leaves_traces
 
 if TYPE_CHECKING:
     from engine.expand.searches import Search
@@ -104,6 +107,7 @@ class _Connection:
             ServerDeferral: it cannot be done in time.
         """
         self._timeouts = timeouts
+        self._is_changed = False
         where = parse_server(server, "pgSQL", 3)
         database, user, password = where.rest
         settings = {"client_encoding": "SQL_ASCII", "fallback_application_name": "outrider"}
@@ -138,7 +142,7 @@ class _Connection:
 
     @property
     def is_alive(self) -> bool:
-        return self._pg.status == pq.ConnStatus.OK and is_quiet(self._pg.socket)
+        return not self._is_changed and self._pg.status == pq.ConnStatus.OK and is_quiet(self._pg.socket)
 
     def run(self, query: bytes) -> Result | None:
         """Run a statement.
@@ -152,8 +156,12 @@ class _Connection:
         else:
             sent = query
         deadline = time.monotonic() + self._timeouts.query_s
+        self._is_changed = leaves_traces(query)
         self._send(sent, deadline)
-        return self._receive(query, deadline)
+        try:
+            return self._receive(query, deadline)
+        finally:
+            self._is_changed |= self._pg.parameter_status(b"client_encoding") != b"SQL_ASCII"
 
     def _send(self, query: bytes, deadline: float) -> None:
         try:
@@ -161,7 +169,7 @@ class _Connection:
             self._pg.set_single_row_mode()
             while self._pg.flush():
                 if not wait_for(self._pg.socket, select.POLLOUT | select.POLLIN, deadline):
-                    raise LostConnection("timeout expired", complete=False)
+                    raise LostConnection("timeout expired", complete=False, is_final=True)
                 self._pg.consume_input()
         except OperationalError as error:
             raise LostConnection(f"{error}", complete=False) from None
@@ -177,9 +185,10 @@ class _Connection:
                 rows = [] if rows is None else rows
                 for number in range(answer.ntuples):
                     rows.append(_row(answer, number))
-                    octets += len(rows[-1])
+                    octets += len(rows[-1]) + 1
                 if octets > MAX_RESULT_OCTETS:
-                    raise LostConnection(f"result of more than {MAX_RESULT_OCTETS} octets", complete=True)
+                    reason = f"result of more than {MAX_RESULT_OCTETS} octets"
+                    raise LostConnection(reason, complete=True, is_final=True)
                 if status == pq.ExecStatus.TUPLES_OK:
                     # the answer to one statement is complete; of several the last one counts
                     value = b"\n".join(rows) if rows else None
@@ -195,9 +204,13 @@ class _Connection:
                     or f"{_decode(answer.error_message)} (PGRES_{pq.ExecStatus(status).name}) ({_decode(query)})\n"
                 )
                 if status in (pq.ExecStatus.COPY_IN, pq.ExecStatus.COPY_OUT, pq.ExecStatus.COPY_BOTH):
-                    raise LostConnection(failure.rstrip("\n"), complete=True)
+                    raise LostConnection(failure.rstrip("\n"), complete=True, is_final=True)
         if self._pg.status != pq.ConnStatus.OK:
             raise LostConnection((failure or _decode(self._pg.error_message)).rstrip("\n"), complete=True)
+        if self._pg.transaction_status != pq.TransactionStatus.IDLE:
+            # an error inside of it is told instead
+            reason = failure.rstrip("\n") or "it left a transaction open, which is rolled back"
+            raise LostConnection(reason, complete=True, is_final=True)
         if failure:
             raise ServerDeferral(f"PGSQL: query failed: {failure}")
         return None if value is None else Result(value)
@@ -206,7 +219,7 @@ class _Connection:
         try:
             while self._pg.is_busy():
                 if not wait_for(self._pg.socket, select.POLLIN, deadline):
-                    raise LostConnection("timeout expired", complete=True)
+                    raise LostConnection("timeout expired", complete=True, is_final=True)
                 self._pg.consume_input()
             return self._pg.get_result()
         except OperationalError as error:

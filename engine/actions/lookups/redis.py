@@ -1,27 +1,27 @@
-"""redis: commands to Redis, through redis-py.
+"""redis: commands to Redis, in version 2 of its protocol (RESP).
 
-Layer: adapter.  Spec: expansion 5.2, 5.4, X-25.
+Layer: adapter.  Spec: expansion 5.2, 5.4, X-25; https://redis.io/docs/latest/develop/reference/protocol-spec/.
 A command is split at white space that no backslash protects, and its parts are sent as counted strings, so that nothing
-in them can end a part or a command.
-Invariants: every wait has a deadline; a connection is given up after anything but a complete answer; a command is sent
-a second time only when the first time it cannot have been complete.
+in them can end a part or a command.  The protocol is spoken here, since client libraries read a reply of any length and
+take the first word of an error away.
+A command that changes the connection (another database, a transaction, subscriptions) ends it after the reply.
+Invariants: connecting and a command have a deadline each; octets, items and depth of a reply are bounded; a connection
+is given up after anything but a complete reply; a command that may write is sent a second time only when the first time
+it cannot have been complete.
 """
 
 from __future__ import annotations
 
+import os
 import re
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
-import redis
-
-from .driver import Deferral, Result, bounded
+from .driver import MAX_RESULT_OCTETS, Deferral, Result, bounded
 from .servers import LostConnection, ServerDeferral, ServerList, Servers, Timeouts, parse_server
+from .sockets import connect, is_quiet
 
 if TYPE_CHECKING:
     from engine.expand.searches import Search
-
-#: redis-py has types for some of its functions only
-_connections: Any = redis.connection
 
 _DEFAULT_PORT: Final = 6379
 #: parts of one command (arbitrary; Exim silently drops what is over 32)
@@ -33,6 +33,20 @@ _READING: Final = frozenset(
     b"EXISTS GET GETRANGE HEXISTS HGET HGETALL HKEYS HLEN HMGET HVALS LINDEX LLEN LRANGE MGET SCARD SISMEMBER SMEMBERS "
     b"STRLEN TYPE ZCARD ZRANGE ZRANK ZSCORE".split()
 )
+#: commands after which a connection is not what it was
+_LEAVES_TRACES: Final = frozenset(
+    b"ASKING AUTH CLIENT HELLO MONITOR MULTI PSUBSCRIBE PSYNC QUIT READONLY READWRITE REPLCONF RESET SELECT SSUBSCRIBE "
+    b"SUBSCRIBE SYNC WATCH".split()
+)
+#: the first words of errors that say: not here, or not now; the command has not run, and another server may take it
+_ASK_ANOTHER: Final = frozenset(b"ASK CLUSTERDOWN LOADING MASTERDOWN MOVED READONLY TRYAGAIN".split())
+
+#: octets of a reply with its framing, of a line of it, items of all its arrays, depth (arbitrary)
+_MAX_REPLY_OCTETS: Final = 2 * MAX_RESULT_OCTETS
+_MAX_LINE_OCTETS: Final = 64 * 1024
+_MAX_ITEMS: Final = 1_000_000
+_MAX_DEPTH: Final = 8
+_CHUNK_OCTETS: Final = 64 * 1024
 
 
 def split_command(query: bytes) -> list[bytes]:
@@ -47,11 +61,23 @@ def split_command(query: bytes) -> list[bytes]:
     return parts
 
 
-def _packed(parts: list[bytes]) -> bytes:
+def pack_command(parts: list[bytes]) -> bytes:
+    """A command as it is sent."""
     return b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in parts)
 
 
-def format_reply(reply: Any) -> Result | None:
+class ReplyError(bytes):
+    """An error reply, without its `-`."""
+
+
+Reply: TypeAlias = "bytes | int | list[Reply] | None"
+
+
+class BadReply(Exception):
+    """What came is no reply of the protocol, or more than one may hold."""
+
+
+def format_reply(reply: Reply) -> Result | None:
     """The text of an answer: nothing inside one is a value of its own but strings and integers (5.2)."""
     if reply is None:
         return Result(b"", cacheable=False)
@@ -70,7 +96,7 @@ def format_reply(reply: Any) -> Result | None:
     return Result(bounded(reply))
 
 
-def _flatten(reply: list[Any]) -> list[bytes | None]:
+def _flatten(reply: list[Reply]) -> list[bytes | None]:
     """The items of an array and of the arrays in it; what is nested deeper is left out."""
     flat: list[bytes | None] = []
     for item in reply:
@@ -93,31 +119,33 @@ class _Connection:
         number, password = where.rest
         if number and not (number.isascii() and number.isdigit()):
             raise ServerDeferral(f"incomplete Redis server data: {where.host}/{number}")
-        common: dict[str, Any] = {
-            "db": int(number or 0),
-            "password": password or None,
-            "socket_timeout": timeouts.query_s,
-            "socket_connect_timeout": timeouts.connect_s,
-            "protocol": 2,
-            "retry": None,
-        }
-        self._redis: Any
-        if where.socket:
-            self._redis = _connections.UnixDomainSocketConnection(path=where.socket, **common)
-        else:
-            port = int(where.port) if where.port.isascii() and where.port.isdigit() else _DEFAULT_PORT
-            self._redis = _connections.Connection(host=where.host or "localhost", port=port, **common)
+        port = int(where.port) if where.port.isascii() and where.port.isdigit() else _DEFAULT_PORT
+        self._query_s = timeouts.query_s
+        self._is_changed = False
         try:
-            self._redis.connect()
-        except redis.RedisError as error:
-            raise ServerDeferral(f"REDIS connection failed: {error}") from None
+            self._plug = connect(where.host or "localhost", port, where.socket, timeouts.connect_s)
+        except (OSError, UnicodeError) as error:
+            raise ServerDeferral(f"REDIS connection failed: {_why(error)}") from None
+        self._buffer = bytearray()
+        self._plug.limit(timeouts.connect_s, _MAX_LINE_OCTETS)
+        try:
+            for parts in ([b"AUTH", _encode(password)], [b"SELECT", _encode(number)]):
+                if parts[1]:
+                    self._plug.sendall(pack_command(parts))
+                    reply = self._read()
+                    if isinstance(reply, ReplyError):
+                        raise ServerDeferral(f"REDIS connection failed: {_shown(reply)}")
+        except (OSError, BadReply) as error:
+            self.close()
+            raise ServerDeferral(f"REDIS connection failed: {_why(error)}") from None
+        except ServerDeferral:
+            self.close()
+            raise
 
     @property
     def is_alive(self) -> bool:
-        try:
-            return not self._redis.can_read(0)
-        except (redis.RedisError, OSError):
-            return False
+        # a reply nobody asked for would be taken for the one to the next command
+        return not self._is_changed and not self._buffer and is_quiet(self._plug.fileno())
 
     def run(self, parts: list[bytes]) -> Result | None:
         """Run a command.
@@ -126,21 +154,120 @@ class _Connection:
             ServerDeferral: the server refuses it; the connection can be used again.
             LostConnection: the connection cannot.
         """
+        self._plug.limit(self._query_s, _MAX_REPLY_OCTETS)
+        self._is_changed = parts[0].upper() in _LEAVES_TRACES
         try:
-            self._redis.send_packed_command([_packed(parts)], check_health=False)
-        except redis.RedisError as error:
-            raise LostConnection(str(error), complete=False) from None
+            self._plug.sendall(pack_command(parts))
+        except OSError as error:
+            raise LostConnection(_why(error), complete=False, is_final=self._plug.is_late) from None
         try:
-            reply = self._redis.read_response(disable_decoding=True)
-        except redis.ResponseError as error:
-            # a cluster names the server that has the key; the next of the list may be it
-            raise ServerDeferral(f"REDIS: lookup result failed: {error}\n") from None
-        except redis.RedisError as error:
-            raise LostConnection(str(error), complete=True) from None
+            reply = self._read()
+        except OSError as error:
+            if self._plug.is_exhausted:
+                reason = f"result of more than {MAX_RESULT_OCTETS} octets"
+                raise LostConnection(reason, complete=True, is_final=True) from None
+            raise LostConnection(_why(error), complete=True, is_final=self._plug.is_late) from None
+        except BadReply as error:
+            raise LostConnection(str(error), complete=True, is_final=True) from None
+        if isinstance(reply, ReplyError):
+            raise ServerDeferral(
+                f"REDIS: lookup result failed: {_shown(reply)}\n",
+                next_server=reply.partition(b" ")[0] in _ASK_ANOTHER,
+            )
         return format_reply(reply)
 
+    def _read(self) -> Reply:
+        """The next reply.
+
+        Raises:
+            OSError: the connection broke, or is at its limit of time or octets.
+            BadReply: it has another form, too many items or is too deep.
+        """
+        # arrays under way: how many items each of them lacks
+        open_arrays: list[tuple[list[Reply], int]] = []
+        items = 0
+        while True:
+            reply: Reply
+            kind, text = self._line()
+            if kind in b"+-":
+                reply = ReplyError(text) if kind == b"-" else text
+            elif kind == b":":
+                reply = _number(text)
+            elif kind == b"$":
+                size = _number(text)
+                reply = None if size < 0 else self._octets(size)
+            elif kind == b"*":
+                size = _number(text)
+                items += max(size, 0)
+                if items > _MAX_ITEMS or len(open_arrays) >= _MAX_DEPTH:
+                    raise BadReply("a reply with too many arrays or items")
+                reply = None if size < 0 else []
+                if size > 0:
+                    open_arrays.append(([], size))
+                    continue
+            else:
+                raise BadReply(f"Protocol error, got {kind + text[:40]!r} as a reply")
+            while open_arrays:
+                array, size = open_arrays[-1]
+                array.append(reply)
+                if len(array) < size:
+                    break
+                reply = open_arrays.pop()[0]
+            else:
+                return reply
+
+    def _line(self) -> tuple[bytes, bytes]:
+        start = 0
+        while (end := self._buffer.find(b"\r\n", start)) < 0:
+            start = max(len(self._buffer) - 1, 0)
+            if len(self._buffer) > _MAX_LINE_OCTETS:
+                raise BadReply("a line of a reply is too long")
+            self._receive()
+        line = bytes(self._buffer[:end])
+        del self._buffer[: end + 2]
+        return line[:1], line[1:]
+
+    def _octets(self, size: int) -> bytes:
+        if size > MAX_RESULT_OCTETS:
+            raise BadReply(f"result of more than {MAX_RESULT_OCTETS} octets")
+        while len(self._buffer) < size + 2:
+            self._receive()
+        data = bytes(self._buffer[:size])
+        if self._buffer[size : size + 2] != b"\r\n":
+            raise BadReply("a string of a reply has another length than was said")
+        del self._buffer[: size + 2]
+        return data
+
+    def _receive(self) -> None:
+        data = self._plug.recv(_CHUNK_OCTETS)
+        if not data:
+            raise ConnectionResetError("Server closed the connection")
+        self._buffer += data
+
     def close(self) -> None:
-        self._redis.disconnect()
+        self._plug.close()
+
+
+def _number(text: bytes) -> int:
+    if not re.fullmatch(rb"[+-]?\d{1,20}", text):
+        raise BadReply(f"Protocol error, got {text[:40]!r} as a number")
+    return int(text)
+
+
+def _encode(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _shown(text: bytes) -> str:
+    return text.decode("utf-8", "surrogateescape")
+
+
+def _why(error: Exception) -> str:
+    """The words of the system for an error that has a number, as hiredis gives them."""
+    if not isinstance(error, OSError) or error.errno is None:
+        return str(error)
+    # the numbers of the resolver are negative, and have words of their own
+    return os.strerror(error.errno) if error.errno > 0 else str(error.strerror)
 
 
 class Redis:

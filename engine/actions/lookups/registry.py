@@ -4,15 +4,24 @@ Layer: adapter.  Spec: expansion 5.1, 5.2, X-24, X-25.
 A result is kept by type, options and query until `forget` is called (at the start of each message), and for a minute at
 most.  It is kept only when the query cannot have changed anything, as far as its text can tell; a statement with side
 effects reaches its server each time it is evaluated, and empties what is kept of its type.
+
+Threads.  A lookup blocks, so a registry lives where trio does not run: in a worker process, or in one thread that does
+nothing else.  No object here belongs to a thread: calls may come from different ones (`trio.to_thread.run_sync` takes
+any thread of its pool) as long as one call ends before the next begins, which a `trio.CapacityLimiter(1)` sees to.  Two
+calls at once are a bug of the caller and raise RuntimeError, since the answer of one would be given to the other.  A
+call cannot be cancelled; it ends by its timeouts, which add up over the servers of a list.  Connections must not be
+carried over a fork: make the registry in the process that uses it.
+
 Invariants: a tainted file name is never opened, a tainted query that is not quoted for its type never sent; the number
-and size of kept results are bounded.  Not for use from several threads at once; nothing here knows trio.
+and size of kept results are bounded.  Nothing here knows trio.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
+import threading
 import time
-from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,16 +29,12 @@ from engine.errors import ExpandError
 from engine.expand.searches import Found, Search, SearchDeferral, Star, Style
 
 from .driver import Deferral, Failure, KeyDriver, QueryDriver, Result
+from .kept import KeptResults
 from .servers import Timeouts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: results kept, and octets of one that is (arbitrary)
-_MAX_KEPT: Final = 1024
-_MAX_KEPT_OCTETS: Final = 64 * 1024
-#: seconds a result without a lifetime of its own is kept at most (arbitrary)
-_MAX_AGE_S: Final = 60.0
 #: labels of a key that a partial search takes off one by one (RFC 1035 §3.1 allows 127)
 _MAX_LABELS: Final = 128
 
@@ -85,9 +90,6 @@ def _load(name: str, module: str, cls: str) -> Any:
         raise ExpandError(f'unknown lookup type "{name}"') from None
 
 
-_CacheKey = tuple[str, tuple[tuple[str, bytes], ...], bytes]
-
-
 class LookupRegistry:
     """Does the lookups of expansions (`engine.expand.searches.Lookups`).
 
@@ -100,10 +102,11 @@ class LookupRegistry:
         self, options: LookupOptions | None = None, *, monotonic: Callable[[], float] = time.monotonic
     ) -> None:
         self._options = LookupOptions() if options is None else options
-        self._monotonic = monotonic
         self._key_drivers: dict[str, KeyDriver] = {}
         self._query_drivers: dict[str, QueryDriver] = {}
-        self._kept: OrderedDict[_CacheKey, tuple[float, Result | None]] = OrderedDict()
+        self._kept = KeptResults(monotonic)
+        # the pattern of a wildlsearch file may hold a lookup, so the thread that has it may come again
+        self._busy = threading.RLock()
 
     def find(
         self,
@@ -117,8 +120,13 @@ class LookupRegistry:
         cached: bool = True,
         scope: object = None,
     ) -> Found | None:
-        """Do one lookup: see `engine.expand.searches.Lookups.find`."""
+        """Do one lookup: see `engine.expand.searches.Lookups.find`.
+
+        Raises:
+            RuntimeError: another thread is in the middle of one.
+        """
         subject = text if key is None else key
+        self._enter()
         try:
             if search.type.style is Style.QUERY:
                 return self._find_by_query(search, subject, tainted, quoted_for, cached)
@@ -129,16 +137,31 @@ class LookupRegistry:
             raise SearchDeferral(subject, str(error)) from None
         except Failure as error:
             raise ExpandError(str(error)) from None
+        finally:
+            self._busy.release()
+
+    def _enter(self) -> None:
+        if not self._busy.acquire(blocking=False):
+            raise RuntimeError("two threads use one LookupRegistry at the same time")
 
     def forget(self) -> None:
         """Drop every kept result; connections and parsed files stay.  To be called at the start of each message."""
-        self._kept.clear()
+        self._enter()
+        try:
+            self._kept.forget()
+        finally:
+            self._busy.release()
 
     def close(self) -> None:
-        """Close every connection and file, and forget."""
-        self._kept.clear()
-        for driver in self._query_drivers.values():
-            driver.close()
+        """Close every connection and file, and forget; the next lookup opens what it needs."""
+        self._enter()
+        try:
+            self._kept.forget()
+            self._key_drivers.clear()
+            for driver in self._query_drivers.values():
+                driver.close()
+        finally:
+            self._busy.release()
 
     def _find_by_query(
         self, search: Search, query: bytes, tainted: bool, quoted_for: str | None, cached: bool
@@ -155,35 +178,13 @@ class LookupRegistry:
         only_reads = driver.is_cacheable(query)
         place = (name, search.options, query)
         if cached and only_reads and search.reads_cache and (known := self._kept.get(place)):
-            expires_at, result = known
-            if self._monotonic() < expires_at:
-                return _found(name, result)
+            return _found(name, known[0])
         if not only_reads:
-            self._forget_type(name)
+            self._kept.forget_type(name)
         result = driver.ask(search, query, tainted=tainted)
         if cached and only_reads and search.writes_cache:
-            self._keep(place, result)
+            self._kept.put(place, result)
         return _found(name, result)
-
-    def _forget_type(self, name: str) -> None:
-        for place in [place for place in self._kept if place[0] == name]:
-            del self._kept[place]
-
-    def _keep(self, place: _CacheKey, result: Result | None) -> None:
-        size = len(place[2])
-        age_s = _MAX_AGE_S
-        if result is not None:
-            size += len(result.value)
-            if not result.cacheable:
-                return
-            if result.ttl_s is not None:
-                age_s = min(age_s, result.ttl_s)
-        if size > _MAX_KEPT_OCTETS:
-            return
-        self._kept[place] = self._monotonic() + age_s, result
-        self._kept.move_to_end(place)
-        while len(self._kept) > _MAX_KEPT:
-            self._kept.popitem(last=False)
 
     def _find_by_key(self, search: Search, key: bytes, path: bytes, scope: object) -> Found | None:
         name = search.type.name
@@ -191,10 +192,14 @@ class LookupRegistry:
         if driver is None:
             module, cls, arguments = _KEY_DRIVERS[name]
             driver = self._key_drivers[name] = _load(name, module, cls)(**arguments)
-        if not key:
-            return None
         for wanted, groups in candidates(search, key):
-            value = driver.look_up(search, wanted, path, scope)
+            # an empty key is never looked for; the default of one is
+            if not wanted:
+                continue
+            try:
+                value = driver.look_up(search, wanted, path, scope)
+            except OSError as error:
+                raise Deferral(f"{_shown(path)}: {os.strerror(error.errno or 0)}") from None
             if value is not None:
                 return Found(key if search.option("ret") == b"key" else value, groups=groups)
         return None
@@ -219,9 +224,10 @@ def candidates(search: Search, key: bytes) -> list[tuple[bytes, tuple[bytes, ...
         alone = affix.removesuffix(b".")
         if search.partial == 0 and alone:
             tries.append((alone, (key[:-1], b"")))
-    if search.star & Star.STAR_AT and b"@" in key:
+    if search.star & Star.STAR_AT:
         local_part, _, domain = key.rpartition(b"@")
-        tries.append((b"*@" + domain, (local_part, b"")))
+        if local_part:
+            tries.append((b"*@" + domain, (local_part, b"")))
     if search.star & Star.STAR:
         tries.append((b"*", (key, b"")))
     return tries

@@ -8,8 +8,6 @@ number of connections kept is bounded; a server named by text from outside is ne
 from __future__ import annotations
 
 import re
-import select
-import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
@@ -19,7 +17,7 @@ from engine.expand.listsplit import split_list
 from .driver import Deferral, Failure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from engine.expand.searches import Search
 
@@ -73,16 +71,20 @@ class ServerList:
     def read(cls, label: str, option: str, value: str | Sequence[str]) -> ServerList:
         """Read an option: an Exim list in one string, or a sequence with an item each."""
         if isinstance(value, str):
-            items = [item.decode("utf-8", "surrogateescape") for item in split_list(value.encode())]
+            items = [
+                item.decode("utf-8", "surrogateescape") for item in split_list(value.encode("utf-8", "surrogateescape"))
+            ]
         else:
             items = list(value)
         return cls(label, option, tuple(filter(None, items)))
 
-    def choose(self, search: Search, query: bytes, *, tainted: bool) -> tuple[tuple[str, ...], bytes]:
+    def choose(self, search: Search, query: bytes, *, tainted: bool) -> tuple[Iterator[str], bytes]:
         """The servers to try in order, and the query without the old ``servers=…;`` in front of it.
 
+        A server by name is looked up in the option when its turn comes: the iterator raises Deferral if it is not there.
+
         Raises:
-            Deferral: there are none, or one is not in the option.
+            Deferral: there are none.
             Failure: the query names servers and has text from outside in it.
         """
         chosen = search.option("servers")
@@ -97,14 +99,14 @@ class ServerList:
         if chosen is None:
             if not self.configured:
                 raise Deferral(f"no {self.label} servers defined ({self.option} option)")
-            return self.configured, query
-        return tuple(self._by_name(_shown(item)) for item in split_list(chosen)), query
+            return map(self._by_name, self.configured), query
+        return map(self._by_name, [_shown(item) for item in split_list(chosen)]), query
 
     def _by_name(self, item: str) -> str:
         if "/" in item:
             return item
         for known in self.configured:
-            if known.partition("/")[0] == item:
+            if known.startswith(item + "/"):
                 return known
         raise Deferral(f'{self.label} server "{item}" not found in {self.option}')
 
@@ -154,7 +156,8 @@ def parse_server(text: str, label: str, fields: int) -> Server:
     outside = text.replace(inside, "()", 1) if inside else text
     host_part, *rest = outside.rsplit("/", fields)
     if len(rest) < fields:
-        raise Deferral(f"incomplete {label} server data: {host_part}")
+        # all but the last field, which may be the password
+        raise Deferral(f"incomplete {label} server data: {outside.rpartition('/')[0] or outside}")
     if "/" in host_part:
         raise Deferral(f"unexpected slash in {label} server hostname: {host_part}")
     match = _HOST.fullmatch(host_part)
@@ -177,11 +180,14 @@ class LostConnection(Exception):
     Args:
         reason: for the message.
         complete: whether the whole statement had been handed over, so that it may have run.
+        is_final: whether another try would end the same way or take as long again: the time was over, or the answer
+            too long.
     """
 
-    def __init__(self, reason: str, *, complete: bool) -> None:
+    def __init__(self, reason: str, *, complete: bool, is_final: bool = False) -> None:
         super().__init__(reason)
         self.complete = complete
+        self.is_final = is_final
 
 
 _Q = TypeVar("_Q", contravariant=True)
@@ -193,7 +199,7 @@ class ServerConnection(Closable, Protocol[_Q]):
 
     @property
     def is_alive(self) -> bool:
-        """Whether it still stands, as far as can be told without asking the server."""
+        """Whether it still stands, as far as can be told without asking the server, and is as it was when opened."""
 
     def run(self, query: _Q) -> Result | None:
         """Run a statement.
@@ -240,18 +246,18 @@ class Servers(Generic[_S]):
         self._failed = failed
         self._connections: KeptConnections[ServerConnection[_S]] = KeptConnections()
 
-    def ask(self, servers: tuple[str, ...], query: _S, *, only_reads: bool) -> Result | None:
+    def ask(self, servers: Iterable[str], query: _S, *, only_reads: bool) -> Result | None:
         """Ask one server after the other until one answers.
 
         Args:
             servers: items of the server list, in order.
             query: the statement.
-            only_reads: whether it may be given to another server when it is not known whether it has run.
+            only_reads: whether it may be sent again when it is not known whether it has run.
 
         Raises:
-            ServerDeferral: of the last server asked.
+            Deferral: of the last server asked.
         """
-        last = ServerDeferral("")
+        last = Deferral("")
         for server in servers:
             try:
                 return self._ask_one(server, query, only_reads)
@@ -263,17 +269,17 @@ class Servers(Generic[_S]):
 
     def _ask_one(self, server: str, query: _S, only_reads: bool) -> Result | None:
         connection = self._connections.take(server)
-        if connection is not None and not connection.is_alive:
-            connection.close()
-            connection = None
         try:
             if connection is not None:
-                try:
-                    return self._run(server, connection, query)
-                except LostConnection as lost:
-                    if lost.complete:
-                        raise
-            # there was none, or not all of the statement was handed over: it cannot have run
+                if connection.is_alive:
+                    try:
+                        return self._run(server, connection, query)
+                    except LostConnection as lost:
+                        if lost.is_final or (lost.complete and not only_reads):
+                            raise
+                else:
+                    connection.close()
+            # there was no connection, or it was stale: not all of the statement was handed over, or it only reads
             return self._run(server, self._connect(server), query)
         except LostConnection as lost:
             next_server = only_reads or not lost.complete
@@ -283,59 +289,25 @@ class Servers(Generic[_S]):
         try:
             result = connection.run(query)
         except ServerDeferral:
-            self._connections.put(server, connection)
+            self._put(server, connection)
             raise
         except BaseException:
             connection.close()
             raise
-        self._connections.put(server, connection)
+        self._put(server, connection)
         return result
+
+    def _put(self, server: str, connection: ServerConnection[_S]) -> None:
+        if connection.is_alive:
+            self._connections.put(server, connection)
+        else:
+            connection.close()
 
     def close(self) -> None:
         self._connections.close()
 
 
-def wait_for(descriptor: int, events: int, deadline: float) -> bool:
-    """Wait for `events` (of `select.poll`) until `deadline` of the monotonic clock; False: it passed."""
-    poller = select.poll()
-    poller.register(descriptor, events)
-    return bool(poller.poll(max(0.0, deadline - time.monotonic()) * 1000))
-
-
-def is_quiet(descriptor: int) -> bool:
-    """Whether an idle connection still stands: nothing to read, no hang-up."""
-    poller = select.poll()
-    poller.register(descriptor, select.POLLIN)
-    return not poller.poll(0)
-
-
 _SPACE_INSIDE: Final = re.compile(rb"[ \t\n\v\f\r]")
-_PLAIN_START: Final = re.compile(rb"\s*(?:select)\b", re.IGNORECASE)
-_CALL: Final = re.compile(rb"([A-Za-z_\x80-\xff][\w$\x80-\xff]*|[\"`\]])\s*\(")
-_IMPURE: Final = re.compile(
-    rb";|:=|/\*|--|#|\b(?:into|for|lock|call|procedure|returning|current_\w+|localtime\w*|sysdate|session_user)\b",
-    re.IGNORECASE,
-)
-# names before a parenthesis that call nothing, and functions that read nothing but their arguments
-_HARMLESS: Final = frozenset(
-    b"select from where and or not in exists any some all on using as values between like when then else over union "
-    b"except intersect by having limit offset join left right cross inner outer natural case distinct "
-    b"abs ascii avg cast ceil ceiling char char_length character_length coalesce concat concat_ws convert count "
-    b"decimal floor group_concat hex ifnull instr isnull lcase least length locate lower lpad ltrim max md5 "
-    b"greatest min mod nullif numeric octet_length position replace reverse round rpad rtrim sha1 sign split_part "
-    b"string_agg strpos substr substring sum total trim ucase unhex upper varchar".split()
-)
-
-
-def is_plain_select(query: bytes) -> bool:
-    """Whether a statement only reads, as far as its text can tell: then its result may be kept.
-
-    A SELECT may call a function that writes (the trap of 5.2), so a call of any function that is not known to be
-    harmless makes it no plain one; so does anything that needs a parser to be sure of.
-    """
-    if not _PLAIN_START.match(query) or _IMPURE.search(query):
-        return False
-    return all(match[1].lower() in _HARMLESS for match in _CALL.finditer(query))
 
 
 def format_row(names: Sequence[bytes], values: Sequence[bytes]) -> bytes:
