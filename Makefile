@@ -17,7 +17,7 @@ check: $(STAMP)
 	$(BIN)/python -m ruff format --check $(SOURCES)
 	$(BIN)/python -m ruff check $(SOURCES)
 	$(BIN)/python -m mypy
-	$(BIN)/cython-lint _speedups
+	PATH="$$(cd $(BIN) && pwd):$$PATH" cython-lint _speedups
 	$(BIN)/lint-imports
 
 build: $(STAMP)
