@@ -180,7 +180,7 @@ def test_a_full_disk_is_an_error_and_what_was_written_stays(path: str) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (journal.size_octets + 20, before[1]))
         try:
             for _ in range(2):
-                with pytest.raises(StoreError, match="No space left|too large"):
+                with pytest.raises(StoreError, match=r"No space left|too large"):
                     journal.begin([(2, 1)], "mx.example.org")
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)

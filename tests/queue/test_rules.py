@@ -76,10 +76,11 @@ def test_a_bad_rule_is_an_error_with_its_column(text: str, column: int, message:
 def test_any_rule_text_is_steps_or_a_config_error(text: str) -> None:
     try:
         steps = parse_steps(text)
+        column: int | None = 0
     except ConfigError as error:
-        assert error.column is not None
-        assert 0 <= error.column <= len(text)
-        return
+        steps, column = (), error.column
+    assert column is not None
+    assert 0 <= column <= len(text)
     assert all(step.cutoff_s > 0 and step.interval_s > 0 and step.factor >= 1 for step in steps)
 
 
@@ -135,11 +136,10 @@ def test_every_error_name_is_known_in_any_case(name: str) -> None:
     assert ErrorName.parse("*").matches(ANY)
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["", "none", "data_5xx", "rcpt_4", "rcpt_4xxx", "rcpt_4yy", "helo_4xx", "refused_B", "lookup_MX", "quota_", "_mx"]
-    + ["quota_7y", "timeout_DNS_A", "auth_failed_A", "**", "r\u0435fused"],
-)
+BAD_NAMES = "|none|data_5xx|rcpt_4|rcpt_4xxx|rcpt_4yy|helo_4xx|refused_B|lookup_MX|quota_|_mx|quota_7y|timeout_DNS_A"
+
+
+@pytest.mark.parametrize("name", [*BAD_NAMES.split("|"), "auth_failed_A", "**", "r\u0435fused"])
 def test_another_name_is_an_error(name: str) -> None:
     with pytest.raises(ConfigError, match="unknown retry error") as caught:
         ErrorName.parse(name, key="retry[2].error")

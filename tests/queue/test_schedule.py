@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random as random_module
 from collections.abc import Callable
 from dataclasses import replace
@@ -115,7 +116,7 @@ def test_the_spread_stands_in_the_upper_half() -> None:
 def test_the_spread_grows_and_stays_under_the_geometric_gap(seed: int, factor: float) -> None:
     text = f"H,30d,10m,{factor:.3f}"
     gaps = Clock(text, random=random_module.Random(seed).random).gaps(6, interval_max_s=30 * DAY)
-    for gap, following in zip(gaps, gaps[1:], strict=False):
+    for gap, following in itertools.pairwise(gaps):
         assert 600 <= following <= max(600, gap * round(factor, 3)) + 1e-3
 
 
