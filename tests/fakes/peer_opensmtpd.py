@@ -117,6 +117,8 @@ class OpenSmtpd(Receiver):
     """A real OpenSMTPD; see `Receiver`.  `extra` is lines of smtpd.conf."""
 
     name = "opensmtpd"
+    #: what does not run: by default nothing is delivered further
+    paused: tuple[str, ...] = ("mta", "mda")
     complaint_marks = ("failed-command", "reason=disconnect", "reason=timeout", "reason=io-error", "warn:", "fatal")
 
     def __init__(
@@ -161,9 +163,10 @@ class OpenSmtpd(Receiver):
             tls=tls, extra=self.extra, host=self.host, port=self.port, hostname=self.hostname, listen=listen
         )
         configuration = self._place.file("smtpd.conf", text, mode=0o600)
+        paused = [word for agent in self.paused for word in ("-P", agent)]
         launcher = ["unshare", "--mount", "--propagation", "private", "sh", "-c", _IN_NAMESPACE, "sh"]
         self.process = Process(
-            [*launcher, self._place.path, self._binary, "-d", "-f", configuration, "-P", "mta", "-P", "mda"],
+            [*launcher, self._place.path, self._binary, "-d", "-f", configuration, *paused],
             # unshare, sh and mount belong to this machine: they run without what is preloaded for the server
             {**self._place.environment, "PEER_PRELOAD": self._preload},
             self._place.path / "output",

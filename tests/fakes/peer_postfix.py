@@ -95,6 +95,9 @@ _MASTER = """\
 {host}:{port} inet n - n - 100 smtpd
 cleanup unix n - n - 0 cleanup
 qmgr unix n - n 300 1 qmgr
+smtp unix - - n - - smtp
+retry unix - - n - - error
+error unix - - n - - error
 tlsmgr unix - - n 1000? 1 tlsmgr
 rewrite unix - - n - - trivial-rewrite
 bounce unix - - n - 0 bounce

@@ -62,7 +62,7 @@ class SinkProcess:
         return int(self.first["port"])
 
     def stop(self, number: int = signal.SIGTERM) -> Any:
-        """End it; returns the counts it prints, or the text without JSON.  What it said on stderr is in `error_text`."""
+        """End it; returns the counts it prints, or the text without JSON.  Its stderr is in `error_text` then."""
         self._popen.send_signal(number)
         output, self.error_text = self._popen.communicate(timeout=PATIENCE_S)
         assert self._popen.returncode == 0, self.error_text
