@@ -1,21 +1,53 @@
 """Drive one SMTP connection: open it, send messages over it, close it.
 
-Layer: adapter.  Spec: events-dane 8.1, 8.2, 11.1, 11.4; bulk-sending section 5.
+Layer: adapter.  Spec: events-dane 8.1, 8.2, 11.1, 11.4; bulk-sending section 5; RFC 5321 §4.5.3.2 (timeouts).
+The protocol is `smtp.opening` and `smtp.client`; here are octets, deadlines and the errors of the system.
+
+One task drives a session, and no task or cancel scope is made for a message: all that may be sent goes out in one
+write, all replies that have come are read at once, and one deadline moves with the replies.  It moves when a reply is
+complete, not when an octet arrives, so a server that dribbles is as dead as one that is silent.
+
+A server may stop reading until we read its replies, so nothing larger than `PLAIN_SEND_OCTETS` is sent without a
+reader beside it.  What the reader finds is kept until the write is done, up to `EARLY_OCTETS`; a server that has more
+to say than that does not get to say it, and runs into the deadline of the write.
 """
 
 from __future__ import annotations
 
+import errno
+import os
+import secrets
+import select
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from ..errors import LocalProtocolError, TlsPolicyError
+from ..smtp import commands
+from ..smtp.client import Client
+from ..smtp.failure import CANCELLED, CLOSED, ERRNO_TLS, TIMEOUT, Loss, LossKind
+from ..smtp.opening import Opening, OpeningAction
+from .dial import dial, local_endpoint
+from .stream import TcpStream, TlsStream, start_tls
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from ..policy.mx import Host
     from ..policy.plan import Plan
     from ..smtp import Capabilities, HostMemory, Transaction, TransactionResult
     from ..tls.context import TlsContexts, TlsOptions
     from ..tls.facts import Decide, TlsFacts
+
+#: octets sent without a reader beside; any kernel takes them at once from a connection that waits for replies
+PLAIN_SEND_OCTETS: Final = 16 * 1024
+#: octets handed to the stream at a time; each has `data_timeout_s`
+BLOCK_OCTETS: Final = 64 * 1024
+#: octets of replies kept while a write is under way
+EARLY_OCTETS: Final = 256 * 1024
+#: seconds for what a server still says after 421, and for its answer to QUIT
+PARTING_TIMEOUT_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +130,79 @@ async def open_session(
         TlsPolicyError: the handshake failed or the certificate does not prove what the plan demands (-37).
         ConfigError: a file of the TLS options is not usable.
     """
-    raise NotImplementedError
+    stream = TcpStream(await dial(host.address, port, timeout_s=options.connect_timeout_s, interface=options.interface))
+    return await open_session_on(stream, host, port, options, contexts, memory, decide=decide, tls_options=tls_options)
+
+
+async def open_session_on(
+    stream: trio.abc.Stream,
+    host: Host,
+    port: int,
+    options: SessionOptions,
+    contexts: TlsContexts,
+    memory: HostMemory,
+    *,
+    decide: Decide | None = None,
+    tls_options: TlsOptions | None = None,
+) -> Session:
+    """`open_session` on a stream that is connected already; it is closed when this raises."""
+    peer = f"{host.name} [{host.address}]"
+    opening = Opening(
+        options.helo_name,
+        options.plan,
+        peer=peer,
+        nonce=secrets.token_urlsafe(18),
+        auth=options.auth,
+        auth_required=options.auth_required,
+        auth_mechanisms=options.auth_mechanisms,
+        auth_in_clear=options.auth_in_clear,
+    )
+    tls: TlsFacts | None = None
+    try:
+        local = _local_address(stream)
+        while True:
+            await _open_step(stream, opening, options)
+            if opening.action is OpeningAction.READY:
+                break
+            secured = await start_tls(
+                stream,
+                options.plan,
+                contexts,
+                host_name=host.name,
+                timeout_s=options.command_timeout_s,
+                decide=decide,
+                options=tls_options,
+            )
+            stream = secured
+            tls = secured.facts
+            opening.on_tls()
+    except BaseException:
+        await trio.aclose_forcefully(stream)
+        raise
+    client = Client(opening.capabilities, memory, window=options.window, peer=peer, greeting=opening.greeting)
+    facts = SessionFacts(host, port, local, tls, opening.authenticator, opening.greeting)
+    return Session(stream, client, facts, options)
+
+
+async def _open_step(stream: trio.abc.Stream, opening: Opening, options: SessionOptions) -> None:
+    """Talk until TLS is due or all is done; each command and its reply have `command_timeout_s`."""
+    while True:
+        with trio.move_on_after(options.command_timeout_s) as scope:
+            output = opening.take_output()
+            if output:
+                try:
+                    await stream.send_all(output)
+                except trio.BrokenResourceError as error:
+                    raise opening.on_lost(_send_loss(error)) from error
+            while opening.action is OpeningAction.RECEIVE and not opening.has_output:
+                octets = await _receive(stream)
+                if isinstance(octets, Loss):
+                    raise opening.on_lost(octets)
+                opening.receive(octets)
+        if scope.cancelled_caught:
+            raise opening.on_lost(TIMEOUT)
+        if opening.action is not OpeningAction.RECEIVE:
+            return
 
 
 class Session:
@@ -112,16 +216,36 @@ class Session:
         sent_count: transactions begun on this connection.
     """
 
-    facts: SessionFacts
-    capabilities: Capabilities
-    memory: HostMemory
-    is_usable: bool
-    sent_count: int
+    def __init__(self, stream: trio.abc.Stream, client: Client, facts: SessionFacts, options: SessionOptions) -> None:
+        self.facts = facts
+        self._stream = stream
+        self._client = client
+        self._options = options
+        self._is_broken = False
+        self._running = False
+        #: replies that came while we were sending
+        self._early: list[bytes] = []
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self._client.capabilities
+
+    @property
+    def memory(self) -> HostMemory:
+        return self._client.memory
+
+    @property
+    def is_usable(self) -> bool:
+        return not self._is_broken and not self._client.is_over
+
+    @property
+    def sent_count(self) -> int:
+        return self._client.begun
 
     @property
     def max_messages(self) -> int | None:
         """Transactions that the host allows on this connection (MAILMAX of RFC 9422), or None."""
-        raise NotImplementedError
+        return self._client.capabilities.mail_max
 
     @property
     def max_recipients(self) -> int | None:
@@ -129,7 +253,12 @@ class Session:
 
         Further recipients of a transaction come back in `TransactionResult.rest`.
         """
-        raise NotImplementedError
+        return self._client.recipient_limit
+
+    @property
+    def closing_text(self) -> str:
+        """The 421 with which the host ended the connection, or empty."""
+        return self._client.closing.text if self._client.closing is not None else ""
 
     async def run(
         self,
@@ -157,19 +286,264 @@ class Session:
                 HOST.  Every transaction in flight has had its result before.
             trio.Cancelled: the same, with results of scope LOCAL.
         """
-        raise NotImplementedError
+        if self._running:
+            raise LocalProtocolError("another task is using this session")
+        self._running = True
+        client = self._client
+        try:
+            await self._look_for_news()
+            if not self.is_usable:
+                return
+            loss: Loss | None = TIMEOUT
+            with trio.CancelScope() as scope:
+                loss = await self._talk(scope, next_transaction, on_result, before_final)
+            if loss is None:
+                return
+            self._is_broken = True
+            results, error = client.on_lost(loss)
+            for result in results:
+                on_result(result)
+        except BaseException:
+            self._is_broken = True
+            for result in client.on_lost(CANCELLED)[0]:
+                on_result(result)
+            raise
+        finally:
+            self._running = False
+        if error is not None:
+            raise error
 
     async def wait_idle(self) -> None:
         """Return when the host has closed the connection or spoken though nobody asked; the session is over then.
 
         May be cancelled without harm: the session is as it was.
         """
-        raise NotImplementedError
+        while self.is_usable:
+            self._on_idle(await _receive(self._stream))
 
     async def quit(self) -> None:
         """Say QUIT, wait a little for the answer, close.  Never raises but for cancellation; closes in any case."""
-        raise NotImplementedError
+        if self._is_broken or self._client.in_flight or self._client.closing is not None:
+            await self.aclose()
+            return
+        try:
+            with trio.move_on_after(min(PARTING_TIMEOUT_S, self._options.command_timeout_s)):
+                self._is_broken = True
+                await self._stream.send_all(commands.QUIT)
+                octets = 0
+                while octets < EARLY_OCTETS:
+                    found = await _receive(self._stream)
+                    if isinstance(found, Loss) or b"\n" in found:
+                        break
+                    octets += len(found)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        finally:
+            await self.aclose()
 
     async def aclose(self) -> None:
         """Close at once, without QUIT."""
-        raise NotImplementedError
+        self._is_broken = True
+        await self._stream.aclose()
+
+    # Inner works
+
+    async def _talk(
+        self,
+        scope: trio.CancelScope,
+        next_transaction: Callable[[], Transaction | None],
+        on_result: Callable[[TransactionResult], None],
+        before_final: Callable[[list[Transaction]], None],
+    ) -> Loss | None:
+        """Send and receive until nothing is left; returns how the connection ended if it did."""
+        client = self._client
+        seen = -1
+        while True:
+            while client.can_begin:
+                transaction = next_transaction()
+                if transaction is None:
+                    break
+                refused = client.begin(transaction)
+                if refused is not None:
+                    on_result(refused)
+            if client.has_output:
+                failed = await self._send(scope, before_final)
+                for octets in self._early:
+                    for result in client.receive(octets):
+                        on_result(result)
+                self._early.clear()
+                if failed is not None or client.failure is not None:
+                    return client.failure or failed
+                seen = -1
+            if client.has_output:
+                continue
+            if not client.in_flight:
+                return None
+            if client.reply_count != seen:
+                seen = client.reply_count
+                scope.deadline = trio.current_time() + self._reply_timeout_s()
+            octets_or_loss = await _receive(self._stream)
+            if isinstance(octets_or_loss, Loss):
+                return octets_or_loss
+            for result in client.receive(octets_or_loss):
+                on_result(result)
+            if client.failure is not None:
+                return client.failure
+
+    def _reply_timeout_s(self) -> float:
+        options = self._options
+        timeout_s = options.final_timeout_s if self._client.awaits_final else options.command_timeout_s
+        return timeout_s if self._client.closing is None else min(timeout_s, PARTING_TIMEOUT_S)
+
+    async def _send(self, scope: trio.CancelScope, before_final: Callable[[list[Transaction]], None]) -> Loss | None:
+        """Send what the client has; returns the loss if it could not be sent."""
+        client = self._client
+        client.written_octets = 0
+        completing = client.completing
+        pieces = client.take_output()
+        size = sum(map(len, pieces))
+        if size <= BLOCK_OCTETS:
+            blocks: Iterator[bytes | memoryview] = iter((pieces[0] if len(pieces) == 1 else b"".join(pieces),))
+        else:
+            blocks = _blocks(pieces)
+        timeout_s = self._options.data_timeout_s if completing else self._options.command_timeout_s
+        try:
+            for block in blocks:
+                # Several may end anywhere in here; the end of a single one is the end of the last block.
+                if completing and (len(completing) > 1 or client.written_octets + len(block) == size):
+                    before_final(completing)
+                    client.on_final_handed()
+                    completing = []
+                scope.deadline = trio.current_time() + timeout_s
+                if size <= PLAIN_SEND_OCTETS:
+                    await self._stream.send_all(block)
+                else:
+                    await self._send_reading(block)
+                client.written_octets += len(block)
+        except trio.BrokenResourceError as error:
+            await self._read_last_words()
+            return _send_loss(error)
+        return None
+
+    async def _send_reading(self, block: bytes | memoryview) -> None:
+        """Send a block while somebody reads what the server says meanwhile."""
+        failure: trio.BrokenResourceError | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._read_early)
+            try:
+                await self._stream.send_all(block)
+            except trio.BrokenResourceError as error:
+                failure = error
+            nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+
+    async def _read_early(self) -> None:
+        while sum(map(len, self._early)) < EARLY_OCTETS:
+            octets = await _receive(self._stream)
+            if isinstance(octets, Loss):
+                # The write will notice.
+                return
+            self._early.append(octets)
+
+    async def _read_last_words(self) -> None:
+        """A server that refused may have said why before it closed."""
+        with trio.move_on_after(PARTING_TIMEOUT_S):
+            await self._read_early()
+
+    async def _look_for_news(self) -> None:
+        """Find out what the server said or did while nobody listened, without waiting."""
+        if self.is_usable and _is_readable(self._stream):
+            with trio.move_on_after(0.05):
+                self._on_idle(await _receive(self._stream))
+
+    def _on_idle(self, found: bytes | Loss) -> None:
+        """The server closed, or spoke though it was not asked."""
+        if isinstance(found, Loss):
+            self._is_broken = True
+            return
+        self._client.receive(found)
+        if self._client.failure is not None:
+            self._client.memory.on_disorder()
+            self._is_broken = True
+
+
+def _blocks(pieces: list[bytes]) -> Iterator[bytes | memoryview]:
+    """The same octets in blocks of at most `BLOCK_OCTETS`, with few copies."""
+    small: list[bytes] = []
+    small_octets = 0
+    for piece in pieces:
+        if small_octets + len(piece) <= BLOCK_OCTETS:
+            small.append(piece)
+            small_octets += len(piece)
+            continue
+        if small:
+            yield b"".join(small)
+            small, small_octets = [], 0
+        with memoryview(piece) as view:
+            start = 0
+            while len(piece) - start > BLOCK_OCTETS:
+                with view[start : start + BLOCK_OCTETS] as block:
+                    yield block
+                start += BLOCK_OCTETS
+        small.append(piece[start:])
+        small_octets = len(piece) - start
+    if small:
+        yield b"".join(small)
+
+
+async def _receive(stream: trio.abc.Stream) -> bytes | Loss:
+    """Octets of the peer, or how it ended."""
+    try:
+        octets = await stream.receive_some()
+    except trio.BrokenResourceError as error:
+        return _receive_loss(error)
+    return bytes(octets) if octets else CLOSED
+
+
+def _receive_loss(error: trio.BrokenResourceError) -> Loss:
+    cause = error.__cause__
+    if isinstance(cause, OSError):
+        if cause.errno in (errno.ECONNRESET, errno.EPIPE):
+            return CLOSED
+        number = cause.errno or 0
+        return Loss(LossKind.READ_FAILED, number, os.strerror(number) if number else str(cause))
+    if isinstance(cause, TlsPolicyError) and "close_notify" not in cause.message:
+        return Loss(LossKind.READ_FAILED, ERRNO_TLS, cause.message)
+    return CLOSED
+
+
+def _send_loss(error: trio.BrokenResourceError) -> Loss:
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__
+    if cause is None or not cause.errno:
+        return Loss(LossKind.SEND_FAILED, errno.EPIPE, os.strerror(errno.EPIPE))
+    return Loss(LossKind.SEND_FAILED, cause.errno, os.strerror(cause.errno))
+
+
+def _socket_of(stream: trio.abc.Stream) -> trio.SocketStream | None:
+    transport = stream.transport if isinstance(stream, TlsStream) else stream
+    if isinstance(transport, TcpStream):
+        return transport.socket_stream
+    return transport if isinstance(transport, trio.SocketStream) else None
+
+
+def _is_readable(stream: trio.abc.Stream) -> bool:
+    connection = _socket_of(stream)
+    if connection is None or connection.socket.fileno() < 0:
+        return False
+    poll = select.poll()
+    poll.register(connection.socket.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _local_address(stream: trio.abc.Stream) -> str:
+    connection = _socket_of(stream)
+    if connection is None:
+        return ""
+    try:
+        address, port = local_endpoint(connection)
+    except OSError:
+        return ""
+    return f"[{address}]:{port}"

@@ -47,6 +47,7 @@ class HostMemory:
         clean: clean transactions since it came to this rung.
         climb_after: how many are wanted for the next.
         swallows: whether it reads the octets of a refused BDAT and drops them; None when nobody knows.
+        refuses_bdat: it announced CHUNKING and then did not know BDAT.
         recipient_limit: recipients it took in one transaction before it said 452 (RT-4), or None.
     """
 
@@ -54,6 +55,7 @@ class HostMemory:
     clean: int = 0
     climb_after: int = CLIMB_AFTER
     swallows: bool | None = None
+    refuses_bdat: bool = False
     recipient_limit: int | None = None
 
     def on_clean(self) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from . import replies
+from ._wire import inspect, stuff
 from .replies import Reply
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class TransactionResult:
             another connection at once, without penalty.
         pipelined: MAIL, RCPT and DATA went in one group (`L` in the log); chunked: BDAT was used (`K`).
         number: of the transaction on its connection, from 1.
-        mail_command: as in the log: ``MAIL FROM:<a@example.org> SIZE=1234``.
+        mail_line: the command as sent, without CRLF.
     """
 
     transaction: Transaction
@@ -87,7 +88,12 @@ class TransactionResult:
     pipelined: bool = False
     chunked: bool = False
     number: int = 0
-    mail_command: str = ""
+    mail_line: bytes = b""
+
+    @property
+    def mail_command(self) -> str:
+        """As in the log: ``MAIL FROM:<a@example.org> SIZE=1234``."""
+        return self.mail_line.decode("utf-8", "backslashreplace")
 
     @property
     def accepted(self) -> list[int]:
@@ -136,11 +142,12 @@ class Content:
         DataError: it has a CR or LF that is not part of CRLF: such content is never sent (RFC 5321 §2.3.8).
     """
 
-    __slots__ = ("_stuffed", "is_8bit", "octets")
+    __slots__ = ("_dots", "_stuffed", "is_8bit", "octets")
 
     def __init__(self, octets: bytes) -> None:
         if not octets.endswith(b"\r\n"):
             octets += b"\r\n"
+        self._dots = inspect(octets)
         #: as BDAT sends it, and what SIZE counts
         self.octets = octets
         #: whether some octet is above 127
@@ -149,3 +156,10 @@ class Content:
 
     def __len__(self) -> int:
         return len(self.octets)
+
+    @property
+    def stuffed(self) -> bytes:
+        """As DATA sends it, without the final dot; made once."""
+        if self._stuffed is None:
+            self._stuffed = stuff(self.octets, self._dots)
+        return self._stuffed

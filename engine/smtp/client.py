@@ -1,0 +1,682 @@
+"""Transactions on a connection that is ready: what to send, and what the replies mean.
+
+Layer: sans-I/O (time is the caller's).  Spec: RFC 5321 §3.3, §3.8, §4.1.4; RFC 2920 §3.1; RFC 3030 §2; RFC 9422;
+events-dane 11.1 (RT-1 to RT-6), 11.4; bulk-sending section 5, rules 1 to 6.
+Input: transactions, octets of the server in any split, the news that the connection ended.  Output: octets to send,
+with the transactions that they may complete, and a result for each transaction taken.
+
+Replies come in the order of the commands, so the transactions in flight are a line: replies belong to its head until
+that one is done.  Only the last in the line may still have something to send: nothing can be sent behind it before.
+`state` has what each answer leads to, `ladder` how much may be sent before the replies are known.
+
+RSET.  MAIL inside an open envelope is refused by some servers, and then the recipients that follow would join that
+envelope: mail for one would go to another.  So wherever an envelope may be open when MAIL arrives (after a refused DATA
+or recipients that were all refused; after a BDAT whose reply is not known yet) RSET goes before MAIL in the same group.
+After content that DATA announced no RSET is needed: whatever the reply, the server has cleared its buffers.
+
+Probe.  Before content is first glued to its envelope, a server that is not known to be well-behaved is asked for
+something it must refuse: ``MAIL FROM:<>``, a BDAT without recipients whose few octets would be an unknown command,
+RSET.  If those octets are answered, the server takes content for commands after a refusal, and nothing is glued there.
+
+421 ends the connection.  It answers the command that was waiting, and what stands behind that one is untouched: a
+server that closes does not go on with what it has read (RFC 5321 §3.8).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from ..errors import DeliveryError, LocalProtocolError, Scope
+from . import commands, replies
+from ._wire import ReplyParser, build_group
+from .failure import ERRNO_CLOSED, Loss, LossKind, loss_error
+from .ladder import Rung
+from .state import NEXT, Answer, Stage, Style
+from .transaction import Transaction, TransactionResult
+
+if TYPE_CHECKING:
+    from .capabilities import Capabilities
+    from .ladder import HostMemory
+    from .replies import Reply
+
+#: octets that may be in flight when a further transaction is begun, and of content that is glued; bulk-sending rule 3
+MAX_FLIGHT_OCTETS: Final = 64 * 1024
+
+#: what a server answers to a command in the middle of a group if it cannot do groups
+_BAD_SEQUENCE: Final = 503
+#: what a server that announced CHUNKING and does not know BDAT answers to it
+_UNKNOWN_COMMAND: Final = (500, 502)
+#: the server closes the connection after this (RFC 5321 §3.8)
+_SHUTTING_DOWN: Final = 421
+
+_PROBE_COMMAND: Final = b"XPROB\r\n"
+_PROBE: Final = b"MAIL FROM:<>\r\n" + commands.bdat(len(_PROBE_COMMAND)) + _PROBE_COMMAND + commands.RSET
+#: greetings of servers whose code drops the octets of a refused BDAT
+_SWALLOWING: Final = re.compile(r"\b(?:Exim|Postfix|outrider sink)\b")
+_TOO_MANY: Final = re.compile(rb"452.4\.5\.3|too many", re.IGNORECASE)
+
+
+class _Flight:
+    """One transaction in the line."""
+
+    __slots__ = (
+        "accepted",
+        "answered",
+        "asked",
+        "begins_again",
+        "decided",
+        "final_handed",
+        "group",
+        "octets",
+        "result",
+        "rung",
+        "stage",
+        "style",
+        "transaction",
+        "was_windowed",
+        "written",
+    )
+
+    def __init__(self, transaction: Transaction, style: Style, asked: tuple[int, ...]) -> None:
+        self.transaction = transaction
+        self.style = style
+        #: numbers of the recipients that are named in this transaction
+        self.asked = asked
+        self.stage = Stage.MAIL
+        #: the step of the ladder that this exercises, None if it proves nothing
+        self.rung: Rung | None = None
+        #: recipients answered, accepted, and accepted or refused for good
+        self.answered = 0
+        self.accepted = 0
+        self.decided = 0
+        #: the server cannot do what it announced: what it refused for that reason is to be sent again in another way
+        self.begins_again = False
+        #: everything it has to send is in the output or gone
+        self.written = False
+        #: its last octet was handed over
+        self.final_handed = False
+        self.octets = 0
+        #: lock-step: MAIL, until it is sent
+        self.group = b""
+        #: it was begun while others were in flight
+        self.was_windowed = False
+        self.result = TransactionResult(transaction, [None] * len(transaction.recipients))
+
+
+class Client:
+    """The protocol of one connection after `Opening`.
+
+    Args:
+        memory: of the host; read and taught.
+        window: transactions in flight at most; 0 for one command at a time.
+        peer: ``name [address]``, for texts.
+        greeting: first line of the banner.
+
+    Attributes:
+        failure: set when the server broke the protocol; call `on_lost` with it.
+        closing: the 421 with which the server ended the connection, or None.
+        begun: transactions begun.
+        reply_count: replies received; a peer that sends octets and never completes one makes no progress.
+        written_octets: of the output that was taken last, what has been handed over; kept by the caller, for texts.
+    """
+
+    def __init__(
+        self, capabilities: Capabilities, memory: HostMemory, *, window: int, peer: str, greeting: str = ""
+    ) -> None:
+        self.capabilities = capabilities
+        self.memory = memory
+        self.failure: Loss | None = None
+        self.closing: Reply | None = None
+        self.begun = 0
+        self.reply_count = 0
+        self.written_octets = 0
+        self._window = window
+        self._peer = peer
+        self._parser = ReplyParser()
+        self._flights: deque[_Flight] = deque()
+        self._flight_octets = 0
+        self._output: list[bytes] = []
+        self._completing: list[_Flight] = []
+        self._results: list[TransactionResult] = []
+        #: the last transaction of those that were handed over together
+        self._last_handed: _Flight | None = None
+        self._needs_rset = False
+        self._is_over = False
+        #: transactions that ended with a reply to their content
+        self._finished = 0
+        #: the replies to the probe so far, None when there is none under way
+        self._probe: list[Reply] | None = None
+        if memory.swallows is None and _SWALLOWING.search(greeting):
+            memory.swallows = True
+
+    # What may be done
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no further transaction can be begun on this connection, ever."""
+        limit = self.capabilities.mail_max
+        return self._is_over or self.closing is not None or (limit is not None and self.begun >= limit)
+
+    @property
+    def can_begin(self) -> bool:
+        """Whether `begin` may be called now."""
+        if not self._flights:
+            return not self.is_over and self._probe is None
+        return (
+            len(self._flights) < self._window
+            and self._flight_octets < MAX_FLIGHT_OCTETS
+            and self._flights[-1].written
+            and self._finished > 0
+            and self.memory.rung is Rung.WINDOWED
+            and self.capabilities.pipelining
+            and not self.is_over
+        )
+
+    @property
+    def in_flight(self) -> int:
+        """Transactions that have been begun and have no result yet."""
+        return len(self._flights)
+
+    @property
+    def awaits_final(self) -> bool:
+        """Whether the next reply is that to the end of content: `final_timeout` is its limit."""
+        return bool(self._flights) and self._flights[0].stage >= Stage.FINAL
+
+    @property
+    def has_output(self) -> bool:
+        return bool(self._output)
+
+    @property
+    def recipient_limit(self) -> int | None:
+        """Recipients of a transaction, by announcement or by experience."""
+        known = [limit for limit in (self.capabilities.rcpt_max, self.memory.recipient_limit) if limit is not None]
+        return min(known, default=None)
+
+    # Sending
+
+    def begin(self, transaction: Transaction) -> TransactionResult | None:
+        """Take a transaction; `can_begin` is true.
+
+        Returns:
+            Its result if it cannot be sent to this host at all, else None.
+
+        Raises:
+            LocalProtocolError: `can_begin` is false, or there are no recipients.
+        """
+        if not self.can_begin:
+            raise LocalProtocolError("a transaction cannot be begun now")
+        if not transaction.recipients:
+            raise LocalProtocolError("a transaction without recipients")
+        style, rung = self._style(transaction)
+        flight = _Flight(transaction, style, self._asked(transaction))
+        flight.rung = rung
+        result = flight.result
+        result.pipelined = not style.is_lock_step
+        result.chunked = style.is_chunked
+        result.number = self.begun + 1
+        if len(flight.asked) < len(transaction.recipients):
+            named = set(flight.asked)
+            result.rest = [index for index in range(len(transaction.recipients)) if index not in named]
+        refusal = self._refusal(transaction)
+        if refusal is None:
+            try:
+                self._write_envelope(flight)
+            except LocalProtocolError as error:
+                refusal = str(error)
+        if refusal is not None:
+            result.error = DeliveryError(refusal, scope=Scope.MESSAGE, permanent=True)
+            return result
+        self.begun += 1
+        self._flights.append(flight)
+        self._flight_octets += flight.octets
+        return None
+
+    def _style(self, transaction: Transaction) -> tuple[Style, Rung | None]:
+        """How to send it, and which step of the ladder that tries out."""
+        capabilities, memory = self.capabilities, self.memory
+        chunking = capabilities.chunking and not memory.refuses_bdat
+        if not capabilities.pipelining or self._window == 0:
+            return (Style.LOCK_BDAT if chunking else Style.LOCK_DATA), None
+        rung = memory.rung
+        if rung is Rung.LOCK_STEP:
+            return (Style.LOCK_BDAT if chunking else Style.LOCK_DATA), rung
+        if not chunking:
+            return Style.GROUP_DATA, rung
+        size = len(transaction.content.octets)
+        limit = capabilities.size_limit
+        if rung < Rung.GLUED:
+            return Style.GROUP_BDAT, rung
+        if (
+            not memory.swallows
+            or size + self._flight_octets > MAX_FLIGHT_OCTETS
+            or (limit is not None and size > limit)
+        ):
+            return Style.GROUP_BDAT, None
+        return Style.GLUED, rung
+
+    def _asked(self, transaction: Transaction) -> tuple[int, ...]:
+        """Numbers of the recipients that the host's limits allow in one transaction."""
+        count = len(transaction.recipients)
+        limit = self.recipient_limit
+        if self.capabilities.rcpt_domain_max is None:
+            return tuple(range(count if limit is None else min(count, limit)))
+        asked: list[int] = []
+        domains: set[bytes] = set()
+        for index, recipient in enumerate(transaction.recipients):
+            domain = recipient.rpartition(b"@")[2].lower()
+            if domain not in domains and len(domains) >= self.capabilities.rcpt_domain_max:
+                continue
+            domains.add(domain)
+            asked.append(index)
+            if len(asked) == limit:
+                break
+        return tuple(asked)
+
+    def _refusal(self, transaction: Transaction) -> str | None:
+        """Why this host cannot have it, whatever it would say."""
+        if transaction.smtputf8 and not self.capabilities.smtputf8:
+            return f"message needs SMTPUTF8, which is not offered by {self._peer}"
+        if (transaction.is_8bit or transaction.content.is_8bit) and not self.capabilities.eightbitmime:
+            return f"message needs 8BITMIME, which is not offered by {self._peer}"
+        return None
+
+    def _write_envelope(self, flight: _Flight) -> None:
+        transaction, style, capabilities = flight.transaction, flight.style, self.capabilities
+        if self._flights:
+            flight.was_windowed = True
+            rset = self._flights[-1].style.is_chunked
+        else:
+            rset = self._needs_rset
+        content = b""
+        last = b""
+        recipients = transaction.recipients
+        asked = flight.asked
+        if style is Style.GLUED:
+            content = transaction.content.octets
+            last = commands.bdat(len(content))
+        elif style is Style.GROUP_DATA:
+            last = commands.DATA
+        parameters = commands.mail_parameters(transaction, capabilities)
+        flight.result.mail_line = b"MAIL FROM:<" + transaction.sender + b">" + parameters
+        group = build_group(
+            commands.RSET if rset else b"",
+            transaction.sender,
+            parameters,
+            tuple(recipients) if len(asked) == len(recipients) else tuple(recipients[index] for index in asked),
+            commands.rcpt_parameters(transaction, capabilities, asked),
+            commands.rcpt_suffix(transaction, capabilities),
+            last,
+            content,
+            transaction.smtputf8,
+        )
+        flight.stage = Stage.RSET if rset else Stage.MAIL
+        flight.octets = len(group)
+        if style.is_lock_step:
+            # The octets of a group are those of its commands: take them line by line.
+            flight.group = group
+            self._write_line(flight)
+            return
+        if not self._flights:
+            self._probe_if_due()
+        self._output.append(group)
+        if style is Style.GLUED:
+            flight.written = True
+            self._completing.append(flight)
+
+    def _write_line(self, flight: _Flight) -> None:
+        line, separator, flight.group = flight.group.partition(b"\r\n")
+        self._output.append(line + separator)
+
+    def _write_content(self, flight: _Flight) -> None:
+        content = flight.transaction.content
+        if flight.style.is_chunked:
+            octets = content.octets
+            self._output += (commands.bdat(len(octets)), octets)
+        else:
+            octets = content.stuffed
+            self._output += (octets, commands.DOT)
+        flight.octets += len(octets)
+        self._flight_octets += len(octets)
+        flight.written = True
+        self._completing.append(flight)
+
+    def _probe_if_due(self) -> None:
+        memory = self.memory
+        if (
+            memory.swallows is None
+            and memory.rung >= Rung.GLUED
+            and self._window
+            and self._finished
+            and self.capabilities.chunking
+            and self.capabilities.pipelining
+            and not memory.refuses_bdat
+        ):
+            self._output.append(_PROBE)
+            self._probe = []
+
+    @property
+    def completing(self) -> list[Transaction]:
+        """The transactions whose last octet is in the output."""
+        return [flight.transaction for flight in self._completing]
+
+    def take_output(self) -> list[bytes]:
+        """What is to be sent now, in order.  Call `on_final_handed` just before its last octets are handed over."""
+        output, self._output = self._output, []
+        return output
+
+    def on_final_handed(self) -> None:
+        """From now on the last octet of each of `completing` may be on the wire."""
+        for flight in self._completing:
+            flight.final_handed = True
+            self._last_handed = flight
+        self._completing.clear()
+
+    # Receiving
+
+    def receive(self, data: bytes) -> list[TransactionResult]:
+        """Take octets of the server; look at `failure` and for output afterwards.
+
+        Returns:
+            Results of the transactions that ended, in order.
+        """
+        parser = self._parser
+        if self.failure is not None:
+            return []
+        for reply in parser.receive(data):
+            self.reply_count += 1
+            if self._output and reply.code != _SHUTTING_DOWN:
+                # Only the last in the line writes, so the command that this would answer has not been sent.
+                self._fail("a reply out of turn", reply.raw)
+            elif self._probe is not None:
+                self._on_probe(self._probe, reply)
+            elif self._flights:
+                self._on_reply(self._flights[0], reply)
+            elif reply.code == _SHUTTING_DOWN:
+                self.closing = reply
+            else:
+                self._fail("a reply nobody asked for", reply.raw)
+            if self.failure is not None:
+                break
+        if parser.problem is not None and self.failure is None:
+            self._fail(parser.problem, parser.evidence)
+        results, self._results = self._results, []
+        return results
+
+    def _fail(self, text: str, evidence: bytes) -> None:
+        self.failure = Loss(LossKind.MALFORMED, text=text, evidence=evidence)
+
+    def _on_reply(self, flight: _Flight, reply: Reply) -> None:
+        """The reply that `flight` awaits."""
+        code = reply.code
+        result = flight.result
+        stage = flight.stage
+        answer = Answer.YES
+        if code == _SHUTTING_DOWN:
+            self._on_shutting_down(flight, reply)
+        if stage is Stage.RCPT:
+            self._on_rcpt(flight, reply)
+            if flight.answered < len(flight.asked):
+                if not flight.style.is_lock_step:
+                    return
+                if self.closing is None and not self._stops_asking(flight):
+                    self._write_line(flight)
+                    return
+            if not flight.accepted:
+                answer = Answer.NO
+        elif stage is Stage.MAIL:
+            result.mail = reply
+            if not 200 <= code <= 299:
+                answer = Answer.NO
+                if code == _BAD_SEQUENCE and flight.was_windowed:
+                    flight.begins_again = True
+        elif stage is Stage.FINAL:
+            if flight.accepted:
+                result.final = reply
+                self._finished += 1
+        elif stage is Stage.DATA:
+            if flight.accepted:
+                result.data = reply
+            if not 300 <= code <= 399:
+                answer = Answer.NO
+                if code == _BAD_SEQUENCE and flight.accepted and not flight.style.is_lock_step:
+                    flight.begins_again = True
+            elif not flight.accepted:
+                answer = Answer.EMPTY
+        elif stage is Stage.RSET and not 200 <= code <= 299:
+            # An envelope that cannot be closed: what comes next could join it.
+            self._is_over = True
+        after = NEXT[flight.style][stage][answer]
+        assert after is not None
+        self._enter(flight, after)
+
+    def _enter(self, flight: _Flight, stage: Stage) -> None:
+        """Go on to `stage`, and send what leads there if it has not been sent."""
+        flight.stage = stage
+        if stage is Stage.DONE:
+            self._finish(flight)
+            return
+        if stage is Stage.LONE_DOT or (stage is Stage.FINAL and not flight.written):
+            if self.closing is not None:
+                self._break_off(flight)
+            elif stage is Stage.LONE_DOT:
+                self._output.append(commands.DOT)
+            else:
+                self._write_content(flight)
+        elif flight.style.is_lock_step and not flight.written:
+            if self.closing is not None:
+                self._break_off(flight)
+            elif stage is Stage.DATA:
+                self._output.append(commands.DATA)
+            else:
+                self._write_line(flight)
+
+    def _on_rcpt(self, flight: _Flight, reply: Reply) -> None:
+        index = flight.asked[flight.answered]
+        flight.answered += 1
+        result = flight.result
+        if result.mail is None or not result.mail.is_success:
+            return
+        code = reply.code
+        if 200 <= code <= 299:
+            flight.accepted += 1
+            flight.decided += 1
+        elif code == 452 and flight.decided:
+            # RT-4: no fault of the recipient
+            result.rest.append(index)
+            if flight.accepted and _TOO_MANY.search(reply.raw):
+                limit = self.memory.recipient_limit
+                self.memory.recipient_limit = flight.accepted if limit is None else min(limit, flight.accepted)
+            return
+        elif code == _BAD_SEQUENCE and not flight.style.is_lock_step:
+            flight.begins_again = True
+            result.rest.append(index)
+            return
+        elif 500 <= code <= 599:
+            flight.decided += 1
+        result.recipients[index] = reply
+
+    @staticmethod
+    def _stops_asking(flight: _Flight) -> bool:
+        """Whether a 452 in lock-step leaves the recipients that have not been named to another transaction."""
+        rest = flight.result.rest
+        if flight.asked[flight.answered - 1] not in rest[-1:]:
+            return False
+        rest += flight.asked[flight.answered :]
+        return True
+
+    def _on_shutting_down(self, flight: _Flight, reply: Reply) -> None:
+        """421: nothing more is sent."""
+        # A connection that ends between two messages has its limit; anywhere else we may have asked too much.
+        is_limit = flight.stage <= Stage.MAIL and self._finished > 0
+        if self.closing is None and not is_limit and not flight.style.is_lock_step:
+            self.memory.on_trouble()
+        self.closing = reply
+        self._output.clear()
+        self._completing.clear()
+
+    def _break_off(self, flight: _Flight) -> None:
+        """End a transaction of a connection that is closing before its content was sent."""
+        assert self.closing is not None
+        result = flight.result
+        if result.mail is None:
+            self._begin_again(flight)
+        elif flight.accepted:
+            command = result.recipient_command(flight.asked[flight.answered - 1])
+            result.error = self._closing_error(command, self.closing)
+        flight.stage = Stage.DONE
+        self._finish(flight)
+
+    @staticmethod
+    def _closing_error(command: str, reply: Reply) -> DeliveryError:
+        text = replies.error_text(command, reply)
+        return DeliveryError(text, errno=ERRNO_CLOSED, more_errno=reply.more_errno, retry_name="lost_connection")
+
+    def _finish(self, flight: _Flight) -> None:
+        """All replies are here."""
+        self._flights.popleft()
+        self._flight_octets -= flight.octets
+        result = flight.result
+        final = result.final
+        self._needs_rset = (
+            result.mail is not None
+            and result.mail.is_success
+            and (final is None or (flight.style.is_chunked and not final.is_success))
+        )
+        self._judge(flight)
+        result.rest.sort()
+        self._results.append(result)
+
+    def _judge(self, flight: _Flight) -> None:
+        """Learn from a transaction that has all its replies."""
+        memory, result = self.memory, flight.result
+        final = result.final
+        if flight.style.is_chunked and final is not None and final.code in _UNKNOWN_COMMAND:
+            memory.refuses_bdat = True
+            self._begin_again(flight)
+        elif flight.begins_again:
+            memory.on_disorder()
+            if final is None or not final.is_success:
+                self._begin_again(flight)
+        elif self.closing is not None:
+            mail = result.mail
+            if mail is not None and mail.code == _SHUTTING_DOWN and self._finished:
+                # The limit of this connection, not of this message (bulk-sending rule 5).
+                self._begin_again(flight)
+        elif flight.rung is not None and flight.rung is memory.rung:
+            memory.on_clean()
+
+    @staticmethod
+    def _begin_again(flight: _Flight) -> None:
+        flight.result.untouched = True
+        flight.result.rest.clear()
+
+    def _on_probe(self, found: list[Reply], reply: Reply) -> None:
+        """The replies to `_PROBE`: MAIL, BDAT, and either RSET or first the octets that should have been dropped."""
+        found.append(reply)
+        if reply.code == _SHUTTING_DOWN:
+            self.closing = reply
+        elif len(found) < 3 or (len(found) == 3 and not reply.is_success):
+            return
+        self._probe = None
+        self.memory.swallows = self.closing is None and len(found) == 3 and not found[1].is_success
+
+    # The end
+
+    def on_lost(self, loss: Loss) -> tuple[list[TransactionResult], DeliveryError | None]:
+        """The connection ended, or has to.
+
+        Returns:
+            Results of all transactions in flight, in order, and the error of the connection: that of the oldest; None
+            if the host is not to blame: nothing was in flight, or nothing that was not decided (RT-6), or it closed a
+            connection between two messages.
+        """
+        self._is_over = True
+        self._output.clear()
+        flights = list(self._flights)
+        if loss.kind is LossKind.MALFORMED:
+            self.memory.on_disorder()
+        elif (
+            flights
+            and not flights[0].style.is_lock_step
+            and loss.kind is not LossKind.CANCELLED
+            and self.closing is None
+        ):
+            self.memory.on_trouble()
+        if self._probe is not None:
+            self.memory.swallows = False
+        error: DeliveryError | None = None
+        for flight in flights:
+            found = self._lose(flight, loss, is_head=flight is flights[0])
+            if flight is flights[0]:
+                error = found
+        if loss.kind is LossKind.MALFORMED and error is None:
+            command = replies.END_OF_DATA if self._finished else replies.INITIAL_CONNECTION
+            error = loss_error(loss, command, self._peer)
+        self._flights.clear()
+        self._completing.clear()
+        self._probe = None
+        return [flight.result for flight in flights], error
+
+    def _lose(self, flight: _Flight, loss: Loss, *, is_head: bool) -> DeliveryError | None:
+        """Fill in the result of a transaction that gets no more replies; returns its error."""
+        result = flight.result
+        result.rest.sort()
+        is_refused = result.mail is not None and not result.mail.is_success
+        is_decided = is_refused or (flight.answered == len(flight.asked) and not flight.accepted)
+        if is_decided:
+            # RT-6: whoever has said no to everything may go
+            return None
+        has_left = flight.final_handed and not (loss.kind is LossKind.SEND_FAILED and flight is self._last_handed)
+        result.in_doubt = has_left and self.closing is None
+        was_reached = is_head and self._probe is None
+        if not result.in_doubt and not (was_reached and self._is_to_blame(flight, loss)):
+            result.untouched = True
+            result.rest.clear()
+            return None
+        result.error = self._lost_error(flight, loss, has_left=has_left, was_reached=was_reached)
+        if result.error.scope is Scope.RECIPIENT:
+            for index in flight.asked[flight.answered :]:
+                result.recipients[index] = result.error
+        return result.error
+
+    def _is_to_blame(self, flight: _Flight, loss: Loss) -> bool:
+        """Whether the loss of the oldest transaction in flight says something about it or its host."""
+        if self.closing is not None and flight.result.mail is None:
+            return False
+        if flight.stage > Stage.MAIL or not self._finished:
+            return True
+        # A server may close a connection between two messages.
+        return loss.kind not in (LossKind.CLOSED, LossKind.SEND_FAILED)
+
+    def _lost_error(self, flight: _Flight, loss: Loss, *, has_left: bool, was_reached: bool) -> DeliveryError:
+        """By table 11.4: whom the loss is about, and what was waited for."""
+        result = flight.result
+        is_timeout = loss.kind is LossKind.TIMEOUT
+        scope = Scope.HOST
+        pipelined = result.pipelined
+        written_octets = 0
+        match flight.stage:
+            case Stage.RSET:
+                command = "RSET"
+            case Stage.MAIL:
+                command = result.mail_command
+                if is_timeout and was_reached:
+                    scope = Scope.MESSAGE
+            case Stage.RCPT:
+                command = result.recipient_command(flight.asked[flight.answered])
+                if is_timeout:
+                    scope = Scope.RECIPIENT
+            case Stage.DATA:
+                command = "DATA"
+            case _ if has_left:
+                command = replies.END_OF_DATA
+                pipelined = False
+                scope = Scope.MESSAGE
+                written_octets = len(flight.transaction.content)
+            case _:
+                command = replies.DATA_BLOCK
+                pipelined = False
+                written_octets = self.written_octets
+        return loss_error(loss, command, self._peer, scope=scope, pipelined=pipelined, written_octets=written_octets)
