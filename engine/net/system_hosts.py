@@ -25,8 +25,11 @@ if TYPE_CHECKING:
 _MAX_ADDRESSES: Final = 64
 #: seconds an answer may be kept: getaddrinfo tells no TTL; arbitrary, short enough for a changed hosts file
 SYSTEM_TTL_S: Final = 60
-#: RFC 5737, RFC 3849: addresses for documentation, which no interface has
-_NOBODYS: Final = {socket.AF_INET: "192.0.2.254", socket.AF_INET6: "2001:db8:ffff:ffff::fffe"}
+#: RFC 5737, RFC 3849, RFC 9637: addresses for documentation; a test network may use one of them, but not all
+_NOBODYS: Final = {
+    socket.AF_INET: ("192.0.2.254", "198.51.100.254", "203.0.113.254"),
+    socket.AF_INET6: ("2001:db8:ffff:ffff::fffe", "3fff:fff:ffff:ffff::fffe"),
+}
 #: any port will do: nothing is sent
 _DISCARD_PORT: Final = 9
 _FAMILIES: Final = {"A": socket.AF_INET, "AAAA": socket.AF_INET6}
@@ -119,7 +122,8 @@ def _is_ours(address: str) -> bool:
     family = socket.AF_INET6 if parsed.version == 6 else socket.AF_INET
     if not _can_bind(family, address):
         return False
-    return not _can_bind(family, _NOBODYS[family]) or _starts_at_itself(family, address)
+    binds_any = all(_can_bind(family, nobodys) for nobodys in _NOBODYS[family])
+    return not binds_any or _starts_at_itself(family, address)
 
 
 def _can_bind(family: socket.AddressFamily, address: str) -> bool:

@@ -341,17 +341,21 @@ class HostSearch:
             self._defer("host lookup did not complete")
         elif _End.INSECURE in ends:
             self._defer("host lookup done insecurely", retry_name="")
-        elif ends == {_End.IGNORED}:
-            self._fail("all hosts are ignored (ignore_target_hosts)", FailureKind.IGNORED, "5.1.2")
-        elif not self._options.use_mx:
-            self._fail(f'lookup of host "{self.domain}" failed', FailureKind.NO_ADDRESS, "5.1.2")
+        else:
+            self._fail_for_want_of_hosts(FailureKind.IGNORED if ends == {_End.IGNORED} else FailureKind.NO_ADDRESS)
+
+    def _fail_for_want_of_hosts(self, kind: FailureKind) -> None:
+        """In Exim's words, to which an ignored address does not exist; `reasons` tell it apart."""
+        if not self._options.use_mx:
+            text = f'lookup of host "{self.domain}" failed'
         elif self._mx is not None and self._mx.status is Status.OK:
             text = "all relevant MX records point to non-existent hosts"
             if any(not _is_host_name(name) for name in self._candidates):
                 text += " or (invalidly) to IP addresses"
-            self._fail(text, FailureKind.NO_ADDRESS, "5.1.2")
         else:
-            self._fail("Unrouteable address", FailureKind.NO_DOMAIN, "5.1.2")
+            text = "Unrouteable address"
+            kind = FailureKind.NO_DOMAIN if kind is FailureKind.NO_ADDRESS else kind
+        self._fail(text, kind, "5.1.2")
 
     def _settle(self, candidate: _Candidate) -> None:
         """Decide what became of a host whose questions are answered."""

@@ -128,7 +128,7 @@ class DnsServer:
             return [], 0.0
         if reply.drop_tcp and transport == "tcp":
             return [], 0.0
-        octets = _render(query, reply, transport)
+        octets = render(query, reply, transport)
         if reply.mangle is None or (transport == "tcp" and not reply.mangle_tcp):
             return [octets], reply.delay_s
         mangled = reply.mangle(octets)
@@ -139,7 +139,8 @@ class DnsServer:
         return Reply(rcode="NOERROR" if exists else "NXDOMAIN", soa=60)
 
 
-def _render(query: dns.message.Message, reply: Reply, transport: str) -> bytes:
+def render(query: dns.message.Message, reply: Reply, transport: str) -> bytes:
+    """The response to `query` that `reply` describes."""
     response = dns.message.make_response(query, recursion_available=True, our_payload=1232)
     if reply.refuse_edns and query.edns >= 0:
         response.set_rcode(dns.rcode.FORMERR)

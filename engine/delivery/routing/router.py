@@ -373,9 +373,10 @@ class Router:
             reasons += found.reasons
             ttl_s = min(ttl_s, found.ttl_s)
             if isinstance(found, Deferral):
-                return self._postponed(found, f'host lookup for "{item.name}" did not complete (DNS timeout?)')
+                return self._postponed(found, f"host lookup for {item.name} did not complete (DNS timeout?)")
             if isinstance(found, Failure):
-                if found.kind is FailureKind.IGNORED or self.options.host_find_failed == "ignore":
+                # a host whose every address is in ignore_target_hosts counts as one that has none, as Exim has it
+                if self.options.host_find_failed == "ignore":
                     continue
                 return self._not_found(item, found)
             if found.is_ours and not sends_to_self:
@@ -411,7 +412,8 @@ class Router:
         random = self._around.random
         found: Found | None = None
         if item.mx or rule.lookup != "byname":
-            search = HostSearch(item.name, replace(options, use_mx=item.mx), random=random)
+            # as in Exim, /MX is for MX records alone: a domain that is its own host is written without it
+            search = HostSearch(item.name, replace(options, use_mx=item.mx, must_have_mx=item.mx), random=random)
             if search.result is None:
                 found = await self._find(walk, search, self._around.resolver)
             else:
