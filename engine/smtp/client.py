@@ -31,18 +31,17 @@ from typing import TYPE_CHECKING, Final
 from ..errors import DeliveryError, LocalProtocolError, Scope
 from . import commands, replies
 from ._wire import ReplyParser, build_group
+from .ending import Ending, is_connection_limit, lose
 from .failure import ERRNO_CLOSED, Loss, LossKind, loss_error
+from .flight import MAX_FLIGHT_OCTETS, Flight, choose_style, named_recipients, why_not
 from .ladder import Rung
 from .state import NEXT, Answer, Stage, Style
-from .transaction import Transaction, TransactionResult
 
 if TYPE_CHECKING:
     from .capabilities import Capabilities
     from .ladder import HostMemory
     from .replies import Reply
-
-#: octets that may be in flight when a further transaction is begun, and of content that is glued; bulk-sending rule 3
-MAX_FLIGHT_OCTETS: Final = 64 * 1024
+    from .transaction import Transaction, TransactionResult
 
 #: what a server answers to a command in the middle of a group if it cannot do groups
 _BAD_SEQUENCE: Final = 503
@@ -56,53 +55,6 @@ _PROBE: Final = b"MAIL FROM:<>\r\n" + commands.bdat(len(_PROBE_COMMAND)) + _PROB
 #: greetings of servers whose code drops the octets of a refused BDAT
 _SWALLOWING: Final = re.compile(r"\b(?:Exim|Postfix|outrider sink)\b")
 _TOO_MANY: Final = re.compile(rb"452.4\.5\.3|too many", re.IGNORECASE)
-
-
-class _Flight:
-    """One transaction in the line."""
-
-    __slots__ = (
-        "accepted",
-        "answered",
-        "asked",
-        "begins_again",
-        "decided",
-        "final_handed",
-        "group",
-        "octets",
-        "result",
-        "rung",
-        "stage",
-        "style",
-        "transaction",
-        "was_windowed",
-        "written",
-    )
-
-    def __init__(self, transaction: Transaction, style: Style, asked: tuple[int, ...]) -> None:
-        self.transaction = transaction
-        self.style = style
-        #: numbers of the recipients that are named in this transaction
-        self.asked = asked
-        self.stage = Stage.MAIL
-        #: the step of the ladder that this exercises, None if it proves nothing
-        self.rung: Rung | None = None
-        #: recipients answered, accepted, and accepted or refused for good
-        self.answered = 0
-        self.accepted = 0
-        self.decided = 0
-        #: the server cannot do what it announced: what it refused for that reason is to be sent again in another way
-        self.begins_again = False
-        #: everything it has to send is in the output or gone
-        self.written = False
-        #: its last octet was handed over
-        self.final_handed = False
-        self.octets = 0
-        #: lock-step: MAIL, until it is sent
-        self.group = b""
-        #: it was begun while others were in flight
-        self.was_windowed = False
-        self.result = TransactionResult(transaction, [None] * len(transaction.recipients))
 
 
 class Client:
@@ -135,13 +87,13 @@ class Client:
         self._window = window
         self._peer = peer
         self._parser = ReplyParser()
-        self._flights: deque[_Flight] = deque()
+        self._flights: deque[Flight] = deque()
         self._flight_octets = 0
         self._output: list[bytes] = []
-        self._completing: list[_Flight] = []
+        self._completing: list[Flight] = []
         self._results: list[TransactionResult] = []
         #: the last transaction of those that were handed over together
-        self._last_handed: _Flight | None = None
+        self._last_handed: Flight | None = None
         self._needs_rset = False
         self._is_over = False
         #: transactions that ended with a reply to their content
@@ -209,8 +161,11 @@ class Client:
             raise LocalProtocolError("a transaction cannot be begun now")
         if not transaction.recipients:
             raise LocalProtocolError("a transaction without recipients")
-        style, rung = self._style(transaction)
-        flight = _Flight(transaction, style, self._asked(transaction))
+        capabilities = self.capabilities
+        style, rung = choose_style(
+            transaction, capabilities, self.memory, window=self._window, flight_octets=self._flight_octets
+        )
+        flight = Flight(transaction, style, named_recipients(transaction, capabilities, self.recipient_limit))
         flight.rung = rung
         result = flight.result
         result.pipelined = not style.is_lock_step
@@ -219,7 +174,7 @@ class Client:
         if len(flight.asked) < len(transaction.recipients):
             named = set(flight.asked)
             result.rest = [index for index in range(len(transaction.recipients)) if index not in named]
-        refusal = self._refusal(transaction)
+        refusal = why_not(transaction, capabilities, self._peer)
         if refusal is None:
             try:
                 self._write_envelope(flight)
@@ -233,56 +188,7 @@ class Client:
         self._flight_octets += flight.octets
         return None
 
-    def _style(self, transaction: Transaction) -> tuple[Style, Rung | None]:
-        """How to send it, and which step of the ladder that tries out."""
-        capabilities, memory = self.capabilities, self.memory
-        chunking = capabilities.chunking and not memory.refuses_bdat
-        if not capabilities.pipelining or self._window == 0:
-            return (Style.LOCK_BDAT if chunking else Style.LOCK_DATA), None
-        rung = memory.rung
-        if rung is Rung.LOCK_STEP:
-            return (Style.LOCK_BDAT if chunking else Style.LOCK_DATA), rung
-        if not chunking:
-            return Style.GROUP_DATA, rung
-        size = len(transaction.content.octets)
-        limit = capabilities.size_limit
-        if rung < Rung.GLUED:
-            return Style.GROUP_BDAT, rung
-        if (
-            not memory.swallows
-            or size + self._flight_octets > MAX_FLIGHT_OCTETS
-            or (limit is not None and size > limit)
-        ):
-            return Style.GROUP_BDAT, None
-        return Style.GLUED, rung
-
-    def _asked(self, transaction: Transaction) -> tuple[int, ...]:
-        """Numbers of the recipients that the host's limits allow in one transaction."""
-        count = len(transaction.recipients)
-        limit = self.recipient_limit
-        if self.capabilities.rcpt_domain_max is None:
-            return tuple(range(count if limit is None else min(count, limit)))
-        asked: list[int] = []
-        domains: set[bytes] = set()
-        for index, recipient in enumerate(transaction.recipients):
-            domain = recipient.rpartition(b"@")[2].lower()
-            if domain not in domains and len(domains) >= self.capabilities.rcpt_domain_max:
-                continue
-            domains.add(domain)
-            asked.append(index)
-            if len(asked) == limit:
-                break
-        return tuple(asked)
-
-    def _refusal(self, transaction: Transaction) -> str | None:
-        """Why this host cannot have it, whatever it would say."""
-        if transaction.smtputf8 and not self.capabilities.smtputf8:
-            return f"message needs SMTPUTF8, which is not offered by {self._peer}"
-        if (transaction.is_8bit or transaction.content.is_8bit) and not self.capabilities.eightbitmime:
-            return f"message needs 8BITMIME, which is not offered by {self._peer}"
-        return None
-
-    def _write_envelope(self, flight: _Flight) -> None:
+    def _write_envelope(self, flight: Flight) -> None:
         transaction, style, capabilities = flight.transaction, flight.style, self.capabilities
         if self._flights:
             flight.was_windowed = True
@@ -325,11 +231,11 @@ class Client:
             flight.written = True
             self._completing.append(flight)
 
-    def _write_line(self, flight: _Flight) -> None:
+    def _write_line(self, flight: Flight) -> None:
         line, separator, flight.group = flight.group.partition(b"\r\n")
         self._output.append(line + separator)
 
-    def _write_content(self, flight: _Flight) -> None:
+    def _write_content(self, flight: Flight) -> None:
         content = flight.transaction.content
         if flight.style.is_chunked:
             octets = content.octets
@@ -407,7 +313,7 @@ class Client:
     def _fail(self, text: str, evidence: bytes) -> None:
         self.failure = Loss(LossKind.MALFORMED, text=text, evidence=evidence)
 
-    def _on_reply(self, flight: _Flight, reply: Reply) -> None:
+    def _on_reply(self, flight: Flight, reply: Reply) -> None:
         """The reply that `flight` awaits."""
         code = reply.code
         result = flight.result
@@ -451,7 +357,7 @@ class Client:
         assert after is not None
         self._enter(flight, after)
 
-    def _enter(self, flight: _Flight, stage: Stage) -> None:
+    def _enter(self, flight: Flight, stage: Stage) -> None:
         """Go on to `stage`, and send what leads there if it has not been sent."""
         flight.stage = stage
         if stage is Stage.DONE:
@@ -472,7 +378,7 @@ class Client:
             else:
                 self._write_line(flight)
 
-    def _on_rcpt(self, flight: _Flight, reply: Reply) -> None:
+    def _on_rcpt(self, flight: Flight, reply: Reply) -> None:
         index = flight.asked[flight.answered]
         flight.answered += 1
         result = flight.result
@@ -498,7 +404,7 @@ class Client:
         result.recipients[index] = reply
 
     @staticmethod
-    def _stops_asking(flight: _Flight) -> bool:
+    def _stops_asking(flight: Flight) -> bool:
         """Whether a 452 in lock-step leaves the recipients that have not been named to another transaction."""
         rest = flight.result.rest
         if flight.asked[flight.answered - 1] not in rest[-1:]:
@@ -506,7 +412,7 @@ class Client:
         rest += flight.asked[flight.answered :]
         return True
 
-    def _on_shutting_down(self, flight: _Flight, reply: Reply) -> None:
+    def _on_shutting_down(self, flight: Flight, reply: Reply) -> None:
         """421: nothing more is sent."""
         # A connection that ends between two messages has its limit; anywhere else we may have asked too much.
         is_limit = flight.stage <= Stage.MAIL and self._finished > 0
@@ -516,7 +422,7 @@ class Client:
         self._output.clear()
         self._completing.clear()
 
-    def _break_off(self, flight: _Flight) -> None:
+    def _break_off(self, flight: Flight) -> None:
         """End a transaction of a connection that is closing before its content was sent."""
         assert self.closing is not None
         result = flight.result
@@ -533,7 +439,7 @@ class Client:
         text = replies.error_text(command, reply)
         return DeliveryError(text, errno=ERRNO_CLOSED, more_errno=reply.more_errno, retry_name="lost_connection")
 
-    def _finish(self, flight: _Flight) -> None:
+    def _finish(self, flight: Flight) -> None:
         """All replies are here."""
         self._flights.popleft()
         self._flight_octets -= flight.octets
@@ -548,7 +454,7 @@ class Client:
         result.rest.sort()
         self._results.append(result)
 
-    def _judge(self, flight: _Flight) -> None:
+    def _judge(self, flight: Flight) -> None:
         """Learn from a transaction that has all its replies."""
         memory, result = self.memory, flight.result
         final = result.final
@@ -560,15 +466,13 @@ class Client:
             if final is None or not final.is_success:
                 self._begin_again(flight)
         elif self.closing is not None:
-            mail = result.mail
-            if mail is not None and mail.code == _SHUTTING_DOWN and self._finished:
-                # The limit of this connection, not of this message (bulk-sending rule 5).
+            if is_connection_limit(result, self._finished > 0):
                 self._begin_again(flight)
         elif flight.rung is not None and flight.rung is memory.rung:
             memory.on_clean()
 
     @staticmethod
-    def _begin_again(flight: _Flight) -> None:
+    def _begin_again(flight: Flight) -> None:
         flight.result.untouched = True
         flight.result.rest.clear()
 
@@ -606,10 +510,13 @@ class Client:
             self.memory.on_trouble()
         if self._probe is not None:
             self.memory.swallows = False
+        ending = Ending(loss, self._peer, self.closing is not None, self._finished > 0, self.written_octets)
         error: DeliveryError | None = None
         for flight in flights:
-            found = self._lose(flight, loss, is_head=flight is flights[0])
-            if flight is flights[0]:
+            is_head = flight is flights[0]
+            was_reached = is_head and self._probe is None
+            found = lose(flight, ending, was_reached=was_reached, is_last_written=flight is self._last_handed)
+            if is_head:
                 error = found
         if loss.kind is LossKind.MALFORMED and error is None:
             command = replies.END_OF_DATA if self._finished else replies.INITIAL_CONNECTION
@@ -618,65 +525,3 @@ class Client:
         self._completing.clear()
         self._probe = None
         return [flight.result for flight in flights], error
-
-    def _lose(self, flight: _Flight, loss: Loss, *, is_head: bool) -> DeliveryError | None:
-        """Fill in the result of a transaction that gets no more replies; returns its error."""
-        result = flight.result
-        result.rest.sort()
-        is_refused = result.mail is not None and not result.mail.is_success
-        is_decided = is_refused or (flight.answered == len(flight.asked) and not flight.accepted)
-        if is_decided:
-            # RT-6: whoever has said no to everything may go
-            return None
-        has_left = flight.final_handed and not (loss.kind is LossKind.SEND_FAILED and flight is self._last_handed)
-        result.in_doubt = has_left and self.closing is None
-        was_reached = is_head and self._probe is None
-        if not result.in_doubt and not (was_reached and self._is_to_blame(flight, loss)):
-            result.untouched = True
-            result.rest.clear()
-            return None
-        result.error = self._lost_error(flight, loss, has_left=has_left, was_reached=was_reached)
-        if result.error.scope is Scope.RECIPIENT:
-            for index in flight.asked[flight.answered :]:
-                result.recipients[index] = result.error
-        return result.error
-
-    def _is_to_blame(self, flight: _Flight, loss: Loss) -> bool:
-        """Whether the loss of the oldest transaction in flight says something about it or its host."""
-        if self.closing is not None and flight.result.mail is None:
-            return False
-        if flight.stage > Stage.MAIL or not self._finished:
-            return True
-        # A server may close a connection between two messages.
-        return loss.kind not in (LossKind.CLOSED, LossKind.SEND_FAILED)
-
-    def _lost_error(self, flight: _Flight, loss: Loss, *, has_left: bool, was_reached: bool) -> DeliveryError:
-        """By table 11.4: whom the loss is about, and what was waited for."""
-        result = flight.result
-        is_timeout = loss.kind is LossKind.TIMEOUT
-        scope = Scope.HOST
-        pipelined = result.pipelined
-        written_octets = 0
-        match flight.stage:
-            case Stage.RSET:
-                command = "RSET"
-            case Stage.MAIL:
-                command = result.mail_command
-                if is_timeout and was_reached:
-                    scope = Scope.MESSAGE
-            case Stage.RCPT:
-                command = result.recipient_command(flight.asked[flight.answered])
-                if is_timeout:
-                    scope = Scope.RECIPIENT
-            case Stage.DATA:
-                command = "DATA"
-            case _ if has_left:
-                command = replies.END_OF_DATA
-                pipelined = False
-                scope = Scope.MESSAGE
-                written_octets = len(flight.transaction.content)
-            case _:
-                command = replies.DATA_BLOCK
-                pipelined = False
-                written_octets = self.written_octets
-        return loss_error(loss, command, self._peer, scope=scope, pipelined=pipelined, written_octets=written_octets)
