@@ -1,8 +1,9 @@
 """Render facts as lines of Exim's main log.
 
-Layer: adapter (formatting only; the file is logs/writer.py).  Spec: events-dane LG-1 to LG-7.
-Invariants: one fact is one line; no octet of a server's text can end a line or start another (`printable`); the
-parts of a line that depend only on the connection are rendered once a connection.
+Layer: adapter (formatting only; the file is logs/writer.py).  Spec: events-dane LG-1 to LG-7, and what Exim 4.96 was
+seen to write (tests/logs/test_exim_shape.py): where the two differ, what it writes wins, since programs read it.
+Invariants: one fact is one line; no character of anybody's text can end a line, start another or move a terminal's
+cursor (`printable`); the parts of a line that depend only on the connection are rendered once a connection.
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ SELECTORS: Final = {
     "millisec": False,
     "outgoing_interface": False,
     "outgoing_port": False,
-    "pipelining": True,
+    "pipelining": False,
     "queue_time": False,
+    "queue_time_overall": False,
     "retry_defer": True,
+    "return_path_on_delivery": False,
     "sender_on_delivery": False,
     "smtp_confirmation": True,
     "tls_certificate_verified": True,
@@ -40,8 +43,7 @@ MAX_CONFIRMATION: Final = 1024
 #: rendered connections kept; a busy engine has a few hundred open
 _CACHE_SIZE: Final = 2048
 
-_UNPRINTABLE: Final = {code: f"\\{code:03o}" for code in (*range(32), *range(127, 160), 0x2028, 0x2029)}
-_UNPRINTABLE.update({ord("\n"): "\\n", ord("\r"): "\\r", ord("\t"): "\\t"})
+_LETTERS: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\b": "\\b", "\v": "\\v", "\f": "\\f"}
 
 
 def parse_selector(text: str) -> frozenset[str]:
@@ -63,8 +65,22 @@ def parse_selector(text: str) -> frozenset[str]:
 
 
 def printable(text: str) -> str:
-    """`text` with every control character written as Exim writes it (``\\n``, ``\\033``)."""
-    return text if text.isprintable() else text.translate(_UNPRINTABLE)
+    """`text` with everything that is no plain character written as Exim writes it (``\\n``, ``\\033``).
+
+    That is control and format characters (those that turn the direction of text too), line separators, and octets that
+    were no UTF-8; letters of any script stay, as in an Exim with `print_topbitchars`.
+    """
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else _LETTERS.get(char) or _octal(char) for char in text)
+
+
+def _octal(char: str) -> str:
+    try:
+        octets = char.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        octets = char.encode("utf-8", "surrogatepass")
+    return "".join(f"\\{octet:03o}" for octet in octets)
 
 
 def _quoted(text: str) -> str:
@@ -94,7 +110,7 @@ class MainLogFormat:
             FactKind.DELIVERED: self._delivered,
             FactKind.DEFERRED: self._deferred,
             FactKind.FAILED: self._failed,
-            FactKind.COMPLETED: lambda fact: f"Completed{self._queue_time(fact)}",
+            FactKind.COMPLETED: self._completed,
             FactKind.HOST: self._host_line,
             FactKind.IN_DOUBT: self._in_doubt,
             FactKind.NOTE: lambda fact: printable(fact.text),
@@ -152,17 +168,24 @@ class MainLogFormat:
             text += f" A={connection.authenticator}"
         return text
 
+    def _sender(self, fact: Fact) -> str:
+        text = f" F=<{printable(fact.sender)}>" if "sender_on_delivery" in self._on else ""
+        # the return path is that of the transaction; without a transport there was none
+        if fact.transport and "return_path_on_delivery" in self._on:
+            text += f" P=<{printable(fact.sender)}>"
+        return text
+
     def _route(self, fact: Fact) -> str:
-        text = f" F=<{fact.sender}>" if "sender_on_delivery" in self._on else ""
+        text = ""
         if fact.router:
-            text += f" R={fact.router}"
+            text += f" R={printable(fact.router)}"
         if fact.transport:
-            text += f" T={fact.transport}"
+            text += f" T={printable(fact.transport)}"
         return text
 
     def _delivered(self, fact: Fact) -> str:
         on = self._on
-        text = f"{'=>' if fact.first else '->'} {printable(fact.address)}{self._route(fact)}"
+        text = f"{'=>' if fact.first else '->'} {printable(fact.address)}{self._sender(fact)}{self._route(fact)}"
         if "delivery_size" in on:
             text += f" S={fact.size_octets}"
         if fact.connection is not None:
@@ -184,19 +207,18 @@ class MainLogFormat:
         if fact.errno > 0:
             text += f": {os.strerror(fact.errno)}"
         if fact.connection is not None and fact.with_host:
-            text += f" H={printable(fact.connection.host)} [{fact.connection.address}]"
+            text += self._connection(fact.connection, fact.reused)[0]
         text += self._deliver_time(fact)
         return f"{text}: {printable(fact.text)}" if fact.text else text
 
     def _failed(self, fact: Fact) -> str:
-        text = f"** {printable(fact.address)}{self._route(fact)}"
+        text = f"** {printable(fact.address)}{self._sender(fact)}{self._route(fact)}"
         if fact.connection is not None and fact.with_host:
-            text += f" H={printable(fact.connection.host)} [{fact.connection.address}]{self._tls(fact.connection)}"
+            text += "".join(self._connection(fact.connection, fact.reused))
         if fact.errno > 0:
-            text += f" : {os.strerror(fact.errno)}"
+            text += f": {os.strerror(fact.errno)}"
         if fact.text:
-            # LG-3 and LG-4: a bare `**` line (no router, no host) has the text straight after the address
-            text += f" : {printable(fact.text)}" if fact.router or fact.connection else f": {printable(fact.text)}"
+            text += f": {printable(fact.text)}"
         return text + self._deliver_time(fact)
 
     def _host_line(self, fact: Fact) -> str:
@@ -207,7 +229,7 @@ class MainLogFormat:
             text += f":{fact.connection.port}"
         strerror = os.strerror(fact.errno) if fact.errno > 0 else ""
         if not fact.text:
-            return f"{text} {strerror}"
+            return f"{text} {strerror}".rstrip()
         text += f": {printable(fact.text)}"
         return f"{text}: {strerror}" if strerror else text
 
@@ -216,6 +238,9 @@ class MainLogFormat:
         if fact.connection is not None:
             text += f" H={printable(fact.connection.host)} [{fact.connection.address}]"
         return f"{text}: {printable(fact.text)}" if fact.text else text
+
+    def _completed(self, fact: Fact) -> str:
+        return f"Completed QT={fact.queue_time_s:.3f}s" if "queue_time_overall" in self._on else "Completed"
 
     def _queue_time(self, fact: Fact) -> str:
         return f" QT={fact.queue_time_s:.3f}s" if "queue_time" in self._on else ""

@@ -57,4 +57,9 @@ def record(fact: Fact) -> str:
         row["chunked"] = fact.chunked
         row["queue_time"] = round(fact.queue_time_s, 3)
         row["deliver_time"] = round(fact.deliver_time_s, 3)
-    return json.dumps(row, ensure_ascii=False)
+    line = json.dumps(row, ensure_ascii=False)
+    try:
+        line.encode()
+    except UnicodeEncodeError:  # octets of a server that were no UTF-8
+        return json.dumps(row)
+    return line

@@ -3,7 +3,8 @@
 Layer: adapter.  Spec: events-dane section 10; design.md "Speed": log lines are batched.
 Input: batches of facts.  Output: one `write` a file and batch, O_APPEND, so that several engines can share a file.
 Invariants: a file that was renamed (log rotation) is reopened before the next batch; a log that cannot be written
-never stops delivery: the lines go to standard error and the trouble is told once.
+never stops delivery: the lines go to standard error and the trouble is told once; a line that a full disk cut short
+never runs into the next one.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ class LogFile:
     def __init__(self, path: str) -> None:
         self._path = path
         self._told = False
+        #: a write ended inside a line; the next one begins with a newline
+        self._is_torn = False
         self._fd = sys.stderr.fileno() if not path else -1
         if path:
             try:
@@ -41,11 +44,11 @@ class LogFile:
 
     def write(self, text: str) -> None:
         """Append `text`, which ends in a newline.  Never raises."""
-        data = text.encode("utf-8", "surrogateescape")
+        data = text.encode("utf-8", "backslashreplace")
         try:
             if self._path:
                 self._follow_rotation()
-            _write_all(self._fd, data)
+            self._append(b"\n" + data if self._is_torn else data)
             self._told = False
         except OSError as error:
             self._complain(data, error)
@@ -54,6 +57,13 @@ class LogFile:
         if self._path and self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+    def _append(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            written = os.write(self._fd, view)
+            self._is_torn = data[len(data) - len(view) + written - 1] != 0x0A
+            view = view[written:]
 
     def _follow_rotation(self) -> None:
         try:
@@ -70,6 +80,7 @@ class LogFile:
         if self._fd >= 0:
             os.close(self._fd)
         self._fd = fd
+        self._is_torn = False
 
     def _complain(self, data: bytes, error: OSError) -> None:
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -53,3 +55,87 @@ def test_a_full_disk_sends_the_lines_to_standard_error(capfd: pytest.CaptureFixt
     assert told.count("cannot write log file") == 1
     assert "one\n" in told
     assert "two\n" in told
+
+
+def test_a_line_cut_short_by_a_full_disk_does_not_run_into_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = LogFile(str(tmp_path / "main.log"))
+    real_write, room = os.write, [3]
+
+    def write(fd: int, data: memoryview) -> int:
+        if fd == 2:
+            return real_write(fd, data)
+        if not room[0]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        part = data[: room[0]]
+        room[0] -= len(part)
+        return real_write(fd, part)
+
+    monkeypatch.setattr("engine.logs.writer.os.write", write)
+    file.write("first\n")
+    room[0] = 100
+    file.write("second\n")
+    file.write("third\n")
+    monkeypatch.undo()
+    file.close()
+    assert (tmp_path / "main.log").read_text() == "fir\nsecond\nthird\n"
+    assert "first\n" in capfd.readouterr().err
+
+
+def test_a_removed_file_is_made_again(tmp_path: Path) -> None:
+    path = tmp_path / "main.log"
+    file = LogFile(str(path))
+    path.unlink()
+    file.write("one\n")
+    file.close()
+    file.close()
+    assert path.read_text() == "one\n"
+
+
+def test_a_directory_that_went_away_costs_no_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "log"
+    folder.mkdir()
+    file = LogFile(str(folder / "main.log"))
+    (folder / "main.log").unlink()
+    folder.rmdir()
+    file.write("one\n")
+    assert capfd.readouterr().err.endswith("one\n")
+    folder.mkdir()
+    file.write("two\n")
+    file.close()
+    assert (folder / "main.log").read_text() == "two\n"
+
+
+def test_two_writers_share_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "main.log"
+    first, second = LogFile(str(path)), LogFile(str(path))
+    for number in range(50):
+        first.write(f"a{number}\n")
+        second.write(f"b{number}\n")
+    first.close()
+    second.close()
+    assert sorted(path.read_text().split()) == sorted(f"{who}{number}" for who in "ab" for number in range(50))
+
+
+def test_any_text_can_be_written(tmp_path: Path) -> None:
+    path = tmp_path / "main.log"
+    file = LogFile(str(path))
+    file.write("\ud800 \udcff ä\n")
+    file.close()
+    assert path.read_bytes() == b"\\ud800 \\udcff \xc3\xa4\n"
+
+
+def test_lines_that_selectors_leave_out_are_not_written(tmp_path: Path) -> None:
+    main, records = tmp_path / "main.log", tmp_path / "log.jsonl"
+    writer = LogWriter(MainLogFormat(parse_selector("-retry_defer")), LogFile(str(main)), LogFile(str(records)))
+    writer.write([Fact(FactKind.DEFERRED, 0.0, "id", "a@b", errno=-54, text="retry time not reached")])
+    writer.close()
+    assert main.read_text() == ""
+    assert len(records.read_text().splitlines()) == 1, "the records have no selectors"
+
+
+def test_no_log_is_no_trouble() -> None:
+    writer = LogWriter(MainLogFormat(parse_selector("")), None, None)
+    writer.write([note("one")])
+    writer.close()
