@@ -606,7 +606,9 @@ cdef object seam(Code code, Frame frame, State state, object function, int first
 
 
 cdef int match(Frame frame, State state, object subject, int subject_mark, object pattern) except -1:
-    groups = hooks.compile_regex(pattern).search(subject)
+    # a constant pattern was compiled with the program
+    regex = hooks.compile_regex(pattern) if type(pattern) is bytes else pattern
+    groups = regex.search(subject)
     spend(state, 100, 0)
     if groups is None:
         return 0
@@ -746,12 +748,16 @@ cdef object steps_from(Code code, Frame frame, State state, int* place, int* res
         d = now[4]
         at += 1
         if what == VAR:
-            # b: constant with the name, c: mark
+            # b: constant with the name, c: mark, d: constant with the value of a variable that is not there
             if PyDict_CheckExact(state.variables):
                 found = PyDict_GetItem(state.variables, constants[b])
-                value = b"" if found == NULL else <object> found
+                value = None if found == NULL else <object> found
             else:
                 value = state.variables.get(constants[b])
+            if value is None:
+                slots[a] = constants[d]
+                marks[a] = CLEAN
+                continue
             if type(value) is not bytes:
                 value = hooks.convert(value)
                 marks[a] = mark_of(value)

@@ -29,18 +29,17 @@ def _digest(address: bytes, key: bytes, number: bytes, day: bytes) -> bytes:
     return hmac.new(key, number + day + address, hashlib.sha1).hexdigest()[:6].encode()
 
 
-def sign(now: float, address: bytes, key: bytes, number: bytes = b"") -> bytes:
+def sign(now: float, address: bytes, key: bytes, number: bytes = b"0") -> bytes:
     """`address` with a signature that holds for seven days from `now` (UTC epoch seconds).
 
     Raises:
         ExpandError: no qualified address, no digit, or a key of more than 64 octets.
     """
     local, at, domain = address.rpartition(b"@")
-    if not at or not local:
+    if not at or not local or not domain:
         raise ExpandError("prvs first argument must be a qualified email address")
-    if number and (len(number) != 1 or not number.isdigit()):
+    if len(number) != 1 or not number.isdigit():
         raise ExpandError("prvs third argument must be a single digit")
-    number = number or b"0"
     day = _day(now, _LIFETIME_DAYS)
     return b"prvs=" + number + day + _digest(address, key, number, day) + b"=" + local + b"@" + domain
 

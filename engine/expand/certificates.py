@@ -86,12 +86,6 @@ def _split_selector(selector: bytes) -> tuple[str, str, tuple[str, ...]]:
     return "", text, ()
 
 
-def selector_error(selector: bytes) -> str | None:
-    """What is wrong with a selector, or None."""
-    field, text, _ = _split_selector(selector)
-    return None if field else f'bad field selector "{text}" for certextract'
-
-
 def extract(certificate: Certificate, selector: bytes, timezone: datetime.tzinfo) -> bytes | None:
     """The field that `selector` names, or None when the certificate has none.
 

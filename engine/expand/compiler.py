@@ -28,22 +28,6 @@ if TYPE_CHECKING:
 _CLEAN, _TAINTED = 0, 1
 #: conditions that change `$value` when they hold
 _SET_VALUE: Final = frozenset(["matchlist", "aclcond"])
-_COMPARATORS: Final = {
-    name: int(conditions.COMPARE_CODES[name])
-    for name in ("<", "<=", ">", ">=", "lt", "lti", "le", "lei", "gt", "gti", "ge", "gei")
-}
-
-
-def comparator(name: bytes) -> int:
-    """The number of a comparator of `sort`.
-
-    Raises:
-        ExpandError: it is none.
-    """
-    code = _COMPARATORS.get(regexes.text(name))
-    if code is None:
-        raise ExpandError("comparator not handled for sort")
-    return code
 
 
 class _Label:
@@ -186,7 +170,9 @@ class Compiler:
         name = node.data
         source = variables.source_of(name)
         if source in (Source.SCOPE, Source.OUTSIDE):
-            self._emit(Op.VAR, slot, self._index(name), _TAINTED if source is Source.OUTSIDE else _CLEAN)
+            mark = _TAINTED if source is Source.OUTSIDE else _CLEAN
+            default = variables.DEFAULTS.get(name, b"")
+            self._emit(Op.VAR, slot, self._index(name), mark, self._index(default))
         elif source is Source.VALUE:
             self._emit(Op.VALUE, slot)
         elif source is Source.ITEM:
@@ -460,12 +446,9 @@ class Compiler:
         self._emit(Op.JOIN_LIST, slot, out, found + 1, 1)
 
     def _order(self, node: Node) -> int:
-        if node.kind == "text" and regexes.text(node.data) in _COMPARATORS:
-            return self._constant(_COMPARATORS[regexes.text(node.data)])
-        name = self._value(node)
-        kind = self._new()
-        self._call(kind, comparator, [name])
-        return kind
+        if node.kind == "text":
+            return self._constant(int(conditions.COMPARE_CODES[regexes.text(node.data)]))
+        return self._value(node)  # fails
 
     # -- conditions --------------------------------------------------------------------------------------------------
 

@@ -14,18 +14,18 @@ import hmac
 import re
 from typing import TYPE_CHECKING, Final
 
-from ..errors import ExpandError, LookupDeferral
+from ..errors import ExpandError
 from . import network, numbers, patterns
 from ._evaluate import Compare
-from .lists import AddressList, DomainList, LocalPartList
+from .lists import AddressList, DomainList, HostList, ItemList, LocalPartList
 from .listsplit import split_list
 from .operators import lower
 from .regexes import text as as_text
-from .taint import taint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .lists import NamedLists
     from .program import ExpandOptions
     from .scope import Scope
     from .tree import Node
@@ -103,7 +103,7 @@ def boolean(text: bytes) -> bool:
 
 def boolean_lax(text: bytes) -> bool:
     """`bool_lax`."""
-    return text.strip(b" \t\n\v\f\r").lower() not in (b"", b"0", b"no", b"false")
+    return text.strip(b" \t\n\v\f\r").lower() not in (b"", b"-", b"0", b"no", b"false")
 
 
 def _ip(*versions: int) -> Callable[[bytes], bool]:
@@ -159,37 +159,31 @@ TESTS: Final[dict[str, Callable[..., bool]]] = {
 
 # -- lists ----------------------------------------------------------------------------------------------------------
 
-_KINDS: Final = {"domain": DomainList, "address": AddressList, "local_part": LocalPartList}
+
+class IpList(HostList):
+    """The second argument of `match_ip`: addresses, networks, `*`, named host lists and lookups with the address as
+    key; a name never matches."""
+
+    __slots__ = ()
+
+    @classmethod
+    def _pattern(cls, item: bytes, named: NamedLists | None, depth: int) -> patterns.Pattern:
+        if item.startswith(b"@"):
+            raise ExpandError(f'"{as_text(item)}" needs the addresses of this host; write them down')
+        return patterns.ip_pattern(item) or patterns.lookup_pattern(item) or patterns.Nothing()
 
 
-class IpList:
-    """The second argument of `match_ip`: addresses, networks, `*` and lookups with the address as key."""
-
-    def __init__(self, items: list[bytes]) -> None:
-        self._items: list[tuple[bool, patterns.Pattern]] = []
-        for item in items:
-            negated = item.startswith(b"!")
-            text = item[1:].lstrip() if negated else item
-            pattern = patterns.ip_pattern(text) or patterns.domain_pattern(text)
-            self._items.append((negated, pattern))
-        self.is_pure = all(pattern.is_pure for _, pattern in self._items)
-
-    def match(self, subject: bytes, scope: Scope | None) -> bytes | None:
-        host = patterns.host_subject(subject, subject)
-        negated = False
-        for negated, pattern in self._items:
-            found = pattern.match(host, scope)
-            if found is not None:
-                return None if negated else found
-        return b"" if negated else None
+_KINDS: Final[dict[str, tuple[type[ItemList], Callable[[bytes], patterns.Subject]]]] = {
+    "match_address": (AddressList, patterns.address_subject),
+    "match_domain": (DomainList, patterns.text_subject),
+    "match_ip": (IpList, lambda text: patterns.host_subject(text, text)),
+    "match_local_part": (LocalPartList, patterns.text_subject),
+}
 
 
 @functools.lru_cache(maxsize=1024)
-def _list(kind: str, text: bytes, options: ExpandOptions) -> IpList | DomainList | AddressList | LocalPartList:
-    items = split_list(text)
-    if kind == "match_ip":
-        return IpList(items)
-    return _KINDS[kind.removeprefix("match_")].of_items(items, options.lists, text)
+def _list(kind: str, text: bytes, options: ExpandOptions) -> ItemList:
+    return _KINDS[kind][0].of_items(split_list(text), options.lists, text)
 
 
 def list_is_pure(kind: str, members: Node, options: ExpandOptions) -> bool:
@@ -209,13 +203,11 @@ def match_list(kind: str, options: ExpandOptions, scope: Scope, subject: bytes, 
         LookupDeferral: it cannot be told now.
         ExpandError: the list cannot be used, or the subject of `match_ip` is no address.
     """
-    if kind == "match_ip" and not network.address_version(subject):
-        if subject:
-            raise ExpandError(f'"{as_text(subject)}" is not an IP address')
-        return False
+    if kind == "match_ip" and subject and not network.address_version(subject):
+        raise ExpandError(f'"{as_text(subject)}" is not an IP address')
     try:
-        found = _list(kind, bytes(members), options).match(subject, scope)
-    except LookupDeferral as error:
+        found = _list(kind, bytes(members), options).shown(_KINDS[kind][1](subject), scope)
+    except ExpandError as error:
         reason = getattr(error, "reason", error.message)
         error.message = f'unable to complete match against "{as_text(members)}": {reason}'
         error.args = (error.message,)
@@ -224,6 +216,3 @@ def match_list(kind: str, options: ExpandOptions, scope: Scope, subject: bytes, 
         return False
     scope.value = found or None
     return True
-
-
-__all__ = ["COMPARE_CODES", "TESTS", "compare", "list_is_pure", "match_list", "taint"]

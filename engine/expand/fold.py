@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ..errors import ExpandError
-from . import conditions, items, lists, operators, regexes, searches, tree, variables
+from . import conditions, items, operators, tree, variables
 from .tree import Node
 
 if TYPE_CHECKING:
@@ -246,9 +246,7 @@ def survey(root: Node, options: ExpandOptions) -> Survey:
                 reads.add("h_")
         elif kind in ("header", "defheader"):
             reads.add("h_")
-        elif kind == "certop":
-            reads.add(node.data[1])
-        elif kind == "choice" and isinstance(node.data, tuple):
+        elif kind == "certop" or (kind == "choice" and isinstance(node.data, tuple)):
             reads.add(node.data[1])
         elif kind == "lookup":
             pure = False
@@ -303,6 +301,3 @@ def _is_from_outside(node: Node) -> bool:
         if part.kind != "var" or variables.source_of(part.data) is not variables.Source.OUTSIDE:
             return False
     return True
-
-
-__all__ = ["FALSE", "TRUE", "Survey", "fold", "is_quiet", "lists", "regexes", "searches", "survey"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from .mailtext import decode_2047
+from .charsets import decode_2047
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -12,7 +12,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from ..errors import ExpandError
-from . import jsontext, mailtext, pieces
+from . import charsets, jsontext, pieces
 from .listsplit import quote_item, split_list
 from .regexes import text as as_text
 
@@ -125,7 +125,7 @@ def list_quote(separator: bytes, text: bytes) -> bytes:
 
 
 def imap_folder(name: bytes, separator: bytes = b"/", specials: bytes = b"") -> bytes:
-    return mailtext.imap_folder(name, separator, specials)
+    return charsets.imap_folder(name, separator, specials)
 
 
 def _pieces(name: str) -> Callable[..., bytes]:

@@ -141,7 +141,7 @@ class ItemList:
             item = item[1:].lstrip()
         if item.startswith(b"+"):
             return _Item(negated, cls._named_list(item, named, depth), source)
-        return _Item(negated, cls._pattern(item), source)
+        return _Item(negated, cls._pattern(item, named, depth), item if negated else source)
 
     @classmethod
     def _named_list(cls, item: bytes, named: NamedLists | None, depth: int) -> ItemList:
@@ -154,22 +154,32 @@ class ItemList:
         return cls._compile(table[name], named, depth + 1)
 
     @classmethod
-    def _pattern(cls, item: bytes) -> Pattern:
+    def _pattern(cls, item: bytes, named: NamedLists | None, depth: int) -> Pattern:
         raise NotImplementedError
 
-    def _match(self, subject: Subject, scope: Scope | None) -> bytes | None:
-        """The value of the match (lookup data, or nothing worth having), or None."""
+    def shown(self, subject: Subject, scope: Scope | None) -> bytes | None:
+        """What `$value` becomes in a condition: lookup data, else the item that matched; None for no match."""
+        return self._match(subject, scope, show=True)
+
+    def _match(self, subject: Subject, scope: Scope | None, *, show: bool = False) -> bytes | None:
+        """The value of the match (lookup data, or nothing worth having), or None.
+
+        Args:
+            show: where there is no lookup data, the item that matched instead.
+        """
         negated = False
         for item in self._items:
             negated = item.negated
             test = item.test
             if isinstance(test, ItemList):
-                found = test._match(subject, scope)
+                found = test._match(subject, scope, show=show)
             elif isinstance(test, patterns.Pattern):
                 found = test.match(subject, scope)
+                if show and found is not None:
+                    found = test.shown(item.source, found)
             else:
                 expanded = self._expanded(test, scope)
-                found = None if expanded is None else expanded._match(subject, scope)
+                found = None if expanded is None else expanded._match(subject, scope, show=show)
             if found is not None:
                 return None if negated else found
         return b"" if negated else None
@@ -184,7 +194,7 @@ class ItemList:
         if isinstance(result, Tainted):
             # X-24: what comes from outside may be looked for in a list, never be one
             raise ExpandError(f"attempt to use tainted string '{as_text(result)}' for list")
-        return _compiled(type(self), bytes(result), self._named)
+        return _compiled(type(self), bytes(result), self._named)  # type: ignore[arg-type]  # classes do hash
 
 
 @functools.lru_cache(maxsize=1024)
@@ -222,8 +232,21 @@ class DomainList(ItemList):
         return self.always if self.always is not None else self.match(domain, scope) is not None
 
     @classmethod
-    def _pattern(cls, item: bytes) -> Pattern:
+    def _pattern(cls, item: bytes, named: NamedLists | None, depth: int) -> Pattern:
         return patterns.domain_pattern(item)
+
+
+class _InNamedList(patterns.Pattern):
+    """`+name` behind the @ of an address pattern"""
+
+    __slots__ = ("_items", "is_pure")
+
+    def __init__(self, items: ItemList) -> None:
+        self._items = items
+        self.is_pure = items.is_pure
+
+    def match(self, subject: Subject, scope: Scope | None) -> bytes | None:
+        return self._items.shown(subject, scope)
 
 
 class LocalPartList(ItemList):
@@ -241,7 +264,7 @@ class LocalPartList(ItemList):
         return self.always if self.always is not None else self.match(local_part, scope) is not None
 
     @classmethod
-    def _pattern(cls, item: bytes) -> Pattern:
+    def _pattern(cls, item: bytes, named: NamedLists | None, depth: int) -> Pattern:
         return patterns.local_part_pattern(item)
 
 
@@ -261,7 +284,10 @@ class AddressList(ItemList):
         return self.always if self.always is not None else self.match(address, scope) is not None
 
     @classmethod
-    def _pattern(cls, item: bytes) -> Pattern:
+    def _pattern(cls, item: bytes, named: NamedLists | None, depth: int) -> Pattern:
+        local, at, domain = item.rpartition(b"@")
+        if at and local and domain.startswith(b"+"):
+            return patterns.LocalAtDomain(local, _InNamedList(DomainList._named_list(domain, named, depth)))
         return patterns.address_pattern(item)
 
 
@@ -290,7 +316,7 @@ class HostList(ItemList):
         )
 
     @classmethod
-    def _pattern(cls, item: bytes) -> Pattern:
+    def _pattern(cls, item: bytes, named: NamedLists | None, depth: int) -> Pattern:
         return patterns.host_pattern(item)
 
 

@@ -31,7 +31,7 @@ def _full(address: ipaddress.IPv6Address, separator: str) -> bytes:
 
 def _address(text: bytes) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        return ipaddress.ip_address(text.decode("ascii")) if b"%" not in text else None
+        return ipaddress.ip_address(_ZONE.sub(b"", text).decode("ascii"))
     except ValueError:
         return None
 
@@ -51,9 +51,9 @@ def mask(text: bytes, normal: bool) -> bytes:
         raise ExpandError(f'"{as_text(text)}" is not an IP address')
     if not slash:
         raise ExpandError(f'missing mask value in "{as_text(text)}"')
-    if not bits.isdigit():
-        raise ExpandError(f'mask value too big in "{as_text(text)}"' if not bits else _bad_mask(text))
-    size = int(bits[:6])
+    if bits and not bits.isdigit():
+        raise ExpandError(f'"{as_text(text)}" is not an IP address')
+    size = int(bits[:6] or b"0")
     if size > address.max_prefixlen:
         raise ExpandError(f'mask value too big in "{as_text(text)}"')
     network = ipaddress.ip_network((address, size), strict=False)
@@ -64,15 +64,13 @@ def mask(text: bytes, normal: bool) -> bytes:
     return b"%s/%d" % (_full(network.network_address, "."), size)
 
 
-def _bad_mask(text: bytes) -> str:
-    return f'mask value too big in "{as_text(text)}"'
-
-
 def reverse(text: bytes) -> bytes:
     """The labels under which an address stands in a reverse zone, without the zone."""
     address = _address(text)
     if address is None:
         raise ExpandError(f"reverse_ip() not given an IP address [{as_text(text)}]")
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
     if isinstance(address, ipaddress.IPv4Address):
         return b".".join(reversed(str(address).encode().split(b".")))
     return b".".join(b"%c" % octet for octet in reversed(address.exploded.replace(":", "").encode()))

@@ -134,9 +134,12 @@ class _Evaluation:
         while (octet := self.peek()) in (0x2B, 0x2D):
             self.at += 1
             second = self.product()
-            # the rule is Exim's: it looks at the left side only, and is careful by half
-            if number >= MAXIMUM // 2 or number <= -(MAXIMUM // 2):
-                raise self.fail("overflow in sum" if octet == 0x2B else "overflow in difference")
+            # the rules are Exim's: that of the sum looks at the left side only, and is careful by half
+            half = MAXIMUM // 2
+            if octet == 0x2B and abs(number) >= half:
+                raise self.fail("overflow in sum")
+            if octet == 0x2D and ((number >= half and second <= -half) or (number <= -half and second >= half)):
+                raise self.fail("overflow in difference")
             number = wrap(number + second if octet == 0x2B else number - second)
         return number
 

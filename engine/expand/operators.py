@@ -9,14 +9,13 @@ what the tests hold it against.
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ..errors import ExpandError
-from . import mailtext, network, numbers, pieces, quoting
+from . import charsets, mailtext, network, numbers, pieces, quoting
 from .listsplit import split_list
 from .regexes import text as as_text
 
@@ -110,13 +109,14 @@ def hex_to_base64(text: bytes) -> bytes:
     return base64.b64encode(bytes.fromhex(text.decode("ascii")))
 
 
+_BASE64: Final = re.compile(rb"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?\Z")
+
+
 def base64_decode(text: bytes) -> bytes:
     compact = bytes(octet for octet in text if octet not in b" \t\r\n\v\f")
-    try:
-        decoded = base64.b64decode(compact, validate=True)
-    except binascii.Error:
-        raise ExpandError(f'string "{as_text(text)}" is not well-formed for "base64d" operator') from None
-    return decoded.partition(b"\0")[0]
+    if not _BASE64.match(compact):
+        raise ExpandError(f'string "{as_text(text)}" is not well-formed for "base64d" operator')
+    return base64.b64decode(compact).partition(b"\0")[0]
 
 
 def _regex_quote(text: bytes) -> bytes:
@@ -125,6 +125,9 @@ def _regex_quote(text: bytes) -> bytes:
 
 def _is_alnum(octet: int) -> bool:
     return 48 <= octet <= 57 or 65 <= octet <= 90 or 97 <= octet <= 122
+
+
+_MAX_UNSIGNED: Final = (1 << 64) - 1
 
 
 def _base62(text: bytes) -> bytes:
@@ -136,18 +139,14 @@ def _base32(text: bytes) -> bytes:
 
 
 def _to_base(text: bytes, name: str, digits: bytes, width: int) -> bytes:
-    match = re.fullmatch(rb"[0-9]+", text)
+    match = re.fullmatch(rb"[ \t\n\r\v\f]*([+-]?[0-9]+)|", text)
     if not match:
         raise ExpandError(f'argument for {name} operator is "{as_text(text)}", which is not a decimal number')
-    number = min(int(text[:40]), (1 << 64) - 1)
-    if width:
-        # six characters hold no more than 62**6; what is above falls off, as it always did
-        return numbers.to_base(number, digits, width)[-width:] if number < 62**width else _base62_long(number)
-    return numbers.to_base(number, digits)
-
-
-def _base62_long(number: int) -> bytes:
-    return numbers.to_base(number & 0xFFFFFFFF, numbers.BASE62, 6)
+    number = int((match[1] or b"0")[:40])
+    # as C's strtoul: a minus wraps around, what is too large becomes the largest
+    number = number & _MAX_UNSIGNED if -_MAX_UNSIGNED <= number <= _MAX_UNSIGNED else _MAX_UNSIGNED
+    # six characters hold no more than 62**6; what is above falls off, as it always did
+    return numbers.to_base(number, digits, width)[-width:]
 
 
 def _base62d(text: bytes) -> bytes:
@@ -189,23 +188,23 @@ def _pieces(name: str) -> Callable[[bytes, str], bytes]:
     return lambda text, full: pieces.operator(name, full, text)
 
 
-_TIME: Final = re.compile(rb"(?:(\d+)w)?(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?\Z")
+_TIME: Final = re.compile(rb"(?:[0-9]+[wdhms])+\Z")
+_TIME_PART: Final = re.compile(rb"([0-9]+)([wdhms])")
+_UNITS: Final = {b"w": 604800, b"d": 86400, b"h": 3600, b"m": 60, b"s": 1}
 
 
 def _time_eval(text: bytes) -> bytes:
-    match = _TIME.match(text)
-    if not match or not text or len(text) > 60:
+    if len(text) > 60 or not _TIME.match(text):
         raise ExpandError(f'string "{as_text(text)}" is not an Exim time interval in "time_eval" operator')
-    sizes = (604800, 86400, 3600, 60, 1)
-    return b"%d" % sum(int(count) * size for count, size in zip(match.groups(), sizes, strict=True) if count)
+    return b"%d" % sum(int(count) * _UNITS[unit] for count, unit in _TIME_PART.findall(text))
 
 
 def _time_interval(text: bytes) -> bytes:
-    if not re.fullmatch(rb"[0-9]+", text):
+    if not re.fullmatch(rb"[0-9]*", text):
         raise ExpandError(f'string "{as_text(text)}" is not a positive number in "time_interval" operator')
-    seconds = min(int(text[:40]), (1 << 64) - 1)
+    seconds = min(int(text[:40] or b"0"), (1 << 64) - 1)
     out = b""
-    for letter, size in ((b"w", 604800), (b"d", 86400), (b"h", 3600), (b"m", 60), (b"s", 1)):
+    for letter, size in _UNITS.items():
         count, seconds = divmod(seconds, size)
         if count:
             out += b"%d%s" % (count, letter)
@@ -225,6 +224,8 @@ def _headerwrap(text: bytes, full: str) -> bytes:
 
 
 def _randint(text: bytes, full: str, scope: Scope) -> bytes:
+    if not text:
+        raise ExpandError('integer expected but "" found')
     most = numbers.integer(text, non_negative=True)
     if scope.random is None:
         raise ExpandError("no random numbers here")
@@ -274,7 +275,7 @@ def _rows() -> list[Operator]:
         "escape8bit": escape_8bit,
         "eval": _eval,
         "eval10": _eval10,
-        "from_utf8": mailtext.from_utf8,
+        "from_utf8": charsets.from_utf8,
         "hex2b64": hex_to_base64,
         "hexquote": hex_quote,
         "ipv6denorm": network.denormal,
@@ -285,8 +286,8 @@ def _rows() -> list[Operator]:
         "md5": _digest("md5", upper_case=False),
         "quote_local_part": mailtext.quote_local_part,
         "reverse_ip": network.reverse,
-        "rfc2047": mailtext.encode_2047,
-        "rfc2047d": mailtext.decode_2047,
+        "rfc2047": charsets.encode_2047,
+        "rfc2047d": charsets.decode_2047,
         "rxquote": _regex_quote,
         "sha1": _digest("sha1"),
         "sha256": _digest("sha256"),
@@ -295,10 +296,12 @@ def _rows() -> list[Operator]:
         "time_eval": _time_eval,
         "time_interval": _time_interval,
         "uc": upper,
-        "utf8_domain_from_alabel": mailtext.domain_from_alabel,
-        "utf8_domain_to_alabel": mailtext.domain_to_alabel,
-        "utf8clean": mailtext.utf8_clean,
-        "xtextd": mailtext.xtext_decode,
+        "utf8_domain_from_alabel": charsets.domain_from_alabel,
+        "utf8_domain_to_alabel": charsets.domain_to_alabel,
+        "utf8_localpart_from_alabel": charsets.local_part_from_alabel,
+        "utf8_localpart_to_alabel": charsets.local_part_to_alabel,
+        "utf8clean": charsets.utf8_clean,
+        "xtextd": charsets.xtext_decode,
     }
     cleaning = {"strlen", "listcount", "eval", "eval10", "time_eval", "time_interval", "base62d", "base32d"}
     named: dict[str, Callable[[bytes, str], bytes]] = {

@@ -46,7 +46,25 @@ EACH: Final = {
     "forall_jsons": (False, "jsons"),
 }
 #: T3, and not here: what blocks or probes this machine.  Number of strings each takes.
-NOT_BUILT: Final = {"exists": 1, "ldapauth": 1, "pam": 1, "radius": 1, "saslauthd": 4, "inbound_srs": 2}
+NOT_BUILT: Final = {
+    **dict.fromkeys(["exists", "ldapauth", "pam", "pwcheck", "radius"], 1),
+    "inbound_srs": 2,
+    "saslauthd": 4,
+}
+
+
+#: conditions that `sort` can order by
+COMPARATORS: Final = COMPARED - {"=", "==", "eq", "eqi"}
+#: the name of every condition
+CONDITIONS: Final = frozenset(
+    [
+        *("and", "or", "acl", "bool", "bool_lax", "def"),
+        *(TWO_STRINGS | ONE_STRING | FLAGS),
+        *LIST_MATCHES,
+        *EACH,
+        *NOT_BUILT,
+    ]
+)
 
 
 def condition(parser: Parser) -> Node:

@@ -9,8 +9,8 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from ..errors import ExpandError
-from . import certificates, operators, searches, tree, variables
-from .parse_conditions import condition, list_argument
+from . import operators, searches, tree, variables
+from .parse_conditions import COMPARATORS, CONDITIONS, condition, list_argument
 from .parser import SyntaxFailure, partial
 from .regexes import text as as_text
 from .tree import Node
@@ -39,7 +39,7 @@ CALLS: Final = {
 NOT_BUILT: Final = frozenset(["authresults", "dlfunc", "perl", "readfile", "readsocket", "run", "srs_encode"])
 #: operators that take a certificate variable as it is
 CERTIFICATE_OPERATORS: Final = frozenset(["md5", "sha1", "sha256", "base64"])
-_COMPARATOR: Final = re.compile(rb"[^{}]*")
+_CONDITION_NAME: Final = re.compile(rb"[=<>]=?|[A-Za-z0-9_]+")
 
 
 def item(parser: Parser, name: str, start: int) -> Node:
@@ -71,6 +71,8 @@ def item(parser: Parser, name: str, start: int) -> Node:
 def _operator(parser: Parser, name: str, start: int) -> Node:
     chosen = operators.find(name)
     plain = name.partition("_")[0] if chosen is None else chosen.name
+    if name == "stat":
+        parser.fail('"${stat" encountered, but this facility is not included in this binary')
     if chosen is not None and chosen.name in CERTIFICATE_OPERATORS and parser.source[parser.at + 1] == _DOLLAR:
         end = parser.source.find(b"}", parser.at)
         variable = as_text(parser.source[parser.at + 2 : max(end, 0)])
@@ -240,12 +242,12 @@ def _listextract(parser: Parser) -> Node:
 
 
 def _certextract(parser: Parser) -> Node:
-    field = _argument(parser, "missing '{' for arg 1 of certextract")
+    field = _argument(parser, "missing '{' for field arg of certextract")
     try:
         if parser.skip_space() != _OPEN:
-            parser.fail_brace("missing '{' for arg 2 of certextract")
+            parser.fail_brace("missing '{' for cert variable arg of certextract")
         parser.at += 1
-        if parser.skip_space() != _DOLLAR:
+        if parser.peek() != _DOLLAR:
             parser.fail('second argument of "certextract" must be a certificate variable')
         parser.at += 1
         literal = parser.string(in_braces=True, honour_dollar=False)
@@ -260,8 +262,6 @@ def _certextract(parser: Parser) -> Node:
         failure = f'no variable named "{name}"'
     elif source is not variables.Source.CERTIFICATE:
         failure = f'"{name}" is not a certificate'
-    elif field.kind == "text":
-        failure = certificates.selector_error(field.data)
     if failure is not None:
         # Exim notices when it evaluates; the strings behind are still read
         wrong = Node("fail", (), tree.Failure(failure, parser.at))
@@ -315,6 +315,21 @@ def _inner(parser: Parser, name: str) -> Node:
     return inner
 
 
+def _comparator(parser: Parser) -> Node:
+    """The name of a condition in braces, not expanded; another than those that compare is an error when it is used."""
+    column = parser.at
+    text = parser.braced(honour_dollar=False).data
+    match = _CONDITION_NAME.match(text)
+    name = "" if match is None else as_text(match[0])
+    if name in COMPARATORS:
+        return tree.text(name.encode(), column)
+    if not name:
+        message = f'condition name expected, but found "{as_text(text[:16])}"'
+    else:
+        message = "comparator not handled for sort" if name in CONDITIONS else ""
+    return Node("fail", (), tree.Failure(message, column))
+
+
 def _sort(parser: Parser) -> Node:
     if parser.skip_space() != _OPEN:
         parser.fail_brace("missing '{' for list arg of sort")
@@ -322,7 +337,7 @@ def _sort(parser: Parser) -> Node:
     try:
         if parser.skip_space() != _OPEN:
             parser.fail_brace("missing '{' for comparator arg of sort")
-        read.append(parser.braced())
+        read.append(_comparator(parser))
         if parser.skip_space() != _OPEN:
             parser.fail_brace("missing '{' for extractor arg of sort")
         start = parser.at + 1
@@ -332,7 +347,7 @@ def _sort(parser: Parser) -> Node:
         parser.conditional -= 1
         source = as_text(parser.source[start : parser.at])
         parser.at += 1
-        if parser.skip_space() != _CLOSE:
+        if parser.peek() != _CLOSE:
             parser.fail('missing } at end of "sort"')
         parser.at += 1
     except SyntaxFailure as error:

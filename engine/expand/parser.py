@@ -78,6 +78,8 @@ class Parser:
         self.lists = lists
         self.extra = extra
         self.depth = 0
+        #: a header name has run over a `}`, which later complaints about braces mention (X-7)
+        self.swallowed = False
         #: how many branches that may be skipped we are in
         self.conditional = 0
 
@@ -129,7 +131,6 @@ class Parser:
         if self.depth > NESTING_LIMIT:
             self.fail("expansion is nested too deep")
         parts: list[Node] = []
-        swallowed = False
         start = self.at
         ends_at: int | None = None  # parts from here on stand behind a NUL: evaluated, not shown
         try:
@@ -146,17 +147,15 @@ class Parser:
                 elif octet != _DOLLAR or not honour_dollar:
                     parts.append(self._literal(honour_dollar))
                 else:
-                    part, brace_in_name = self._dollar()
-                    parts.append(part)
-                    swallowed |= brace_in_name
+                    parts.append(self._dollar())
             if in_braces and octet == 0:
                 self.fail(
-                    "missing } at end of string" + (" - could be header name not terminated by colon" * swallowed)
+                    "missing } at end of string" + (" - could be header name not terminated by colon" * self.swallowed)
                 )
         except SyntaxFailure as error:
             if error.is_brace:
                 error.is_brace = False
-                if swallowed:
+                if self.swallowed:
                     error.message = "missing or misplaced { or } - could be header name not terminated by colon"
                 elif not error.message:
                     error.message = "missing or misplaced { or }"
@@ -209,8 +208,8 @@ class Parser:
 
     # -- what a dollar begins ----------------------------------------------------------------------------------------
 
-    def _dollar(self) -> tuple[Node, bool]:
-        """A variable or item, and whether it is a header name with a `}` in it."""
+    def _dollar(self) -> Node:
+        """A variable or item."""
         start = self.at
         octet = self.source[start + 1]
         if octet in _ALPHA:
@@ -219,13 +218,13 @@ class Parser:
             for prefix, style in HEADER_STYLES.items():
                 if name.startswith(prefix):
                     header = self.header_name(name[len(prefix) :])
-                    return Node("header", (), (style, header), start), b"}" in header
+                    return Node("header", (), (style, header), start)
             if not variables.is_known(name, self.extra):
                 self.fail(variables.unknown(f'unknown variable name "{name}"', name))
-            return Node("var", (), name, start), False
+            return Node("var", (), name, start)
         if octet in _DIGITS:
             self.at += 1
-            return Node("group", (), self._number(), start), False
+            return Node("group", (), self._number(), start)
         if octet != _OPEN:
             self.fail("$ not followed by letter, digit, or {")
         self.at += 2
@@ -236,12 +235,12 @@ class Parser:
                 self.at += 1
                 self.fail("} expected after number")
             self.at += 1
-            return Node("group", (), number, start), False
+            return Node("group", (), number, start)
         if octet not in _ALPHA:
             self.fail("letter or digit expected after ${")
         from . import parse_items  # noqa: PLC0415  # strings hold items, items hold strings
 
-        return parse_items.item(self, self.read_name(_ITEM_NAME).decode("ascii"), start), False
+        return parse_items.item(self, self.read_name(_ITEM_NAME).decode("ascii"), start)
 
     def _number(self) -> int:
         start = self.at
@@ -258,6 +257,7 @@ class Parser:
         whole = name.encode("ascii") + source[start : self.at]
         if source[self.at] == _COLON:
             self.at += 1
+        self.swallowed |= b"}" in whole
         return whole[: NAME_LIMIT - 1]
 
     # -- parts of items ----------------------------------------------------------------------------------------------

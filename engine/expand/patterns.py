@@ -55,8 +55,16 @@ def address_subject(text: bytes) -> Subject:
 
 def host_subject(name: bytes | None, address: bytes | None) -> Subject:
     return Subject(
-        name or b"", None if name is None else name.lower().removesuffix(b"."), parse_ip(address) if address else None
+        name or b"", None if name is None else name.lower().removesuffix(b"."), _host_ip(address) if address else None
     )
+
+
+def _host_ip(text: bytes) -> IpAddress | None:
+    """The address of a host; one of IPv4 inside IPv6 counts as what it is."""
+    address = parse_ip(text)
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    return address
 
 
 _IPV4: Final = re.compile(rb"(?:0|[1-9]\d{0,2})(?:\.(?:0|[1-9]\d{0,2})){3}\Z")
@@ -79,6 +87,10 @@ class Pattern:
     def match(self, subject: Subject, scope: Scope | None) -> bytes | None:
         raise NotImplementedError
 
+    def shown(self, source: bytes, found: bytes) -> bytes:
+        """What `$value` becomes in a condition; `source` is the item as written, `found` what `match` gave."""
+        return found or source
+
 
 class Anything(Pattern):
     """`*`"""
@@ -87,6 +99,15 @@ class Anything(Pattern):
 
     def match(self, subject: Subject, scope: Scope | None) -> bytes | None:
         return b""
+
+
+class Nothing(Pattern):
+    """What can never match"""
+
+    __slots__ = ()
+
+    def match(self, subject: Subject, scope: Scope | None) -> bytes | None:
+        return None
 
 
 class Exact(Pattern):
@@ -138,8 +159,6 @@ class Network(Pattern):
 
     def match(self, subject: Subject, scope: Scope | None) -> bytes | None:
         address = subject.address
-        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped and self._network.version == 4:
-            address = address.ipv4_mapped
         return b"" if address is not None and address in self._network else None
 
 
@@ -173,11 +192,12 @@ class DomainOfAddress(Pattern):
 class LocalAtDomain(Pattern):
     """`local@pattern`; `*tail@pattern`"""
 
-    __slots__ = ("_domain", "_local")
+    __slots__ = ("_domain", "_local", "is_pure")
 
     def __init__(self, local: bytes, domain: Pattern) -> None:
         self._local = local_part_pattern(local)
         self._domain = DomainOfAddress(domain)
+        self.is_pure = domain.is_pure
 
     def match(self, subject: Subject, scope: Scope | None) -> bytes | None:
         if subject.at < 0:
@@ -185,6 +205,17 @@ class LocalAtDomain(Pattern):
         if self._local.match(text_subject(subject.text[: subject.at]), scope) is None:
             return None
         return self._domain.match(subject, scope)
+
+
+class PrimaryHost(Pattern):
+    """`@`: the name of this host"""
+
+    __slots__ = ()
+
+    def match(self, subject: Subject, scope: Scope | None) -> bytes | None:
+        name = scope.variables.get("primary_hostname") if scope is not None else None
+        octets = name.encode() if isinstance(name, str) else name
+        return octets if octets and subject.folded == octets.lower() else None
 
 
 class Looked(Pattern):
@@ -259,7 +290,8 @@ def look_up(search: searches.Search, text: bytes, key: bytes, tainted: bool, sco
 _LOOKUP: Final = re.compile(rb"((?:partial[^;]*)?[a-z0-9]+[^;/\s]*)\s*;\s*(.*)\Z", re.DOTALL)
 
 
-def _lookup_pattern(item: bytes) -> Pattern | None:
+def lookup_pattern(item: bytes) -> Pattern | None:
+    """`type;file` or `type;query`, or None.  Raises ExpandError for a type that is none."""
     match = _LOOKUP.match(item)
     if not match:
         return None
@@ -275,7 +307,7 @@ def _string_pattern(item: bytes) -> Pattern:
         return Tail(item[1:])
     if item.startswith(b"/"):
         raise ExpandError(f'file name "{as_text(item)}" in a list: put the items here, or use a lookup')
-    return _lookup_pattern(item) or Exact(item)
+    return lookup_pattern(item) or Exact(item)
 
 
 def domain_pattern(item: bytes) -> Pattern:
@@ -284,6 +316,8 @@ def domain_pattern(item: bytes) -> Pattern:
     Raises:
         ExpandError: bad regular expression or lookup, or `@` forms that need this host's own addresses.
     """
+    if item == b"@":
+        return PrimaryHost()
     if item.startswith(b"@"):
         raise ExpandError(f'"{as_text(item)}" in a domain list needs the addresses of this host; name the domains')
     return _string_pattern(item)
@@ -299,10 +333,10 @@ def address_pattern(item: bytes) -> Pattern:
     if not item:
         return NullSender()
     if item.startswith(b"@@"):
-        return AddressesOfDomain(_lookup_pattern(item[2:]) or _string_pattern(item[2:]))
-    if item.startswith(b"^") or item == b"*":
+        return AddressesOfDomain(lookup_pattern(item[2:]) or _string_pattern(item[2:]))
+    if item.startswith(b"^"):
         return _string_pattern(item)
-    if pattern := _lookup_pattern(item):
+    if pattern := lookup_pattern(item):
         return pattern
     local, at, domain = item.rpartition(b"@")
     if not at:
@@ -321,6 +355,8 @@ def ip_pattern(item: bytes) -> Pattern | None:
         return Anything()
     if match := _NET_LOOKUP.match(item):
         return NetLooked(int(match[1]) if match[1] else None, searches.parse_type(match[2], has_key=None), match[3])
+    if item.endswith(b"/"):
+        item += b"0"  # no bits are no condition, as Exim has it
     inner = item[1:-1] if item.startswith(b"[") and item.endswith(b"]") else item
     try:
         return Network(ipaddress.ip_network(inner.decode("ascii"), strict=False))

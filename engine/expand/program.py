@@ -122,7 +122,7 @@ def compile_text(source: str | bytes, *, options: ExpandOptions | None = None) -
     """
     options = DEFAULT if options is None else options
     octets = _octets(source)
-    if isinstance(octets, Tainted):
+    if isinstance(source, Tainted):
         if b"$" in octets or b"\\" in octets:
             shown = octets.decode("utf-8", "surrogateescape")
             raise ExpandError(f"attempt to expand tainted string '{shown}'")

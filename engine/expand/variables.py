@@ -95,6 +95,23 @@ SOURCES: Final[dict[str, Source]] = {
     "item": Source.ITEM,
 }
 
+#: what a variable is that nobody has set, where that is not empty
+DEFAULTS: Final[dict[str, bytes]] = {
+    **dict.fromkeys(
+        [
+            *("body_linecount", "body_zerocount", "event_defer_errno", "host_port", "interface_port", "local_user_gid"),
+            *("local_user_uid", "max_received_linelength", "message_age", "message_body_size", "message_linecount"),
+            *("message_size", "originator_gid", "originator_uid", "rcpt_count", "rcpt_defer_count", "rcpt_fail_count"),
+            *("received_count", "received_port", "received_time", "recipients_count", "runrc", "sender_host_port"),
+            *("tls_bits", "tls_in_bits", "tls_in_ocsp", "tls_out_bits", "tls_out_ocsp"),
+            *("tls_certificate_verified", "tls_in_certificate_verified", "tls_out_certificate_verified"),
+        ],
+        b"0",
+    ),
+    "sending_port": b"-1",
+    "tls_out_dane": b"no",
+}
+
 _ACL: Final = re.compile(r"acl_[cm](?![A-Za-z])")
 
 
