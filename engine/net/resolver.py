@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import secrets
 import socket
-from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
@@ -27,6 +26,7 @@ import trio
 from ..policy.answers import Answer, Status
 from .dns_message import MAX_CNAMES, Garbled, NotOurs, Question, Response, build_query, parse_response
 from .dns_servers import Server, TrustAd, configured_servers, system_servers
+from .expiring import Expiring
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -122,11 +122,9 @@ class Resolver:
         self.is_ad_trusted = found.is_ad_trusted(trust_ad)
         self.counts = Counts()
         self._timeout_s = timeout_s
-        self._cache_size = cache_size
         self._clock = clock
         self._turn = trio.Semaphore(max_in_flight)
-        self._cache: OrderedDict[tuple[str, str], tuple[float, Answer, int]] = OrderedDict()
-        self._kept_units = 0
+        self._kept: Expiring[tuple[str, str], Answer] = Expiring(cache_size, clock)
         self._flights: dict[tuple[str, str], _Flight] = {}
         self._penalties: dict[Server, float] = {}
         self._without_edns: set[Server] = set()
@@ -163,22 +161,15 @@ class Resolver:
     def cached_or_none(self, name: str, rdtype: str) -> Answer | None:
         """The answer that is kept, with what is left of its TTL, or None."""
         key = (name, rdtype)
-        kept = self._cache.get(key)
-        if kept is None:
+        answer = self._kept.get_or_none(key)
+        if answer is None:
             return None
-        expires, answer, _ = kept
-        left = expires - self._clock()
-        if left <= 0:
-            self._drop(key)
-            return None
-        self._cache.move_to_end(key)
         self.counts.cache_hits += 1
-        return answer if answer.is_error else replace(answer, ttl_s=int(left))
+        return answer if answer.is_error else replace(answer, ttl_s=int(self._kept.seconds_left(key)))
 
     def flush(self) -> None:
         """Forget every answer."""
-        self._cache.clear()
-        self._kept_units = 0
+        self._kept.clear()
 
     def _keep(self, key: tuple[str, str], answer: Answer) -> None:
         if answer.is_error:
@@ -188,19 +179,7 @@ class Resolver:
         else:
             self.counts.insecure += 1
         ttl_s = ERROR_TTL_S if answer.is_error else answer.ttl_s
-        if ttl_s <= 0:
-            return
-        self._drop(key)
-        units = 1 + _octets(answer) // UNIT_OCTETS
-        self._cache[key] = (self._clock() + ttl_s, answer, units)
-        self._kept_units += units
-        while self._kept_units > self._cache_size:
-            self._drop(next(iter(self._cache)))
-
-    def _drop(self, key: tuple[str, str]) -> None:
-        kept = self._cache.pop(key, None)
-        if kept is not None:
-            self._kept_units -= kept[2]
+        self._kept.put(key, answer, ttl_s, 1 + _octets(answer) // UNIT_OCTETS)
 
     # --- one question -------------------------------------------------------------------------------------------------
 

