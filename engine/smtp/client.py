@@ -182,6 +182,7 @@ class Client:
                 refusal = str(error)
         if refusal is not None:
             result.error = DeliveryError(refusal, scope=Scope.MESSAGE, permanent=True)
+            result.rest = []
             return result
         self.begun += 1
         self._flights.append(flight)
