@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 
 from cryptography import x509
 
+from .names import load_certificate
+
 
 @dataclass(frozen=True, slots=True)
 class ChainVerdict:
@@ -103,7 +105,7 @@ def distinguished_name(der: bytes) -> str:
     Everything outside printable ASCII is written ``\\xHH`` an octet, so the text is safe in a log line.
     """
     try:
-        subject = x509.load_der_x509_certificate(der).subject
+        subject = load_certificate(der).subject
         parts = []
         for attribute in subject:
             value = attribute.value

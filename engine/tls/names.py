@@ -9,9 +9,11 @@ and dot never matches.
 from __future__ import annotations
 
 import re
+import warnings
 from typing import TYPE_CHECKING
 
 from cryptography import x509
+from cryptography.utils import CryptographyDeprecationWarning
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,10 +21,23 @@ if TYPE_CHECKING:
 _HOST_NAME = re.compile(r"(?:\*\.)?[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*\Z")
 
 
+def load_certificate(der: bytes) -> x509.Certificate:
+    """Parse a certificate that a peer sent.
+
+    What `cryptography` only warns of, such as a serial number that is not positive, is not ours to complain about.
+
+    Raises:
+        ValueError, x509.InvalidVersion: it cannot be parsed.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CryptographyDeprecationWarning)
+        return x509.load_der_x509_certificate(der)
+
+
 def certificate_names(der: bytes) -> tuple[str, ...]:
     """The names of a DER certificate that may be matched (TL-13), lower case; empty if it cannot be parsed."""
     try:
-        certificate = x509.load_der_x509_certificate(der)
+        certificate = load_certificate(der)
         try:
             extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
         except x509.ExtensionNotFound:

@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 from engine.errors import ConfigError, TlsPolicyError
-from engine.net.stream import TcpStream, TlsStream, serve_tls, start_tls, tune
+from engine.net.stream import TlsStream, serve_tls, start_tls, tune
 from engine.policy.plan import Plan, TlsLevel
 from engine.tls.context import TlsContexts, TlsOptions
 from engine.tls.facts import ChainVerdict
@@ -27,37 +27,6 @@ async def pairs() -> AsyncIterator[Pairs]:
     made = Pairs()
     yield made
     await made.aclose()
-
-
-# The contract of trio's streams
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("sockets", [False, True], ids=["memory", "sockets"])
-async def test_tls_keeps_the_contract_of_a_stream(pairs: Pairs, sockets: bool) -> None:
-    async def make() -> tuple[TlsStream, TlsStream]:
-        client, peer = await pairs.tls(sockets=sockets)
-        # The suite closes without ceremony and expects an end, not an error.
-        client._ragged_eof_ok = True
-        return client, peer
-
-    await trio.testing.check_two_way_stream(make, None)
-
-
-@pytest.mark.slow
-async def test_tcp_keeps_the_contract_of_a_stream(pairs: Pairs) -> None:
-    async def make() -> tuple[TcpStream, TcpStream]:
-        left, right = await pairs.tcp()
-        return TcpStream(left, yield_every=1), TcpStream(right, yield_every=1)
-
-    async def make_clogged() -> tuple[TcpStream, TcpStream]:
-        left, right = await make()
-        for stream in (left, right):
-            while stream._send_nowait(b"x" * 65536):
-                pass
-        return left, right
-
-    await trio.testing.check_half_closeable_stream(make, make_clogged)
 
 
 # Against Python's own TLS
