@@ -70,12 +70,7 @@ def compile_config(config: Config, *, rng: random.Random | None = None) -> Compi
         ConfigError: naming file, key and column of what is wrong.
     """
     try:
-        named = NamedLists(
-            domains=config.lists.get("domainlist", {}),
-            hosts=config.lists.get("hostlist", {}),
-            addresses=config.lists.get("addresslist", {}),
-            local_parts=config.lists.get("localpartlist", {}),
-        )
+        named = named_lists(config)
         dns = config.dns
         resolver = Resolver(
             dns.nameservers, trust_ad=_trust_ad(dns.trust_ad), timeout_s=dns.timeout, cache_size=dns.cache_size
@@ -151,7 +146,7 @@ def open_engine(
         stack.callback(log.close)
         store = open_store(config.main.queue)
         stack.callback(store.close)
-        lookups = LookupRegistry(_lookup_options(config))
+        lookups = LookupRegistry(lookup_options(config))
         stack.callback(lookups.close)
         yield make_core(compiled, store, log, lookups, progress or Progress(), clock, rng or random.Random())
 
@@ -197,7 +192,18 @@ def make_core(
     )
 
 
-def _lookup_options(config: Config) -> LookupOptions:
+def named_lists(config: Config) -> NamedLists:
+    """What `+name` means in the lists of a configuration."""
+    return NamedLists(
+        domains=config.lists.get("domainlist", {}),
+        hosts=config.lists.get("hostlist", {}),
+        addresses=config.lists.get("addresslist", {}),
+        local_parts=config.lists.get("localpartlist", {}),
+    )
+
+
+def lookup_options(config: Config) -> LookupOptions:
+    """Where the lookups of a configuration find their servers."""
     actions, dns = config.actions, config.dns
     return LookupOptions(
         pgsql_servers=actions.pgsql_servers,

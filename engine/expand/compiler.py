@@ -446,9 +446,7 @@ class Compiler:
         self._emit(Op.JOIN_LIST, slot, out, found + 1, 1)
 
     def _order(self, node: Node) -> int:
-        if node.kind == "text":
-            return self._constant(int(conditions.COMPARE_CODES[regexes.text(node.data)]))
-        return self._value(node)  # fails
+        return self._constant(int(conditions.COMPARE_CODES[regexes.text(node.data)]))
 
     # -- conditions --------------------------------------------------------------------------------------------------
 

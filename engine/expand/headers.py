@@ -47,9 +47,9 @@ def value(headers: Sequence[bytes], style: str, name: bytes) -> bytes:
     found = list(_values(headers, name))
     if style == "r":
         return b"".join(found)[:VALUE_LIMIT_OCTETS]
-    stripped = [one.strip(_SPACE) for one in found]
     if style == "l":
-        return b":".join(one.replace(b":", b"::") for one in stripped)[:VALUE_LIMIT_OCTETS]
+        return b":".join(one.removesuffix(b"\n").replace(b":", b"::") for one in found)[:VALUE_LIMIT_OCTETS]
+    stripped = [one.strip(_SPACE) for one in found]
     joined = (b",\n" if name.lower() in _ADDRESSES else b"\n").join(stripped)[:VALUE_LIMIT_OCTETS]
     return decode_2047(joined, convert=style == "h")
 
@@ -57,4 +57,4 @@ def value(headers: Sequence[bytes], style: str, name: bytes) -> bytes:
 def whole(headers: Sequence[bytes], *, decoded: bool) -> bytes:
     """`$message_headers` and `$message_headers_raw`."""
     text = b"".join(line.replace(b"\r\n", b"\n") for line in headers)[:VALUE_LIMIT_OCTETS]
-    return decode_2047(text) if decoded else text
+    return decode_2047(text.removesuffix(b"\n")) if decoded else text

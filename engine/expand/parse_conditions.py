@@ -180,7 +180,7 @@ def _inside(parser: Parser, suffix: str, parse: Callable[[Parser], Node]) -> Nod
     try:
         node = parse(parser)
     except SyntaxFailure as error:
-        error.message = f"{error.message or 'missing or misplaced { or }'}{suffix}"
+        error.message = f"{error.message_or_brace}{suffix}"
         error.before = [Node("wrapped", (tree.seq(error.before),), ("", suffix))] if error.before else []
         raise
     return Node("wrapped", (node,), ("", suffix), node.column)

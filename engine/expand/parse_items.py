@@ -162,7 +162,7 @@ def _extract(parser: Parser) -> Node:
             ends.append(parser.at)
         except SyntaxFailure as error:
             errors.append(error)
-            failure = Node("fail", (), tree.Failure(error.message or "missing or misplaced { or }", error.column))
+            failure = Node("fail", (), tree.Failure(error.message_or_brace, error.column))
             readings.append(tree.seq([*error.before[1:], failure]))
     parser.depth, parser.conditional = depth, conditional
     if not ends:
@@ -209,7 +209,7 @@ def _tolerant(parser: Parser, start: int, first: Node, read: Callable[[], Node])
         parser.at, parser.depth, parser.conditional = start, depth, conditional
         if not _skip_extract(parser):
             raise
-        message = error.message or "missing or misplaced { or }"
+        message = error.message_or_brace
         return tree.seq([*error.before, Node("fail", (), tree.Failure(message, error.column))])
 
 
@@ -316,9 +316,9 @@ def _inner(parser: Parser, name: str) -> Node:
 
 
 def _comparator(parser: Parser) -> Node:
-    """The name of a condition in braces, not expanded; another than those that compare is an error when it is used."""
+    """The name of a condition in braces, not expanded."""
     column = parser.at
-    text = parser.braced(honour_dollar=False).data
+    text: bytes = parser.braced(honour_dollar=False).data
     match = _CONDITION_NAME.match(text)
     name = "" if match is None else as_text(match[0])
     if name in COMPARATORS:
@@ -327,7 +327,7 @@ def _comparator(parser: Parser) -> Node:
         message = f'condition name expected, but found "{as_text(text[:16])}"'
     else:
         message = "comparator not handled for sort" if name in CONDITIONS else ""
-    return Node("fail", (), tree.Failure(message, column))
+    parser.fail(message)
 
 
 def _sort(parser: Parser) -> Node:

@@ -60,6 +60,11 @@ class SyntaxFailure(Exception):
         self.is_brace = is_brace
         self.before: list[Node] = []
 
+    @property
+    def message_or_brace(self) -> str:
+        """Exim's text, the plain brace complaint included."""
+        return "missing or misplaced { or }" if self.message is None else self.message
+
 
 class Parser:
     """Reads one expansion string from left to right.

@@ -180,6 +180,11 @@ class DomainOfAddress(Pattern):
         self._pattern = pattern
         self.is_pure = pattern.is_pure
 
+    def shown(self, source: bytes, found: bytes) -> bytes:
+        local, at, domain = source.rpartition(b"@")
+        shown = self._pattern.shown(domain, found)
+        return (b"*@" if at and local else b"@") + shown
+
     def match(self, subject: Subject, scope: Scope | None) -> bytes | None:
         if subject.at < 0:
             return None
@@ -198,6 +203,10 @@ class LocalAtDomain(Pattern):
         self._local = local_part_pattern(local)
         self._domain = DomainOfAddress(domain)
         self.is_pure = domain.is_pure
+
+    def shown(self, source: bytes, found: bytes) -> bytes:
+        local = source.rpartition(b"@")[0]
+        return (b"*" if local.startswith(b"*") else local) + self._domain.shown(source.rpartition(b"@")[2], found)
 
     def match(self, subject: Subject, scope: Scope | None) -> bytes | None:
         if subject.at < 0:
@@ -254,6 +263,15 @@ class NetLooked(Pattern):
                 ipaddress.ip_network((subject.address, min(self._bits, subject.address.max_prefixlen)), strict=False)
             )
         return look_up(self._search, self._text, key.encode(), False, scope)
+
+
+class MatchingAddress(Matching):
+    """`^regex` in an address list"""
+
+    __slots__ = ()
+
+    def shown(self, source: bytes, found: bytes) -> bytes:
+        return found
 
 
 class AddressesOfDomain(Pattern):
@@ -335,7 +353,7 @@ def address_pattern(item: bytes) -> Pattern:
     if item.startswith(b"@@"):
         return AddressesOfDomain(lookup_pattern(item[2:]) or _string_pattern(item[2:]))
     if item.startswith(b"^"):
-        return _string_pattern(item)
+        return MatchingAddress(compile_regex(item, caseless=True))
     if pattern := lookup_pattern(item):
         return pattern
     local, at, domain = item.rpartition(b"@")

@@ -136,7 +136,7 @@ def _parse(octets: bytes, options: ExpandOptions) -> Node:
     try:
         return Parser(octets, lists=options.lists, extra=options.extra).parse()
     except SyntaxFailure as error:
-        message = error.message or "missing or misplaced { or }"
+        message = error.message_or_brace
         if not options.late_errors:
             raise ExpandError(message, column=error.column) from None
         failure = tree.Node("fail", (), tree.Failure(message, error.column))
