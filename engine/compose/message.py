@@ -3,15 +3,39 @@
 Layer: sans-I/O.  Spec: issue text "Message"; RFC 5322, RFC 2045 to 2047, RFC 6152 (8BITMIME), RFC 6531/6532 (SMTPUTF8).
 Invariants: what is wrong with the source is found by `Composer.for_job` or `Composer.check`, before anything is queued;
 content that leaves here has CRLF line ends only, no line over 998 octets, no NUL, and ends with CRLF.
+
+What becomes of the header: the fields of the source stay in their order.  Bcc and Return-Path are left out.  Date,
+Message-ID and, in a personalised message, To are added at the end where the source has none; so are MIME-Version,
+Content-Type and Content-Transfer-Encoding where the body asks for them.  A Message-ID that would be the same in every
+message of a personalised job is replaced.  A field of a template whose value comes out empty is left out.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from datetime import UTC, datetime
+from email.utils import format_datetime
+from typing import TYPE_CHECKING, Final
+
+from ..errors import DataError
+from ..values import parse_address, parse_domain
+from .addresses import mailboxes
+from .forms import NAMES, Changes, Forms
+from .headers import encode_field, write_field
+from .parts import CONTENT_TRANSFER_ENCODING, CONTENT_TYPE
+from .sources import Source, read_source
+from .template import Program
+from .words import MARK, fold
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
+
+    from .merging import Merger
+
+MIME_VERSION: Final = "mime-version"
+_MIME_KEYS: Final = (MIME_VERSION, CONTENT_TYPE, CONTENT_TRANSFER_ENCODING)
+# blind copies are nobody's business (RFC 5322 §3.6.3); Return-Path is written by who delivers at last (RFC 5321 §4.4)
+_LEFT_OUT: Final = frozenset({"bcc", "resent-bcc", "return-path"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +61,17 @@ class Composed:
         needs_smtputf8: an address in its header can only be written under SMTPUTF8.
     """
 
-    message_id: str
-    needs_smtputf8: bool
+    __slots__ = ("_composer", "_header", "_kept", "_texts", "message_id", "needs_smtputf8")
+
+    def __init__(
+        self, composer: Composer, message_id: str, header: list[str], texts: list[str], needs_smtputf8: bool
+    ) -> None:
+        self.message_id = message_id
+        self.needs_smtputf8 = needs_smtputf8
+        self._composer = composer
+        self._header = header
+        self._texts = texts
+        self._kept: dict[bool, Rendered] = {}
 
     def render(self, *, eightbit: bool, smtputf8: bool) -> Rendered:
         """The octets for a server that offers 8BITMIME (`eightbit`) and SMTPUTF8 (`smtputf8`), or does not.
@@ -49,11 +82,37 @@ class Composed:
         Raises:
             DataError: no form that this server takes exists; the message says why.
         """
-        raise NotImplementedError
+        if self.needs_smtputf8 and not smtputf8:
+            raise DataError("an address in the header of the message needs SMTPUTF8, which the server does not offer")
+        rendered = self._kept.get(eightbit)
+        if rendered is None:
+            content = self._composer._assemble(self._header, self._texts, eightbit=eightbit)
+            rendered = self._kept[eightbit] = Rendered(content, not content.isascii(), self.needs_smtputf8)
+        return rendered
 
 
 class Composer:
     """Makes the messages of one job.  Not to be used by two threads at once."""
+
+    def __init__(self, source: Source, *, personalised: bool, host_name: str, created_at: float) -> None:
+        """Made by `for_job`."""
+        self._personalised = personalised
+        self._host_name = parse_domain(host_name)
+        self._created_at = created_at
+        self._program = Program(source.pieces) if source.pieces else None
+        self._forms = Forms(source.part)
+        self._forms.prove()
+        # the header: text, and places that are filled in for each message
+        self._header: list[str] = []
+        self._merged: list[tuple[int, int, Merger]] = []
+        self._date_place = self._id_place = self._to_place = -1
+        self._mime_places: dict[str, int] = {}
+        self._mime_texts: dict[str, str] = dict.fromkeys(_MIME_KEYS, "")
+        self._mime_kept: dict[Changes, tuple[str, str, str]] = {}
+        self._needs_smtputf8 = self._forms.needs_utf8()
+        self._plan_header(source)
+        self._date_kept = (-1, "")
+        self._single: Composed | None = None
 
     @classmethod
     def for_job(
@@ -79,7 +138,12 @@ class Composer:
         Raises:
             DataError: it cannot be sent: no From, a broken header line, a template error, …; with the line, if known.
         """
-        raise NotImplementedError
+        if sender:
+            parse_address(sender)
+        if is_template and not personalised:
+            raise DataError("a template makes one message a recipient: its job must be personalised")
+        read = read_source(source, is_template=is_template)
+        return cls(read, personalised=personalised, host_name=host_name, created_at=created_at)
 
     def check(self, columns: Collection[str]) -> None:
         """See that a template finds its names among the columns of the recipients; cheap enough for every row.
@@ -87,7 +151,8 @@ class Composer:
         Raises:
             DataError: naming what is missing and the nearest column.
         """
-        raise NotImplementedError
+        if self._program is not None:
+            self._program.check(columns)
 
     def compose(self, address: str, merge: Mapping[str, object], message_id: str, now: float) -> Composed:
         """The message for one recipient, or the one message of a job that is not personalised.
@@ -101,4 +166,102 @@ class Composer:
         Raises:
             DataError: the data of this recipient do not fit the template; fail the recipient with this reason.
         """
-        raise NotImplementedError
+        if self._personalised:
+            return self._compose(address, merge, message_id, now)
+        if self._single is None or self._single.message_id != message_id:
+            self._single = self._compose(address, merge, message_id, self._created_at)
+        return self._single
+
+    def _compose(self, address: str, merge: Mapping[str, object], message_id: str, now: float) -> Composed:
+        header = self._header.copy()
+        needs_smtputf8 = self._needs_smtputf8
+        texts: list[str] = []
+        if self._program is not None:
+            texts = self._program.render(address, merge)
+            for place, piece, merger in self._merged:
+                value = merger.merge(texts[piece].split(MARK))
+                line, needs = self._write_merged(merger, value, address)
+                header[place] = line
+                needs_smtputf8 |= needs
+        if self._date_place >= 0:
+            header[self._date_place] = self._date(now)
+        if self._id_place >= 0:
+            header[self._id_place] = f"Message-ID: <E{message_id}@{self._host_name}>\r\n"
+        if self._to_place >= 0:
+            header[self._to_place] = f"To: {address}\r\n"
+            needs_smtputf8 |= not address.isascii()
+        return Composed(self, message_id, header, texts, needs_smtputf8)
+
+    def _write_merged(self, merger: Merger, value: str, address: str) -> tuple[str, bool]:
+        if not value:
+            if merger.key == "from":
+                raise DataError("the From field comes out empty")
+            if merger.key != "to":
+                return "", False
+            value = address
+        if merger.key == "from" and not mailboxes(value):
+            raise DataError("the From field comes out without an address")
+        return encode_field(merger.name, value)
+
+    def _date(self, now: float) -> str:
+        second, text = self._date_kept
+        if second != int(now):
+            text = f"Date: {format_datetime(datetime.fromtimestamp(int(now), UTC))}\r\n"
+            self._date_kept = (int(now), text)
+        return text
+
+    def _assemble(self, header: list[str], texts: list[str], *, eightbit: bool) -> bytes:
+        form = self._forms.form(texts, eightbit=eightbit)
+        lines = self._mime_kept.get(form.changes)
+        if lines is None:
+            lines = self._mime_kept[form.changes] = self._mime_lines(dict(form.changes))
+        for key, line in zip(_MIME_KEYS, lines, strict=True):
+            header[self._mime_places[key]] = line
+        body = form.body
+        end = b"" if not body or body.endswith(b"\r\n") else b"\r\n"
+        return b"".join(["".join(header).encode(), b"\r\n", body, end])
+
+    def _mime_lines(self, changes: dict[str, str]) -> tuple[str, str, str]:
+        version, content_type, encoding = (
+            fold(NAMES[key], changes[key]) if key in changes else self._mime_texts[key] for key in _MIME_KEYS
+        )
+        # RFC 2045 §4: what has Content fields has this one
+        if (content_type or encoding) and not version:
+            version = "MIME-Version: 1.0\r\n"
+        return version, content_type, encoding
+
+    def _plan_header(self, source: Source) -> None:
+        for item in source.part.fields:
+            piece = source.piece_of(item)
+            if item.key in _LEFT_OUT:
+                continue
+            if item.key == "message-id" and self._personalised and piece is None:
+                continue
+            if piece is not None:
+                self._merged.append((self._place(), piece, source.merged[piece]))
+                continue
+            text, needs_smtputf8 = write_field(item)
+            self._needs_smtputf8 |= needs_smtputf8
+            if item.key in _MIME_KEYS:
+                self._mime_places[item.key] = self._place()
+                self._mime_texts[item.key] = text
+            else:
+                self._header.append(text)
+        names = {item.key for item in source.part.fields}
+        if "date" not in names:
+            self._date_place = self._place()
+        if "message-id" not in names or (self._personalised and not self._has_merged("message-id")):
+            self._id_place = self._place()
+        if self._personalised and "to" not in names:
+            self._to_place = self._place()
+        for key in _MIME_KEYS:
+            if key not in self._mime_places:
+                self._mime_places[key] = self._place()
+
+    def _has_merged(self, key: str) -> bool:
+        return any(merger.key == key for _, _, merger in self._merged)
+
+    def _place(self) -> int:
+        """A new place in the header that is filled in later."""
+        self._header.append("")
+        return len(self._header) - 1
