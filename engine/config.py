@@ -317,6 +317,9 @@ class _Reader:
             if router.name in names:
                 raise self._error(f"{key}.name", f"there are two routers called {router.name!r}")
             names.add(router.name)
+            if router is DEFAULT_ROUTERS[0] and router.transport not in config.transports:
+                text = f"there is none, and the default one needs a transport called {router.transport!r}"
+                raise self._error("routers", text)
             if router.transport not in config.transports:
                 raise self._unknown(f"{key}.transport", router.transport, tuple(config.transports), "transport")
             if router.driver == "manualroute" and bool(router.route_list) == bool(router.route_data):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import tomllib
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.config import Config, load, loads, options
+from engine.config import SECTIONS, Config, load, loads, options
 from engine.errors import ConfigError
 
 FULL = rb"""
@@ -91,6 +93,7 @@ def test_an_empty_file_is_the_defaults() -> None:
         ),
         (b"[[routers]]\nname='a'\ndriver='manualroute'\ntransport='remote_smtp'", "routers[0]", "either route_list"),
         (b"[transports.x]\nport = 25", "transports.x", "driver is missing"),
+        (b"[transports.x]\ndriver = 'smtp'", "routers", "the default one needs a transport called 'remote_smtp'"),
         (b"[lists.hostslist]\na='b'", "lists.hostslist", "did you mean 'hostlist'?"),
         (b"[acls]\na = 1", "acls.a", "string"),
     ],
@@ -126,6 +129,127 @@ def test_any_octets_are_a_config_or_a_config_error(text: bytes) -> None:
         loads(text)
     except ConfigError:
         pass
+
+
+#: any TOML value, scalars often being ones that some option takes
+_SCALARS = st.one_of(
+    st.text(max_size=20),
+    st.integers(-(2**63), 2**63 - 1),
+    st.floats(),
+    st.booleans(),
+    st.sampled_from(
+        ["smtp", "dnslookup", "manualroute", "remote_smtp", "5m", "1h30m", "10M", "*", "sqlite:///q", "send"]
+    ),
+)
+_VALUES = st.recursive(
+    _SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+_OPTIONS = {section: [row.name for row in options() if row.section == section] for section in SECTIONS}
+
+
+def _table(section: str) -> st.SearchStrategy[dict[str, object]]:
+    names = st.sampled_from(_OPTIONS[section]) | st.text(max_size=8)
+    needed = {row.name for row in options() if row.section == section and row.required}
+    return st.builds(
+        lambda some, given: {**{name: value for name, value in given.items() if name in needed}, **some},
+        st.dictionaries(names, _VALUES, max_size=4),
+        st.fixed_dictionaries(
+            {
+                "name": st.just("r"), "driver": st.sampled_from(["smtp", "dnslookup"]),
+                "transport": st.just("remote_smtp"), "pattern": st.just("*"), "rule": st.just("F,1h,5m"),
+            }
+        ),
+    )  # fmt: skip
+
+
+_DOCUMENTS = st.fixed_dictionaries(
+    {},
+    optional={
+        "main": _table("main") | _VALUES,
+        "dns": _table("dns") | _VALUES,
+        "actions": _table("actions") | _VALUES,
+        "routers": st.lists(_table("routers"), max_size=3) | _VALUES,
+        "transports": st.dictionaries(st.sampled_from(["remote_smtp", "x", ""]), _table("transports"), max_size=2)
+        | _VALUES,
+        "retry": st.lists(_table("retry"), max_size=2) | _VALUES,
+        "acls": st.dictionaries(st.text(max_size=5), _VALUES, max_size=2) | _VALUES,
+        "lists": st.dictionaries(st.sampled_from(["domainlist", "nolist"]), _VALUES, max_size=2) | _VALUES,
+        "macros": _VALUES,
+        "nonsense": _VALUES,
+    },
+)
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_toml(str(key))} = {_toml(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    if isinstance(value, float):
+        return repr(value)
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+@given(_DOCUMENTS)
+def test_any_toml_is_a_config_or_an_error_that_names_its_key(document: dict[str, object]) -> None:
+    text = "\n".join(f"{key} = {_toml(value)}" for key, value in document.items())
+    tomllib.loads(text)
+    told: ConfigError | None = None
+    try:
+        config = loads(text.encode(), "f.toml")
+    except ConfigError as error:
+        told = error
+    if told is not None:
+        assert told.file == "f.toml"
+        assert told.key
+        assert told.key.partition(".")[0].partition("[")[0] in {*document, "routers"}
+        assert told.message in str(told)
+        return
+    assert config.routers
+    assert config.transports
+    assert config.retry
+    assert all(router.transport in config.transports for router in config.routers)
+
+
+@given(st.sampled_from(sorted({row.name for row in options()})), st.data())
+def test_a_slip_of_the_finger_is_met_with_the_right_name(name: str, data: st.DataObject) -> None:
+    """One letter left out of an option's name: the error offers a name that exists, and nearly always that one."""
+    place = data.draw(st.integers(0, len(name) - 1))
+    slip = name[:place] + name[place + 1 :]
+    section = next(row.section for row in options() if row.name == name)
+    known = {row.name for row in options() if row.section == section}
+    if slip in known or len(name) < 6:
+        return
+    text = {"routers": "[[routers]]", "retry": "[[retry]]", "transports": "[transports.x]"}.get(section, f"[{section}]")
+    with pytest.raises(ConfigError, match="did you mean") as caught:
+        loads(f"{text}\n{slip} = 1".encode())
+    offered = caught.value.message.split("did you mean ")[1].strip("'?")
+    assert offered in known
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [("5", None), ("5q", None), ("90", 90), ("5m", 300), ("1h30m", 5400), ("2d", 172800), ("1w", 604800)],
+)
+def test_intervals_are_those_of_exim(value: str, seconds: int | None) -> None:
+    text = f"[main]\nlease_time = '{value}'".encode()
+    if seconds is None:
+        with pytest.raises(ConfigError):
+            loads(text)
+    else:
+        assert loads(text).main.lease_time == seconds
+
+
+def test_a_list_is_a_string_or_an_array_of_strings() -> None:
+    one = b"[transports.remote_smtp]\ndriver='smtp'\nhosts_require_tls=['a', 'b']\n"
+    other = b"[transports.y]\ndriver='smtp'\nhosts_require_tls='a : b'"
+    config = loads(one + other)
+    assert config.transports["remote_smtp"].hosts_require_tls == ("a", "b")
+    assert config.transports["y"].hosts_require_tls == "a : b"
+    with pytest.raises(ConfigError, match="list"):
+        loads(b"[transports.x]\ndriver='smtp'\nhosts_require_tls=[1]")
 
 
 def test_every_option_is_documented() -> None:

@@ -92,7 +92,7 @@ def main() -> None:
     except BrokenPipeError:
         # whoever read our output has enough of it (`| head`); the interpreter's own flush must not fail on it again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(Exit.OK)
+        sys.exit(1)
     sys.exit(code)
 
 
