@@ -164,10 +164,9 @@ class TwoEngines(RuleBasedStateMachine):
             for recipient, claim in sorted(other.claims.items())
             if other is not process
         ][:1]
-        event = OutboxEvent("msg:delivery", "k", b"")
-        result = process.store.settle(
-            process.engine.owner, [*outcomes, *foreign, *map(replace, outcomes[:1])], self.now, events=[event] * len(outcomes)
-        )
+        events = [OutboxEvent("msg:delivery", "k", b"")] * len(outcomes)
+        batch = [*outcomes, *foreign, *map(replace, outcomes[:1])]
+        result = process.store.settle(process.engine.owner, batch, self.now, events=events)
         self.events += len(outcomes)
         lost = set(map(id, result.lost))
         for outcome in foreign:
@@ -186,7 +185,9 @@ class TwoEngines(RuleBasedStateMachine):
         for _ in range(chooser.randint(0, 3)):
             self.send(which, chooser.getrandbits(30))
         for _ in range(chooser.randint(0, 4)):
-            self.reply(which, chooser.choice([DELIVERED, DELIVERED, DEFERRED, FAILED, RELEASED]), chooser.getrandbits(9))
+            self.reply(
+                which, chooser.choice([DELIVERED, DELIVERED, DEFERRED, FAILED, RELEASED]), chooser.getrandbits(9)
+            )
         if chooser.random() < 0.7:
             self.settle(which, chooser.random(), chooser.choice(list(OutcomeKind)), chooser.getrandbits(30))
 
