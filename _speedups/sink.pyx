@@ -450,7 +450,7 @@ cdef class Scanner:
             return self._drop_connection()
         if too_big:
             reply = b"552 5.3.4 Message too big\r\n"
-        elif self._end_fail:
+        elif self._end_fail and drop_point != 4:
             number = self._draw()
             if number < self._end_defer:
                 self._counts[DEFERRED] += self._accepted

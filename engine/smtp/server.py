@@ -11,8 +11,8 @@ Probabilities: a recipient is deferred with `defer`, refused with `fail`.  Three
 RCPT (450, 550), one quarter at the end of the message (451, 554), so that a message with one recipient meets each
 with exactly the chance that was asked for.  With `drop` a transaction closes the connection at one of six points,
 each as likely: instead of the reply to MAIL, to the first RCPT, to DATA (or BDAT, before its octets are read), after
-the final octet with the message thrown away, after the final octet with the message taken (the client is in doubt),
-after the final reply.
+the final octet with the message thrown away, after the final octet with the message taken (the client is in doubt; it
+is neither deferred nor refused then), after the final reply.
 """
 
 from __future__ import annotations

@@ -380,7 +380,7 @@ class Scanner:
         reply = b""
         if too_big:
             reply = b"552 5.3.4 Message too big\r\n"
-        elif self.end_fail:
+        elif self.end_fail and drop_point != 4:
             number = self.draw()
             if number < self.end_defer:
                 self.counts[3] += self.accepted
