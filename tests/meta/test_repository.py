@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
+import shlex
 import shutil
 import subprocess
-import sys
 
 import pytest
+import typer.main
 
+from engine.cli.main import cli
 from fakes.peers import PROJECT, peers_directory, require
 
 MAKEFILE = (PROJECT / "Makefile").read_text()
@@ -45,20 +48,47 @@ def test_every_make_command_of_the_readme_exists() -> None:
     assert wanted <= targets()
 
 
+def outrider_lines() -> list[str]:
+    """The command lines of the README and of the documents beside it that begin with outrider."""
+    texts = [(PROJECT / name).read_text() for name in ("README.md", "CONTRIBUTING.md", "tests/README.md")]
+    return [line for text in texts for line in shell_lines(text) if line.startswith("outrider ")]
+
+
 @pytest.mark.slow
-def test_every_outrider_command_of_the_readme_exists() -> None:
-    commands = {
-        match[1] for line in shell_lines(README.read_text()) if (match := re.match(r"outrider ([a-z][a-z-]*)\b", line))
-    }
-    for command in sorted(commands):
-        result = subprocess.run(
-            [sys.executable, "-m", "engine.cli.main", command, "--help"],
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=False,
-        )
-        assert result.returncode == 0, f"outrider {command}: {result.stdout}{result.stderr}"
+@pytest.mark.parametrize("line", outrider_lines())
+def test_every_outrider_command_of_the_documents_exists(line: str) -> None:
+    command = typer.main.get_command(cli)
+    words = shlex.split(line, comments=True)[1:]
+    context = command.make_context("outrider", ["--version"], resilient_parsing=True)
+    while words and not words[0].startswith("-") and hasattr(command, "get_command"):
+        command = command.get_command(context, words.pop(0))
+        assert command is not None, f"no such command: {line}"
+    known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+    wanted = {word.partition("=")[0] for word in words if word.startswith("--")}
+    assert wanted <= known, f"no such option: {line}"
+
+
+def test_every_python_module_of_the_documents_exists() -> None:
+    for name in ("README.md", "CONTRIBUTING.md", "bench/README.md", "tests/README.md"):
+        for module in re.findall(r"python -m ([a-z_.]+)", (PROJECT / name).read_text()):
+            assert importlib.util.find_spec(module), f"{name}: python -m {module}"
+
+
+def test_every_path_of_the_documents_exists() -> None:
+    """What stands in backquotes and looks like a path of the repository is one."""
+    rooms = ("engine", "bench", "tests", "_speedups", "actions", "delivery", "queue", "logs", "smtp", "net", "policy")
+    for name in ("README.md", "CONTRIBUTING.md", "bench/README.md", "tests/README.md"):
+        text = (PROJECT / name).read_text()
+        for path in re.findall(rf"`((?:{'|'.join(rooms)})/[a-z_/.]*)`", text):
+            assert (PROJECT / path).exists() or (PROJECT / "engine" / path).exists(), f"{name}: {path}"
+        for path in re.findall(r"\]\(([^):]+)\)", text):
+            assert ((PROJECT / name).parent / path).exists(), f"{name}: {path}"
+
+
+def test_the_architecture_of_the_readme_names_the_rooms_that_are_there() -> None:
+    text = README.read_text()
+    rooms = {path.parent.name for path in (PROJECT / "engine").glob("*/__init__.py")}
+    assert {room for room in rooms if f"{room}/" not in text} == set()
 
 
 def test_the_readme_keeps_its_length() -> None:
@@ -75,8 +105,8 @@ def test_ci_runs_what_the_readme_says() -> None:
 
 
 def test_the_shell_scripts_parse() -> None:
-    for name in (".ci/run", ".ci/install-peers"):
-        subprocess.run(["bash", "-n", name], cwd=PROJECT, timeout=10, check=True)
+    for shell, name in (("bash", ".ci/run"), ("bash", ".ci/install-peers"), ("sh", ".ci/setup")):
+        subprocess.run([shell, "-n", name], cwd=PROJECT, timeout=10, check=True)
 
 
 def test_nothing_generated_is_in_git() -> None:
@@ -94,7 +124,7 @@ LOCAL = re.compile(
     "|".join(
         [
             r"/wo" r"rk/(?:main|shared|\.library)\b",
-            r"/ro" r"ot/",
+            r"(?<![\w}])/ro" r"ot/",
             r"/ho" r"me/[a-z]+/(?:src|projects?|outrider)\b",
             r"\bpypi\." r"org\b",
             r"pythonhos" r"ted\.",
