@@ -4,9 +4,9 @@ Layer: adapter (pure; no socket here).  Spec: RFC 1035 §4 (message), RFC 6891 (
 in a query), RFC 8914 (extended errors), RFC 2308 (negative answers), RFC 2181 §8 (TTL); dane-tls section 0.1, R2, R3.
 Input: the octets of one message.  Output: a `Response`, or `NotOurs` / `Garbled`.
 The sections are walked here rather than by dnspython, for two reasons: it refuses a whole message for one bad TLSA
-record, whose siblings must survive; and it reads a name anew wherever a compression pointer leads to it, so that one
-message of 64 KiB with a long chain of pointers under thousands of records keeps it busy for minutes.  Here each name is
-read once (`_Reader.name_at`), and a message costs time in proportion to its size.
+record, whose siblings must survive; and it reads a name anew wherever a compression pointer leads to it, so that a
+message of 64 KiB with chains of pointers under thousands of records stops everything else for a good part of a second.
+Here each name is read once (`_Reader.name_at`), and a message costs time in proportion to its size.
 Invariants: no length is believed; a record that cannot be read is left out and never hides another; at most
 `MAX_RECORDS` records and `MAX_CNAMES` links are kept; nothing else is raised.
 """
@@ -208,7 +208,7 @@ class _Reader:
     def __init__(self, wire: bytes) -> None:
         self.wire = wire
         self.position = _HEADER.size
-        self._names: dict[int, Labels] = {}
+        self._names: dict[int, tuple[Labels, int]] = {}
 
     def name(self) -> Labels:
         name, used = self.name_at(self.position)
@@ -221,24 +221,28 @@ class _Reader:
         Whatever a pointer leads to is remembered by where it stands, so that following it again costs nothing.
         """
         labels, end, pointer = self._labels(position)
-        parts = [(position, labels)]
+        parts = [(position, labels, end)]
         name: Labels = ()
         while pointer is not None:
-            # RFC 1035 §4.1.4: "a pointer to a prior occurance of the same name"; so there are no loops
-            if pointer >= parts[-1][0] or len(parts) > _MAX_LABELS:
+            start = parts[-1][0]
+            if pointer >= start or len(parts) > _MAX_LABELS:
                 raise Garbled(f"bad compression at octet {position}")
             known = self._names.get(pointer)
-            if known is not None:
-                name = known
-                break
-            labels, _, following = self._labels(pointer)
-            parts.append((pointer, labels))
+            if known is None:
+                labels, part_end, following = self._labels(pointer)
+                parts.append((pointer, labels, part_end))
+            else:
+                name, part_end = known
+                following = None
+            if part_end > start:
+                # RFC 1035 §4.1.4: a pointer is to "a prior occurance", not to a part of what it belongs to
+                raise Garbled(f"bad compression at octet {position}")
             pointer = following
-        for start, labels in reversed(parts):
+        for start, labels, part_end in reversed(parts):
             name = (*labels, *name)
             if sum(map(len, name)) + len(name) >= _MAX_NAME_OCTETS:
                 raise Garbled(f"name at octet {position} is too long")
-            self._names[start] = name
+            self._names[start] = name, part_end
         return name, end - position
 
     def _labels(self, position: int) -> tuple[list[bytes], int, int | None]:

@@ -291,7 +291,7 @@ async def test_route_data(directory: Path) -> None:
     route_data = (
         "a.test",
         '${if eq{a}{a}{"a.test : b.test" relay}}',
-        "<; a.test;b.test",
+        "<;a.test;b.test",
         "${if eq{$domain}{one.test}{a.test}{}}",
         "${if eq{$domain}{one.test}{a.test}fail}",
         '${if eq{$domain}{one.test}{"a.test : b.test" relay ipv4_only}{c.test::26}}',

@@ -50,7 +50,7 @@ def test_variables_of_routing_stand_over_those_of_the_message() -> None:
 )
 def test_what_a_text_reads(source: str, reads: set[str], is_pure: bool) -> None:
     text = EXPANDER.text(source, key="k")
-    assert (text.reads, text.is_pure) == (reads, is_pure)
+    assert (set(text.reads), text.is_pure) == (reads, is_pure)
 
 
 def test_failures_of_texts() -> None:
@@ -90,12 +90,8 @@ def test_text_from_outside_is_not_expanded_again() -> None:
 
 def test_lists_of_domains_local_parts_and_hosts() -> None:
     domains = EXPANDER.domains("!no.test : +ours : ${if eq{a}{a}{three.test}}", key="k")
-    found = [
-        name
-        for name in ("no.test", "one.test", "x.two.test", "three.test", "z.test")
-        if domains.contains(scope_of(), name)
-    ]
-    assert found == ["x.two.test", "three.test"] or found == ["one.test", "x.two.test", "three.test"]
+    names = ("no.test", "one.test", "x.two.test", "three.test", "z.test")
+    assert [name for name in names if domains.contains(scope_of(), name)] == ["one.test", "x.two.test", "three.test"]
     assert EXPANDER.local_parts(("Post*", "joe"), key="k").contains(scope_of(), "JOE")
     hosts = EXPANDER.hosts("<; 192.0.2.0/24 ; 2001:db8::/32 ; *.test", key="k")
     assert hosts.contains(scope_of(), "mx.example", "192.0.2.9")
@@ -139,15 +135,11 @@ def test_what_a_list_reads(source: str, always: bool | None, reads: set[str] | N
         (r"!^host(.)\\.test", "other.test", Match()),
         (r"!^host(.)\\.test", "host7.test", None),
         ("${if eq{a}{a}{one.test}}", "one.test", Match(b"one.test")),
-        ("^${local_part}", "joe.test", Match()),
+        ("^${router_name}", "r.test", Match()),
     ],
 )
 def test_patterns(source: str, domain: str, match: Match | None) -> None:
-    found = EXPANDER.pattern(source, key="k").match(scope_of(), domain)
-    if match is not None and not match.groups and match.value is not None:
-        assert found in (match, Match())
-    else:
-        assert found == match
+    assert EXPANDER.pattern(source, key="k").match(scope_of(), domain) == match
 
 
 @pytest.mark.parametrize("source", ["^(", "${if", "+nosuchlist", "^a$ b"])
