@@ -426,17 +426,17 @@ class Client:
     def _break_off(self, flight: Flight) -> None:
         """End a transaction of a connection that is closing before its content was sent."""
         assert self.closing is not None
-        result = flight.result
-        if result.mail is None:
+        if flight.result.mail is None:
             self._begin_again(flight)
         elif flight.accepted:
-            command = result.recipient_command(flight.asked[flight.answered - 1])
-            result.error = self._closing_error(command, self.closing)
+            flight.result.error = self._closing_error(flight, self.closing)
         flight.stage = Stage.DONE
         self._finish(flight)
 
     @staticmethod
-    def _closing_error(command: str, reply: Reply) -> DeliveryError:
+    def _closing_error(flight: Flight, reply: Reply) -> DeliveryError:
+        """For recipients that 421 leaves without an answer of their own; it came in reply to a RCPT."""
+        command = flight.result.recipient_command(flight.asked[flight.answered - 1])
         text = replies.error_text(command, reply)
         return DeliveryError(text, errno=ERRNO_CLOSED, more_errno=reply.more_errno, retry_name="lost_connection")
 
@@ -451,6 +451,8 @@ class Client:
             and result.mail.is_success
             and (final is None or (flight.style.is_chunked and not final.is_success))
         )
+        if self.closing is not None and flight.answered and set(flight.asked[flight.answered :]) - set(result.rest):
+            result.error = self._closing_error(flight, self.closing)
         self._judge(flight)
         result.rest.sort()
         self._results.append(result)
