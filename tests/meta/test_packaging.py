@@ -1,4 +1,4 @@
-"""What is shipped: a source distribution that builds, a wheel with what it should have; and a set-up that tells what lacks.
+"""What is shipped (an sdist that builds, a wheel with what it should have), and a set-up that tells what is missing.
 
 Built without isolation from the environment that the tests run in, and only one kernel of it: this is about the files.
 """
