@@ -386,7 +386,7 @@ def _outcomes(progress: Progress) -> list[tuple[str, int, str, str]]:
         rows.append(("not tried", untried, "still in the queue"))
     if progress.earlier:
         rows.append(("earlier", progress.earlier, "settled by earlier runs"))
-    return [(name, count, f"{100 * count / whole:.1f} %" if whole else "", note) for name, count, note in rows]
+    return [(name, count, f"{100 * count / whole:.1f} %" if count else "", note) for name, count, note in rows]
 
 
 def _sites(progress: Progress) -> list[tuple[str, SiteCounts]]:
