@@ -4,11 +4,12 @@ Layer: orchestration.  Spec: design.md "Queue" (group commit), "Speed"; store.py
 
 While one batch is being committed in the queue's thread the next one gathers, so the fuller the engine, the larger the
 batches: many outcomes, one fsync.  A deferral whose time depends on its retry record is worked out in that thread too,
-since the record is read there, for the whole batch at once.  Log lines of a batch are written after its commit; a
-crash in between is closed by the in-flight journal, from which the recovery logs again.
-Invariants: an outcome is logged and counted if and only if the commit said it still was ours; a store that cannot
-take a batch now (disk full, locked) gets the same batch again until it can, and nothing new is begun meanwhile; a
-damaged queue stops the engine with its error.
+since the record is read there, for the whole batch at once.  Log lines of a batch are written just before its commit:
+a crash leaves no delivery without its line, and after one between the two the recovery logs it once more from the
+in-flight journal.
+Invariants: every outcome has its lines in the log, and is counted if and only if the commit said it still was ours; a
+store that cannot take a batch now (disk full, locked) gets the same batch again until it can, and nothing new is begun
+meanwhile; a damaged queue stops the engine with its error.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from ..queue.schedule import TIMED_OUT_TEXT
 from ..queue.store import QueueFull, QueueLocked
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from ..logs.writer import LogWriter
     from ..queue.model import Claim, OutboxEvent, RetryRecord, SettleResult
@@ -90,6 +91,17 @@ class _Entry:
     label: str = ""
     is_retry: bool = False
     deferral: Deferral | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Batch:
+    """What goes into one commit; `frozen` are the recipients to be held until a person looks at them."""
+
+    entries: list[_Entry]
+    updates: dict[str, RetryRecord]
+    deletes: set[str]
+    frozen: list[Filter] = field(default_factory=list)
+    is_logged: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,13 +230,13 @@ class Settlement:
             await self._database.call(store.ack_outbox, [event.id for event in events])
 
     async def _commit(self) -> None:
-        batch, self._entries = self._entries[:MAX_BATCH], self._entries[MAX_BATCH:]
-        updates, self._retry_updates = self._retry_updates, {}
-        deletes, self._retry_deletes = self._retry_deletes, set()
+        entries, self._entries = self._entries[:MAX_BATCH], self._entries[MAX_BATCH:]
+        batch = _Batch(entries, self._retry_updates, self._retry_deletes)
+        self._retry_updates, self._retry_deletes = {}, set()
         last_tries = 0
         while True:
             try:
-                settled = await self._database.call(self._write, batch, updates, deletes)
+                settled = await self._database.call(self._write, batch)
                 break
             except (QueueFull, QueueLocked) as error:
                 if not self.is_stuck:
@@ -238,38 +250,36 @@ class Settlement:
         if settled.held or settled.completed:
             self._on_settled(settled)
 
-    def _write(self, batch: list[_Entry], updates: dict[str, RetryRecord], deletes: set[str]) -> Settled:
-        """In the queue's thread: work out the deferrals, commit, then log what was committed."""
+    def _write(self, batch: _Batch) -> Settled:
+        """In the queue's thread: work out the deferrals, log, commit."""
         now = self._clock()
         store = self._database.store
-        updates = dict(updates)
-        frozen = self._resolve(batch, updates, deletes, now)
-        outcomes = [entry.outcome for entry in batch if entry.outcome is not None]
+        if not batch.is_logged:
+            self._resolve(batch, now)
+            self._log.write([fact for entry in batch.entries for fact in entry.facts])
+            batch.is_logged = True
+        outcomes = [entry.outcome for entry in batch.entries if entry.outcome is not None]
         with store.group():
             result = store.settle(
                 self._engine.owner,
                 outcomes,
                 now,
-                retry_updates=list(updates.values()),
-                retry_deletes=[key for key in deletes if key not in updates],
+                retry_updates=list(batch.updates.values()),
+                retry_deletes=[key for key in batch.deletes if key not in batch.updates],
             )
-            for where in frozen:
+            for where in batch.frozen:
                 store.hold(where)
-        return self._log_batch(batch, result, len(outcomes), now)
+        return self._conclude(batch, result, now)
 
-    def _resolve(
-        self, batch: Iterable[_Entry], updates: dict[str, RetryRecord], deletes: set[str], now: float
-    ) -> list[Filter]:
-        """Turn every deferral into an outcome; the recipients to be held until a person looks at them."""
-        deferred = [entry for entry in batch if entry.deferral is not None]
+    def _resolve(self, batch: _Batch, now: float) -> None:
+        """Turn every deferral into an outcome."""
+        deferred = [(entry, entry.deferral) for entry in batch.entries if entry.deferral is not None]
         if not deferred:
-            return []
-        frozen: list[Filter] = []
-        keys = {entry.deferral.key for entry in deferred if entry.deferral is not None}
-        known = self._database.store.retry_records(sorted(keys - updates.keys() - deletes))
-        for entry in deferred:
-            deferral = entry.deferral
-            assert deferral is not None
+            return
+        updates = batch.updates
+        keys = {deferral.key for _, deferral in deferred}
+        known = self._database.store.retry_records(sorted(keys - updates.keys() - batch.deletes))
+        for entry, deferral in deferred:
             claim, fact = deferral.claim, deferral.fact
             previous = updates.get(deferral.key) or known.get(deferral.key)
             if previous is not None and previous.last_try_at == now:
@@ -279,42 +289,40 @@ class Settlement:
             if postponed.record is not None:
                 updates[deferral.key] = postponed.record
             if postponed.timed_out and not deferral.in_doubt:
-                facts = [fact, timed_out_fact(fact)]
+                entry.facts = (fact, timed_out_fact(fact))
                 entry.outcome = claim.outcome(OutcomeKind.FAILED, errno=fact.errno, text=fact.text)
-            else:
-                facts = [fact]
-                entry.outcome = claim.outcome(
-                    OutcomeKind.DEFERRED,
-                    next_attempt_at=max(postponed.next_try_at, deferral.earliest_at),
-                    errno=fact.errno,
-                    text=fact.text,
-                    retry_key=deferral.key,
-                    in_doubt=deferral.in_doubt,
-                )
-                if deferral.is_frozen:
-                    frozen.append(Filter(job_id=claim.job_id, address=claim.address))
-            entry.facts = facts
-        return frozen
+                continue
+            entry.facts = (fact,)
+            entry.outcome = claim.outcome(
+                OutcomeKind.DEFERRED,
+                next_attempt_at=max(postponed.next_try_at, deferral.earliest_at),
+                errno=fact.errno,
+                text=fact.text,
+                retry_key=deferral.key,
+                in_doubt=deferral.in_doubt,
+            )
+            if deferral.is_frozen:
+                batch.frozen.append(Filter(job_id=claim.job_id, address=claim.address))
 
-    def _log_batch(self, batch: list[_Entry], result: SettleResult, count: int, now: float) -> Settled:
+    def _conclude(self, batch: _Batch, result: SettleResult, now: float) -> Settled:
+        """After the commit: what is to be counted, and the lines that only now are true."""
         lost = {id(outcome) for outcome in result.lost}
-        lines: list[Fact] = []
         counts: Counter[tuple[str, OutcomeKind, bool, bool]] = Counter()
         epochs: Counter[int] = Counter()
-        for entry in batch:
+        for entry in batch.entries:
             outcome = entry.outcome
-            if outcome is not None:
-                epochs[outcome.epoch] += 1
-                if lost and id(outcome) in lost:
-                    continue
+            if outcome is None:
+                continue
+            epochs[outcome.epoch] += 1
+            if not lost or id(outcome) not in lost:
                 counts[entry.label, outcome.kind, entry.is_retry, outcome.in_doubt] += 1
-            lines.extend(entry.facts)
+        lines = [fact for fact in map(self._completion, result.completed) if fact is not None]
         if lost:
             text = f"{len(lost)} outcomes came after their lease was taken over; another engine settles them"
             lines.append(Fact(FactKind.NOTE, now, text=text))
-        lines.extend(fact for fact in map(self._completion, result.completed) if fact is not None)
-        self._log.write(lines)
-        return Settled(count, result.completed, counts, epochs)
+        if lines:
+            self._log.write(lines)
+        return Settled(epochs.total(), result.completed, counts, epochs)
 
 
 def timed_out_fact(deferred: Fact) -> Fact:
