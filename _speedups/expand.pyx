@@ -5,21 +5,25 @@ Twin: tests/reference/expand_reference.py runs the same programs, slowly.
 Input: a `Code` (numbers, constants, places where messages are wrapped) made by engine.expand.compiler, and a `State`.
 Output: octets, or an ExpandError.  An instruction is five numbers: what, and four operands.  An operand from 0 up is a
 slot, one below 0 is a constant (the constant at ~operand); targets of jumps are instruction numbers.
-Bounds: slots live in a Python list (checked at every access); marks beside them are a C array of `slot_count` numbers,
-indexed only by operands that `Code.__init__` has checked.  Loops, nested runs and octets made are counted against a
-budget, so every evaluation ends.
-No directive is turned off but wraparound; negative operands are resolved by hand.
+Bounds: `Code.__init__` checks every operand, target and list of operands against the table of instructions, and nothing
+can change them afterwards; what a slot holds is checked when it is used.  Loops, nested runs and octets are counted
+against a budget, so every evaluation ends.
+Directives: wraparound is off everywhere (negative operands are resolved by hand); boundscheck is off in the functions
+that index slots and marks by operands of a checked `Code`.
+Long because the evaluator is one loop over one table of instructions, and what it calls must be inlined into it.
 """
 
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+cimport cython
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.dict cimport PyDict_CheckExact, PyDict_GetItem
 from cpython.list cimport PyList_GET_ITEM
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.object cimport PyObject
 from cpython.tuple cimport PyTuple_GET_ITEM
-from libc.string cimport memcmp, memcpy
+from libc.string cimport memcmp, memcpy, memset
 
-from engine.errors import ExpandError, ForcedFailure, LookupDeferral
+from engine.errors import ExpandError
 from engine.expand.taint import Tainted
 
 #: what one evaluation may cost, nested ones included
@@ -109,6 +113,22 @@ cpdef enum Op:
     REFUSE_TAINTED
 
 
+#: what the operands of each instruction are: S slot that is written, R slot that is read, W two slots that are written,
+#: O operand, K constant, T target, J target and wanted answer, L list of operands (two numbers), C comparison,
+#: # any number
+_OPERANDS = {
+    Op.RETURN: "O", Op.MOVE: "SO", Op.VAR: "SK#K", Op.VAR_OTHER: "SK", Op.VALUE: "S", Op.ITEM: "S", Op.GROUP: "S#",
+    Op.JOIN: "SL", Op.HOT: "S#O", Op.APPLY: "SKO#", Op.QUOTE: "SKO", Op.CALL: "SKL", Op.SEAM: "SKL", Op.JUMP: "T",
+    Op.JUMP_NONE: "OT", Op.JUMP_EMPTY: "OT#", Op.COMPARE: "COOJ", Op.NUMBER: "SO", Op.TEST: "KLJ",
+    Op.SEAM_TEST: "KLJ", Op.MATCH: "OO#J", Op.INLIST: "OO#J", Op.SET_VALUE: "O", Op.SAVE_VALUE: "S", Op.SET_ITEM: "O",
+    Op.SAVE_ITEM: "S", Op.SET_GROUPS: "R", Op.SAVE_GROUPS: "S", Op.SPLIT: "WO#", Op.NEXT: "SRT", Op.NEW_LIST: "S",
+    Op.ADD: "RO", Op.JOIN_LIST: "SRR#", Op.SORT_ADD: "ROO#", Op.EXPAND: "SO#", Op.SUBSTITUTE: "SOOO", Op.FAIL: "K",
+    Op.REFUSE_TAINTED: "OK",
+}
+#: instructions that no other follows
+_LAST = (Op.RETURN, Op.JUMP, Op.FAIL)
+
+
 cpdef enum Compare:
     EQ
     EQI
@@ -133,8 +153,7 @@ cdef class Hooks:
     cdef public object convert
     cdef public object variable
     cdef public object integer
-    cdef public object split
-    cdef public object join_list
+    cdef public object split_json
     cdef public object compile_regex
     cdef public object compile_text
     cdef public object address_part
@@ -148,6 +167,7 @@ cdef class Frame:
 
     cdef list slots
     cdef int* marks
+    cdef int[32] few
     cdef object value
     cdef object item
     cdef tuple groups
@@ -159,7 +179,8 @@ cdef class Frame:
         self.marks = NULL
 
     def __dealloc__(self):
-        PyMem_Free(self.marks)
+        if self.marks != self.few:
+            PyMem_Free(self.marks)
 
 
 cdef inline int join_marks(int first, int second) noexcept:
@@ -182,6 +203,13 @@ cdef inline int mark_of(object value) except -1:
 cdef inline object plain(object value):
     """Octets without the mark they carry; the marks are beside the slots in here."""
     return bytes(value) if isinstance(value, Tainted) else value
+
+
+cdef inline bytes octets(object value):
+    """`value`, which must be octets: nothing else may be looked at as such."""
+    if not PyBytes_CheckExact(value):
+        raise TypeError("not octets")
+    return <bytes> value
 
 
 cdef object marked(object value, int mark):
@@ -298,8 +326,8 @@ cdef int compare(int kind, object first, object second) except -1:
     cdef long long left, right
     cdef int result
     if kind == EQ:
-        one = first
-        two = second
+        one = octets(first)
+        two = octets(second)
         return (PyBytes_GET_SIZE(one) == PyBytes_GET_SIZE(two)
                 and memcmp(PyBytes_AS_STRING(one), PyBytes_AS_STRING(two), PyBytes_GET_SIZE(one)) == 0)
     if kind >= NUM_EQ:
@@ -314,7 +342,7 @@ cdef int compare(int kind, object first, object second) except -1:
         if kind == NUM_GT:
             return left > right
         return left >= right
-    result = order(first, second, kind == EQI or kind >= LTI)
+    result = order(octets(first), octets(second), kind == EQI or kind >= LTI)
     if kind == EQI:
         return result == 0
     if kind == LT or kind == LTI:
@@ -324,6 +352,114 @@ cdef int compare(int kind, object first, object second) except -1:
     if kind == GT or kind == GTI:
         return result > 0
     return result >= 0
+
+
+# -- lists ------------------------------------------------------------------------------------------------------------
+
+cdef inline bint is_space(unsigned char octet) noexcept:
+    return octet == 32 or 9 <= octet <= 13
+
+
+cdef inline bint is_separator(unsigned char octet) noexcept:
+    return octet < 32 or octet == 127 or (octet > 32 and octet < 127 and not (
+        48 <= octet <= 57 or 65 <= octet <= 90 or 97 <= octet <= 122))
+
+
+cdef int named_separator(const unsigned char* text, Py_ssize_t size, Py_ssize_t* at) noexcept:
+    """The separator that a leading `<c` names, or a colon; `at` becomes the place behind it."""
+    cdef Py_ssize_t start = 0
+    while start < size and is_space(text[start]):
+        start += 1
+    if size > start + 1 and text[start] == 60 and is_separator(text[start + 1]):
+        at[0] = start + 2
+        return text[start + 1]
+    at[0] = 0
+    return 58
+
+
+cdef bytes stripped(const unsigned char* text, Py_ssize_t start, Py_ssize_t end):
+    """An item without the white space at its end; a space behind a backslash stays."""
+    cdef Py_ssize_t last = end
+    while last > start and is_space(text[last - 1]):
+        last -= 1
+    if last < end and last > start and text[last - 1] == 92:
+        last += 1
+    return PyBytes_FromStringAndSize(<const char*> text + start, last - start)
+
+
+cdef list split(bytes source, Py_ssize_t at, int separator):
+    """The items of a list from `at` on (X-22); see engine.expand.listsplit."""
+    cdef const unsigned char* text = <const unsigned char*> PyBytes_AS_STRING(source)
+    cdef Py_ssize_t end = PyBytes_GET_SIZE(source)
+    cdef Py_ssize_t start, stop
+    cdef bint doubled = separator >= 32 and separator != 127
+    cdef list items = []
+    cdef list pieces
+    while True:
+        while at < end and is_space(text[at]) and text[at] != separator:
+            at += 1
+        if at >= end:
+            return items
+        if doubled and text[at] == separator:
+            at += 1
+            if at == end or text[at] != separator:
+                items.append(b"")
+                continue
+        # the item begins here, with a separator if that was doubled
+        pieces = None
+        start = at
+        stop = at
+        if doubled and text[stop] == separator:
+            stop += 1
+        while True:
+            while stop < end and text[stop] != separator:
+                stop += 1
+            if not doubled or stop + 1 >= end or text[stop + 1] != separator:
+                break
+            if pieces is None:
+                pieces = []
+            pieces.append(PyBytes_FromStringAndSize(<const char*> text + start, stop + 1 - start))
+            start = stop + 2
+            stop = start
+        if pieces is None:
+            items.append(stripped(text, start, stop))
+        else:
+            pieces.append(PyBytes_FromStringAndSize(<const char*> text + start, stop - start))
+            piece = b"".join(pieces)
+            items.append(stripped(<const unsigned char*> PyBytes_AS_STRING(piece), 0, PyBytes_GET_SIZE(piece)))
+        at = stop + 1
+
+
+def split_list(bytes text not None, separator=None):
+    """The items of a list; a leading ``<c`` names the separator unless one is given (X-21, X-22)."""
+    cdef Py_ssize_t at = 0
+    cdef int octet
+    if separator is None:
+        octet = named_separator(<const unsigned char*> PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text), &at)
+    else:
+        octet = separator
+        if not 0 <= octet <= 255:
+            raise ValueError("a separator is an octet")
+    return split(text, at, octet)
+
+
+def join_list(list items not None, int separator):
+    """A list as text (X-23): separators doubled, a space before a later item that is empty or begins with one."""
+    if not 0 <= separator <= 255:
+        raise ValueError("a separator is an octet")
+    cdef bytes one = bytes([separator])
+    cdef bytes two = one + one
+    cdef list out = []
+    cdef bytes item
+    cdef bint first = True
+    for item in items:
+        if not first:
+            out.append(one)
+            if PyBytes_GET_SIZE(item) == 0 or <unsigned char> PyBytes_AS_STRING(item)[0] == separator:
+                out.append(b" ")
+        first = False
+        out.append(item.replace(one, two) if one in item else item)
+    return b"".join(out)
 
 
 cdef class Code:
@@ -336,6 +472,8 @@ cdef class Code:
         slot_count: how many slots a run needs.
         wraps: ``(first, last, before, after)``: an error between the instructions gets text around its message;
             inner ones first.  `before` None: the message becomes `after`.
+        constant: the value, when it is always the same.
+        options: what text is compiled with that turns out to be code.
 
     Raises:
         ValueError: an operand or a target is out of range.
@@ -351,15 +489,19 @@ cdef class Code:
     cdef object _options
     cdef readonly object constant
 
-    def __cinit__(self):
+    def __cinit__(self, instructions, tuple constants not None, pool, int slot_count, tuple wraps not None,
+                  constant=None, options=None):
+        cdef int at
         self._code = NULL
         self._pool = NULL
-
-    def __init__(self, instructions, tuple constants, pool, int slot_count, tuple wraps, constant=None,
-                 options=None):
-        cdef int at
-        if len(instructions) % 5 or slot_count < 1 or slot_count > 1 << 20:
+        instructions = tuple(instructions)
+        pool = tuple(pool)
+        if len(instructions) % 5 or len(instructions) > 1 << 24 or len(pool) > 1 << 24:
             raise ValueError("not a program")
+        if not 1 <= slot_count <= 1 << 20:
+            raise ValueError("not a program")
+        if constant is not None and type(constant) is not bytes:
+            raise TypeError("a constant is octets")
         self._size = len(instructions) // 5
         self._pool_size = len(pool)
         self._slots = slot_count
@@ -377,30 +519,45 @@ cdef class Code:
             self._pool[at] = pool[at]
             self._check_operand(self._pool[at])
         for at in range(self._size):
-            self._check(self._code + at * 5)
+            self._check(at)
+        if not self._size or self._code[(self._size - 1) * 5] not in _LAST:
+            raise ValueError("the program has no end")
 
     def __dealloc__(self):
         PyMem_Free(self._code)
         PyMem_Free(self._pool)
 
-    cdef int _check_operand(self, int operand) except -1:
-        if operand >= self._slots or ~operand >= len(self._constants):
+    cdef int _check_operand(self, long long operand) except -1:
+        if operand >= self._slots or -operand - 1 >= len(self._constants):
             raise ValueError("operand out of range")
         return 0
 
-    cdef int _check(self, const int* instruction) except -1:
-        cdef int what = instruction[0]
-        cdef int at
-        if what < 0 or what > REFUSE_TAINTED:
+    cdef int _check(self, int index) except -1:
+        """See that what follows an instruction is what the table says, and that each loop goes through one that is
+        counted: a jump, or the next item of a list."""
+        cdef const int* instruction = self._code + index * 5
+        kinds = _OPERANDS.get(instruction[0])
+        cdef int place = 1
+        cdef long long value, target
+        if kinds is None:
             raise ValueError("unknown instruction")
-        for at in range(1, 5):
-            # numbers that are no operands (targets, kinds, counts) are checked by the list access at run time
-            if instruction[at] < 0:
-                self._check_operand(instruction[at])
-        if what not in (RETURN, JUMP, JUMP_NONE, JUMP_EMPTY, COMPARE, TEST, SEAM_TEST, MATCH, INLIST, SET_VALUE, SET_ITEM,
-                        SET_GROUPS, FAIL, REFUSE_TAINTED):
-            if instruction[1] < 0 or instruction[1] + (what == SPLIT) >= self._slots:
-                raise ValueError("slot out of range")
+        for kind in kinds:
+            value = instruction[place]
+            if kind == "O":
+                self._check_operand(value)
+            elif kind == "L":
+                if value < 0 or instruction[place + 1] < 0 or value + instruction[place + 1] > self._pool_size:
+                    raise ValueError("list of operands out of range")
+                place += 1
+            elif (value < 0 or (kind in "SR" and value >= self._slots) or (kind == "W" and value + 1 >= self._slots)
+                    or (kind == "K" and value >= len(self._constants)) or (kind == "T" and value >= self._size)
+                    or (kind == "J" and value >> 1 >= self._size) or (kind == "C" and value > NUM_GE)):
+                raise ValueError("operand out of range")
+            elif kind in "TJ" and instruction[0] != JUMP:
+                target = value if kind == "T" else value >> 1
+                if target <= index and self._code[target * 5] != NEXT:
+                    raise ValueError("a loop that is not counted")
+            place += 1
         return 0
 
     def evaluate(self, State state not None):
@@ -413,28 +570,29 @@ cdef class Code:
             return self.constant
         cdef int mark = 0
         result = run(self, state, &mark)
-        return marked(result, mark)
+        return result if mark == CLEAN else marked(result, mark)
 
 
 cdef object run(Code code, State state, int* result_mark):
     """One evaluation, or one nested in another."""
     cdef Frame frame = Frame.__new__(Frame)
-    cdef bint outermost = state.depth == 0
     frame.slots = [None] * code._slots
-    frame.marks = <int*> PyMem_Malloc(code._slots * sizeof(int))
-    if frame.marks == NULL:
-        raise MemoryError
-    frame.value_mark = frame.item_mark = CLEAN
-    frame.value = state.value
-    if frame.value is not None:
-        frame.value_mark = mark_of(frame.value)
-        frame.value = plain(frame.value)
+    if code._slots <= 32:
+        frame.marks = frame.few
+    else:
+        frame.marks = <int*> PyMem_Malloc(code._slots * sizeof(int))
+        if frame.marks == NULL:
+            raise MemoryError
+    # a slot may be read that was never written: its mark must be one that exists
+    memset(frame.marks, 0, code._slots * sizeof(int))
+    take_value(frame, state.value)
+    frame.item_mark = CLEAN
     frame.item = state.item
     if frame.item is not None:
         frame.item_mark = mark_of(frame.item)
         frame.item = plain(frame.item)
     take_groups(frame, state.groups)
-    if outermost:
+    if state.depth == 0:
         state.steps = STEP_LIMIT
         state.octets = OCTET_LIMIT
     elif state.depth >= NESTING_LIMIT:
@@ -446,9 +604,20 @@ cdef object run(Code code, State state, int* result_mark):
         state.depth -= 1
 
 
+cdef inline int take_value(Frame frame, object value) except -1:
+    frame.value = value
+    frame.value_mark = CLEAN
+    if value is not None:
+        frame.value_mark = mark_of(value)
+        frame.value = plain(value)
+    return 0
+
+
 cdef int take_groups(Frame frame, tuple groups) except -1:
     frame.groups = groups
     frame.groups_mark = CLEAN
+    if groups is None:
+        raise TypeError("groups are a tuple")
     if not groups:
         return 0
     cdef object group
@@ -484,7 +653,17 @@ cdef int hand_over(Frame frame, State state) except -1:
     return 0
 
 
+cdef inline int examine(State state, object value) except -1:
+    """Take from the budget what it costs to look at a value from one end to the other."""
+    if PyBytes_CheckExact(value):
+        state.steps -= PyBytes_GET_SIZE(value) >> 6
+        if state.steps < 0:
+            raise ExpandError("expansion takes too long")
+    return 0
+
+
 cdef inline int spend(State state, long long steps, long long octets) except -1:
+    """Take from the budget: steps, and octets that are made."""
     state.steps -= steps
     state.octets -= octets
     if state.steps < 0:
@@ -502,14 +681,13 @@ cdef object wrapped(Code code, int at, object error):
         if first <= at < last:
             message = after if before is None else before + message + after
             changed = True
-    if not changed:
-        return error
-    result = type(error)(message, column=error.column) if type(error) in (ExpandError, ForcedFailure) else error
-    result.message = message
-    result.args = (message,)
-    return result
+    if changed:
+        error.message = message
+        error.args = (message,)
+    return error
 
 
+@cython.boundscheck(False)  # operands come from a checked Code
 cdef inline object fetch(Code code, list slots, int operand):
     if operand >= 0:
         return slots[operand]
@@ -522,35 +700,29 @@ cdef inline int mark_at(Frame frame, int operand) noexcept:
 
 cdef object execute(Code code, Frame frame, State state, int* result_mark):
     cdef int at = 0
-    while True:
-        try:
-            return steps_from(code, frame, state, &at, result_mark)
-        except (ExpandError, ForcedFailure, LookupDeferral) as error:
-            changed = wrapped(code, at, error)
-            if changed is error:
-                raise
-            raise changed from None
+    try:
+        return steps_from(code, frame, state, &at, result_mark)
+    except ExpandError as error:
+        wrapped(code, at, error)
+        raise
 
 
+@cython.boundscheck(False)  # operands and lists of operands come from a checked Code
 cdef object join(Code code, Frame frame, State state, int first, int count, int* mark):
     """The octets of `count` operands one after the other."""
     cdef Py_ssize_t size = 0
     cdef int at, operand
     cdef PyObject* part
     cdef int total = CLEAN
-    if first < 0 or count < 0 or first + count > code._pool_size:
-        raise ValueError("operand list out of range")
     for at in range(first, first + count):
         operand = code._pool[at]
         part = PyList_GET_ITEM(frame.slots, operand) if operand >= 0 else PyTuple_GET_ITEM(code._constants, ~operand)
-        if not isinstance(<object> part, bytes):
+        if not PyBytes_CheckExact(<object> part):
             raise TypeError("a part is not octets")
         size += PyBytes_GET_SIZE(<object> part)
-        if operand >= 0 and PyBytes_GET_SIZE(<object> part):
+        if operand >= 0 and frame.marks[operand] and PyBytes_GET_SIZE(<object> part):
             total = join_marks(total, frame.marks[operand])
-    if size > state.octets:
-        raise ExpandError("expansion is too large")
-    state.octets -= size
+    spend(state, 0, size)
     cdef bytes result = PyBytes_FromStringAndSize(NULL, size)
     cdef char* out = PyBytes_AS_STRING(result)
     for at in range(first, first + count):
@@ -563,16 +735,15 @@ cdef object join(Code code, Frame frame, State state, int first, int count, int*
     return result
 
 
-cdef list gather(Code code, Frame frame, int first, int count, bint with_marks, int* mark):
+cdef list gather(Code code, Frame frame, State state, int first, int count, bint with_marks, int* mark):
     """Operands as a list of Python values; `with_marks`: tainted ones as `Tainted`."""
     cdef list values = []
     cdef int at, operand, one
     cdef int total = CLEAN
-    if first < 0 or count < 0 or first + count > code._pool_size:
-        raise ValueError("operand list out of range")
     for at in range(first, first + count):
         operand = code._pool[at]
         value = fetch(code, frame.slots, operand)
+        examine(state, value)
         one = mark_at(frame, operand)
         if one:
             total = TAINTED
@@ -586,17 +757,18 @@ cdef list gather(Code code, Frame frame, int first, int count, bint with_marks, 
 cdef object seam(Code code, Frame frame, State state, object function, int first, int count):
     """Call `function(state, *operands)`; it sees and may change `$value`, `$item` and `$n` on the state."""
     cdef int mark = 0
-    cdef list values = gather(code, frame, first, count, True, &mark)
+    cdef list values = gather(code, frame, state, first, count, True, &mark)
     cdef object value = state.value
     cdef object item = state.item
     cdef tuple groups = state.groups
+    cdef tuple given
     hand_over(frame, state)
+    given = state.groups
     spend(state, 20, 0)
     try:
         result = function(state, *values)
-        frame.value_mark = CLEAN if state.value is None else mark_of(state.value)
-        frame.value = plain(state.value)
-        if state.groups is not groups:
+        take_value(frame, state.value)
+        if state.groups is not given:
             take_groups(frame, state.groups)
         return result
     finally:
@@ -607,9 +779,10 @@ cdef object seam(Code code, Frame frame, State state, object function, int first
 
 cdef int match(Frame frame, State state, object subject, int subject_mark, object pattern) except -1:
     # a constant pattern was compiled with the program
-    regex = hooks.compile_regex(pattern) if type(pattern) is bytes else pattern
-    groups = regex.search(subject)
+    regex = hooks.compile_regex(pattern) if PyBytes_CheckExact(pattern) else pattern
     spend(state, 100, 0)
+    examine(state, subject)
+    groups = regex.search(subject)
     if groups is None:
         return 0
     frame.groups = groups
@@ -617,50 +790,72 @@ cdef int match(Frame frame, State state, object subject, int subject_mark, objec
     return 1
 
 
-cdef int inlist(Frame frame, State state, object subject, object text, bint caseless) except -1:
-    cdef bytes one = subject
+cdef int inlist(Frame frame, State state, object subject, object members, int mark, bint caseless) except -1:
+    cdef bytes one = octets(subject)
     cdef bytes item
-    for item in hooks.split(text, None):
-        spend(state, 1, 0)
-        if (order(one, item, True) == 0) if caseless else one == item:
+    cdef Py_ssize_t at = 0
+    cdef int separator
+    cdef bytes text
+    if PyBytes_CheckExact(members):
+        text = <bytes> members
+        examine(state, text)
+        separator = named_separator(<const unsigned char*> PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text), &at)
+        items = split(text, at, separator)
+    else:
+        # a constant list was taken apart with the program
+        items = members
+    for each in items:
+        item = octets(each)
+        if PyBytes_GET_SIZE(item) == PyBytes_GET_SIZE(one) and order(one, item, caseless) == 0:
             frame.value = item
-            frame.value_mark = CLEAN
+            frame.value_mark = mark
             return 1
+    spend(state, len(items), 0)
     return 0
 
 
-cdef object substitute(Code code, Frame frame, State state, object subject, object pattern, object replacement, int* mark):
+cdef object substitute(Code code, Frame frame, State state, object subject, object pattern, object replacement,
+                       int* mark):
     """`sg`: like Perl's s///g; the replacement is expanded for each match with `$0`, `$1` …"""
-    regex = hooks.compile_regex(pattern)
+    # constant pattern and replacement were compiled with the program
+    regex = hooks.compile_regex(pattern) if PyBytes_CheckExact(pattern) else pattern
     cdef int subject_mark = mark[0]
     cdef tuple groups = frame.groups
     cdef int groups_mark = frame.groups_mark
     cdef list out = []
     cdef Py_ssize_t at = 0, start, end
-    cdef Py_ssize_t size = len(subject)
+    cdef bytes text = octets(subject)
+    cdef Py_ssize_t size = PyBytes_GET_SIZE(text)
     cdef bint after_empty = False
     cdef int piece_mark
-    cdef Code program = None
+    cdef Code program = replacement if isinstance(replacement, Code) else None
+    examine(state, text)
     while at <= size:
         spend(state, 100, 0)
-        found = regex.span(subject, at, at_start=after_empty)
+        found = regex.span(text, at, at_start=after_empty)
         if found is None:
             if not after_empty or at >= size:
                 break
             # nothing but the empty match here: one octet goes over as it is
-            out.append(subject[at:at + 1])
+            out.append(text[at:at + 1])
             at += 1
             after_empty = False
             continue
         start, end, matched = found
-        out.append(subject[at:start])
+        if not at <= start <= end <= size:
+            raise ValueError("a match outside its subject")
+        if start > at:
+            out.append(text[at:start])
         if program is None:
             program = hooks.compile_text(replacement, code._options)
-        frame.groups = matched
-        frame.groups_mark = subject_mark
-        piece_mark = CLEAN
-        piece = nested(program, frame, state, &piece_mark)
-        mark[0] = join_marks(mark[0], piece_mark)
+        if program.constant is not None:
+            piece = program.constant
+        else:
+            frame.groups = matched
+            frame.groups_mark = subject_mark
+            piece_mark = CLEAN
+            piece = nested(program, frame, state, &piece_mark)
+            mark[0] = join_marks(mark[0], piece_mark)
         out.append(piece)
         spend(state, 1, len(piece))
         after_empty = start == end
@@ -670,62 +865,107 @@ cdef object substitute(Code code, Frame frame, State state, object subject, obje
     frame.groups = groups
     frame.groups_mark = groups_mark
     if not out:
-        return subject
+        return text
     if at < size:
-        out.append(subject[at:])
-    result = b"".join(out)
-    spend(state, 1, len(result))
-    return result
+        out.append(text[at:])
+    return b"".join(out)
 
 
-cdef object sort_add(State state, list pairs, object item, object key, int kind):
+cdef object sort_add(State state, list pairs, object item, bytes key, int kind):
     """Put an item where the comparator wants it: before the first one it comes before."""
     cdef Py_ssize_t at
-    cdef bint before
-    for at in range(len(pairs)):
-        spend(state, 1, 0)
+    cdef tuple pair
+    cdef object sortable = key
+    if kind >= NUM_EQ:
         try:
-            before = compare(kind, key, (<tuple> pairs[at])[1])
+            sortable = hooks.integer(key)
         except ExpandError:
-            before = False
-        if before:
-            pairs.insert(at, (item, key))
-            return None
-    pairs.append((item, key))
+            sortable = None  # what is no number comes before nothing, and nothing before it
+    examine(state, key)
+    if sortable is not None:
+        for at in range(len(pairs)):
+            pair = pairs[at]
+            spend(state, 1, 0)
+            if pair[1] is not None and compare(kind, sortable, pair[1]):
+                pairs.insert(at, (item, sortable))
+                return None
+    pairs.append((item, sortable))
     return None
 
 
-cdef object second_expansion(Code code, Frame frame, State state, object text, int mark, bint operator, int* result_mark):
+cdef object second_expansion(Code code, Frame frame, State state, object text, int mark, bint operator,
+                             int* result_mark):
     """`${expand:…}`, and the list of `inlist`, which Exim expands twice."""
-    if not operator and (mark or (b"$" not in text and b"\\" not in text)):
+    if b"$" not in text and b"\\" not in text:
         result_mark[0] = mark
         return text
-    shown = (<bytes> bytes(text)).decode("utf-8", "surrogateescape")
+    if mark and not operator:
+        result_mark[0] = mark
+        return text
+    shown = (<bytes?> text).decode("utf-8", "surrogateescape")
     if mark:
         raise ExpandError(f"attempt to expand tainted string '{shown}'")
     try:
         return nested(hooks.compile_text(text, code._options), frame, state, result_mark)
     except ExpandError as error:
-        if not operator:
-            raise
-        error.message = f'internal expansion of "{shown}" failed: {error.message}'
-        error.args = (error.message,)
+        if operator:
+            error.message = f'internal expansion of "{shown}" failed: {error.message}'
+            error.args = (error.message,)
         raise
 
 
-cdef object quote(tuple quoter, object text):
+cdef object quote(State state, tuple quoter, object value):
     """Text through a quoter, unless no octet of it can change."""
-    cdef const unsigned char* table = <const unsigned char*> PyBytes_AS_STRING(<bytes> quoter[1])
-    cdef const unsigned char* source = <const unsigned char*> PyBytes_AS_STRING(<bytes> text)
+    cdef bytes text = octets(value)
+    cdef bytes changing = octets(quoter[1])
+    cdef const unsigned char* table = <const unsigned char*> PyBytes_AS_STRING(changing)
+    cdef const unsigned char* source = <const unsigned char*> PyBytes_AS_STRING(text)
     cdef Py_ssize_t at
-    if PyBytes_GET_SIZE(<bytes> quoter[1]) != 256:
+    if PyBytes_GET_SIZE(changing) != 256:
         raise ValueError("a quoter's table has 256 octets")
-    for at in range(PyBytes_GET_SIZE(<bytes> text)):
+    examine(state, text)
+    for at in range(PyBytes_GET_SIZE(text)):
         if table[source[at]]:
-            return quoter[0](text)
+            value = quoter[0](text)
+            spend(state, 0, len(value))
+            return value
     return text
 
 
+cdef object hot(int which, bytes text):
+    """The operators that are done here."""
+    if which == 1:
+        return lower(text)
+    if which == 2:
+        return upper(text)
+    if which == 3:
+        return b"%d" % PyBytes_GET_SIZE(text)
+    return address_part(text, which == 4)
+
+
+cdef int split_into(Frame frame, State state, int a, object text, int mark, int kind) except -1:
+    """Items and separator of a list into slots `a` and `a + 1`.
+
+    `kind`: 0 a list; 1 a list whose separator stands in the source (X-21); 2 an array of JSON, 3 one of strings.
+    """
+    cdef bytes source = octets(text)
+    cdef Py_ssize_t at = 0
+    cdef int separator = 58
+    examine(state, source)
+    if kind >= 2:
+        items = hooks.split_json(source, kind == 3)
+    else:
+        if kind == 1 or not mark:
+            separator = named_separator(<const unsigned char*> PyBytes_AS_STRING(source), PyBytes_GET_SIZE(source), &at)
+        items = split(source, at, separator)
+    frame.slots[a] = iter(items)
+    frame.slots[a + 1] = separator
+    frame.marks[a] = mark
+    frame.marks[a + 1] = CLEAN
+    return 0
+
+
+@cython.boundscheck(False)  # operands come from a checked Code
 cdef object steps_from(Code code, Frame frame, State state, int* place, int* result_mark):
     """Run instructions until RETURN.  `place` tells which one an error came from."""
     cdef list slots = frame.slots
@@ -736,9 +976,9 @@ cdef object steps_from(Code code, Frame frame, State state, int* place, int* res
     cdef int what, a, b, c, d, mark, answer
     cdef PyObject* found
     cdef object value
+    cdef tuple row
+    cdef list items
     while True:
-        if at >= code._size:
-            raise ValueError("ran off the program")
         place[0] = at
         now = code._code + at * 5
         what = now[0]
@@ -754,58 +994,48 @@ cdef object steps_from(Code code, Frame frame, State state, int* place, int* res
                 value = None if found == NULL else <object> found
             else:
                 value = state.variables.get(constants[b])
-            if value is None:
-                slots[a] = constants[d]
-                marks[a] = CLEAN
-                continue
-            if type(value) is not bytes:
-                value = hooks.convert(value)
-                marks[a] = mark_of(value)
-                value = plain(value)
-                if marks[a] == CLEAN and c:
-                    marks[a] = TAINTED
+            mark = CLEAN
+            if PyBytes_CheckExact(value):
+                mark = TAINTED if c else CLEAN
+            elif value is None:
+                value = constants[d]
             else:
-                marks[a] = c
+                value = hooks.convert(value)
+                mark = mark_of(value)
+                value = plain(value)
+                if mark == CLEAN and c:
+                    mark = TAINTED
             slots[a] = value
+            marks[a] = mark
         elif what == COMPARE:
             # kind, two operands, target with the wanted answer in bit 0
             answer = compare(a, fetch(code, slots, b), fetch(code, slots, c))
             if answer == (d & 1):
                 at = d >> 1
         elif what == HOT:
-            value = fetch(code, slots, c)
-            if b == 1:
-                value = lower(value)
-            elif b == 2:
-                value = upper(value)
-            elif b == 3:
-                value = b"%d" % len(value)
-            else:
-                value = address_part(value, b == 4)
-            marks[a] = CLEAN if b == 3 else mark_at(frame, c)
-            if marks[a] > TAINTED and b != 1 and b != 2:
-                marks[a] = TAINTED
-            elif marks[a] > TAINTED:
-                marks[a] = TAINTED
-            slots[a] = value
+            value = octets(fetch(code, slots, c))
+            examine(state, value)
+            slots[a] = hot(b, value)
+            marks[a] = CLEAN if b == 3 or not mark_at(frame, c) else TAINTED
         elif what == JOIN:
             mark = CLEAN
-            value = join(code, frame, state, b, c, &mark)
+            slots[a] = join(code, frame, state, b, c, &mark)
             marks[a] = mark
-            slots[a] = value
         elif what == RETURN:
             result_mark[0] = mark_at(frame, a)
-            return fetch(code, slots, a)
+            value = fetch(code, slots, a)
+            if not PyBytes_CheckExact(value):
+                raise TypeError("the result is not octets")
+            return value
         elif what == MOVE:
             slots[a] = fetch(code, slots, b)
             marks[a] = mark_at(frame, b)
         elif what == QUOTE:
-            # b: constant with the quoter, c: operand
-            value = constants[b]
+            # b: constant with the quoter, its table and the mark of what it made safe; c: operand
+            row = constants[b]
             mark = mark_at(frame, c)
-            slots[a] = quote(<tuple> value, fetch(code, slots, c))
-            marks[a] = <int> (<tuple> value)[2] if mark else CLEAN
-            spend(state, 0, len(slots[a]))
+            slots[a] = quote(state, row, fetch(code, slots, c))
+            marks[a] = <int> row[2] if mark else CLEAN
         elif what == JUMP:
             if a < at:
                 spend(state, 1, 0)
@@ -814,6 +1044,7 @@ cdef object steps_from(Code code, Frame frame, State state, int* place, int* res
             if fetch(code, slots, a) is None:
                 at = b
         elif what == JUMP_EMPTY:
+            # c: 1 to jump when it is empty, 0 when it is not
             answer = len(fetch(code, slots, a)) == 0
             if answer == c:
                 at = b
@@ -832,42 +1063,45 @@ cdef object steps_from(Code code, Frame frame, State state, int* place, int* res
                 marks[a] = CLEAN
         elif what == APPLY:
             # b: constant with the operator's function and how to call it, c: operand, d: the result is clean
-            value = constants[b]
+            row = constants[b]
             mark = mark_at(frame, c)
-            if (<tuple> value)[1] == 0:
-                value = (<tuple> value)[0](fetch(code, slots, c))
-            elif (<tuple> value)[1] == 1:
-                value = (<tuple> value)[0](fetch(code, slots, c), (<tuple> value)[2])
+            value = fetch(code, slots, c)
+            examine(state, value)
+            if row[1] == 0:
+                value = row[0](value)
+            elif row[1] == 1:
+                value = row[0](value, row[2])
             else:
-                value = (<tuple> value)[0](fetch(code, slots, c), (<tuple> value)[2], state)
+                value = row[0](value, row[2], state)
             spend(state, 1, len(value))
             slots[a] = value
             marks[a] = CLEAN if d or not mark else TAINTED
         elif what == CALL:
             # b: constant with (function, the result is clean), c and d: operand list
+            row = constants[b]
             mark = CLEAN
-            value = gather(code, frame, c, d, False, &mark)
-            value = (<tuple> constants[b])[0](*value)
-            if type(value) is bytes:
+            value = row[0](*gather(code, frame, state, c, d, False, &mark))
+            if value is not None:
                 spend(state, 1, len(value))
             slots[a] = value
-            marks[a] = CLEAN if (<tuple> constants[b])[1] else mark
+            marks[a] = CLEAN if row[1] else mark
         elif what == SEAM:
             value = seam(code, frame, state, constants[b], c, d)
-            slots[a] = plain(value)
             marks[a] = CLEAN if value is None else mark_of(value)
+            slots[a] = plain(value)
         elif what == VAR_OTHER:
             # b: constant with (name, source)
             value = hooks.variable(state, constants[b])
-            slots[a] = plain(value)
             marks[a] = mark_of(value)
+            slots[a] = plain(value)
         elif what == NUMBER:
-            slots[a] = hooks.integer(fetch(code, slots, b))
+            value = fetch(code, slots, b)
+            slots[a] = hooks.integer(value)
             marks[a] = CLEAN
         elif what == TEST:
             # a: constant with the function, b and c: operand list
             mark = CLEAN
-            value = gather(code, frame, b, c, False, &mark)
+            value = gather(code, frame, state, b, c, False, &mark)
             answer = 1 if constants[a](*value) else 0
             if answer == (d & 1):
                 at = d >> 1
@@ -880,37 +1114,35 @@ cdef object steps_from(Code code, Frame frame, State state, int* place, int* res
             if answer == (d & 1):
                 at = d >> 1
         elif what == INLIST:
-            answer = inlist(frame, state, fetch(code, slots, a), fetch(code, slots, b), c)
-            if answer:
-                frame.value_mark = mark_at(frame, b)
+            answer = inlist(frame, state, fetch(code, slots, a), fetch(code, slots, b), mark_at(frame, b), c)
             if answer == (d & 1):
                 at = d >> 1
         elif what == SET_VALUE:
-            frame.value = fetch(code, slots, a)
+            value = fetch(code, slots, a)
+            frame.value = value if value is None else octets(value)
             frame.value_mark = mark_at(frame, a)
         elif what == SAVE_VALUE:
             slots[a] = frame.value
             marks[a] = frame.value_mark
         elif what == SET_ITEM:
-            frame.item = fetch(code, slots, a)
+            value = fetch(code, slots, a)
+            frame.item = value if value is None else octets(value)
             frame.item_mark = mark_at(frame, a)
         elif what == SAVE_ITEM:
             slots[a] = frame.item
             marks[a] = frame.item_mark
         elif what == SET_GROUPS:
-            frame.groups = fetch(code, slots, a)
-            frame.groups_mark = mark_at(frame, a)
+            value = slots[a]
+            if not isinstance(value, tuple):
+                raise TypeError("groups are a tuple")
+            frame.groups = <tuple> value
+            frame.groups_mark = marks[a]
         elif what == SAVE_GROUPS:
             slots[a] = frame.groups
             marks[a] = frame.groups_mark
         elif what == SPLIT:
-            # b: operand, c: kind (0 list, 1 list whose separator stands in the source, 2 json, 3 jsons)
-            mark = mark_at(frame, b)
-            value = hooks.split(fetch(code, slots, b), (c, mark != CLEAN))
-            slots[a] = iter(value[0])
-            slots[a + 1] = value[1]
-            marks[a] = mark
-            marks[a + 1] = CLEAN
+            # b: operand, c: kind
+            split_into(frame, state, a, fetch(code, slots, b), mark_at(frame, b), c)
         elif what == NEXT:
             # b: slot of the list, c: target at its end
             spend(state, 1, 0)
@@ -924,21 +1156,24 @@ cdef object steps_from(Code code, Frame frame, State state, int* place, int* res
             slots[a] = []
             marks[a] = CLEAN
         elif what == ADD:
+            items = slots[a]
             value = fetch(code, slots, b)
-            (<list> slots[a]).append(value)
+            items.append(value)
             marks[a] = join_marks(marks[a], mark_at(frame, b))
-            spend(state, 1, len(value))
+            spend(state, 1, len(value) + 16)
         elif what == JOIN_LIST:
             # b: slot with the list, c: slot with the separator, d: the list has pairs
-            value = slots[b]
+            items = slots[b]
             if d:
-                value = [pair[0] for pair in value]
-            slots[a] = hooks.join_list(value, slots[c])
+                items = [pair[0] for pair in items]
+            value = join_list(items, slots[c])
+            spend(state, 1, len(value))
+            slots[a] = value
             marks[a] = marks[b]
-            spend(state, 1, len(slots[a]))
         elif what == SORT_ADD:
-            # a: slot with the list, b: item, c: key, d: operand with the comparator's number
-            sort_add(state, <list> slots[a], fetch(code, slots, b), fetch(code, slots, c), fetch(code, slots, d))
+            # a: slot with the list, b: item, c: key, d: comparator
+            items = slots[a]
+            sort_add(state, items, fetch(code, slots, b), octets(fetch(code, slots, c)), d)
             marks[a] = join_marks(marks[a], mark_at(frame, b))
         elif what == EXPAND:
             # b: operand, c: 1 for the operator, 0 for a list
@@ -949,19 +1184,22 @@ cdef object steps_from(Code code, Frame frame, State state, int* place, int* res
         elif what == SUBSTITUTE:
             # b: subject, c: pattern, d: replacement
             mark = mark_at(frame, b)
-            if mark_at(frame, d) and (b"$" in fetch(code, slots, d) or b"\\" in fetch(code, slots, d)):
-                raise ExpandError("attempt to expand tainted string '%s'"
-                                  % bytes(fetch(code, slots, d)).decode("utf-8", "surrogateescape"))
-            value = substitute(code, frame, state, fetch(code, slots, b), fetch(code, slots, c), fetch(code, slots, d), &mark)
+            if mark_at(frame, d):
+                value = fetch(code, slots, d)
+                if b"$" in value or b"\\" in value:
+                    raise ExpandError("attempt to expand tainted string '%s'"
+                                      % (<bytes?> value).decode("utf-8", "surrogateescape"))
+            value = substitute(code, frame, state, fetch(code, slots, b), fetch(code, slots, c),
+                               fetch(code, slots, d), &mark)
             slots[a] = value
             marks[a] = join_marks(mark, mark_at(frame, d))
         elif what == FAIL:
-            value = constants[a]
-            raise value[0](value[1], column=value[2])
+            row = constants[a]
+            raise row[0](row[1], column=row[2])
         elif what == REFUSE_TAINTED:
             # a: operand, b: constant with what for
             if mark_at(frame, a):
                 raise ExpandError("attempt to use tainted string '%s' for %s" % (
-                    bytes(fetch(code, slots, a)).decode("utf-8", "surrogateescape"), constants[b]))
+                    (<bytes?> fetch(code, slots, a)).decode("utf-8", "surrogateescape"), constants[b]))
         else:
             raise ValueError("unknown instruction")

@@ -69,8 +69,7 @@ class Hooks:
     convert: Callable[[Any], bytes]
     variable: Callable[[Any, Any], bytes]
     integer: Callable[[bytes], int]
-    split: Callable[..., Any]
-    join_list: Callable[[list[bytes], int], bytes]
+    split_json: Callable[[bytes, bool], list[bytes]]
     compile_regex: Callable[[bytes], Any]
     compile_text: Callable[[bytes, Any], Code]
     address_part: Callable[[bytes, bool], bytes]
@@ -90,8 +89,8 @@ class State:
 class Code:
     @property
     def constant(self) -> bytes | None: ...
-    def __init__(
-        self,
+    def __new__(
+        cls,
         instructions: Sequence[int],
         constants: tuple[Any, ...],
         pool: Sequence[int],
@@ -99,7 +98,9 @@ class Code:
         wraps: tuple[tuple[int, int, str | None, str], ...],
         constant: bytes | None = None,
         options: object = None,
-    ) -> None: ...
+    ) -> Code: ...
     def evaluate(self, state: State) -> bytes: ...
 
+def join_list(items: list[bytes], separator: int) -> bytes: ...
 def quoter_mark(name: str) -> int: ...
+def split_list(text: bytes, separator: int | None = None) -> list[bytes]: ...

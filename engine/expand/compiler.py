@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import ExpandError, ForcedFailure
 from . import conditions, items, numbers, operators, quoting, regexes, runtime, tree, variables
-from ._evaluate import Code, Op, quoter_mark
+from ._evaluate import Code, Op, quoter_mark, split_list
 from .listsplit import leading_separator
 from .parse_conditions import EACH, NUMERIC
 from .tree import Node
@@ -234,10 +234,12 @@ class Compiler:
 
     def _item(self, node: Node, slot: int) -> None:
         name = node.data
-        operands = self._values(node.parts)
         if name == "sg":
-            self._emit(Op.SUBSTITUTE, slot, *operands)
-        elif name == "prvs":
+            subject, pattern = self._value(node.parts[0]), self._regex(node.parts[1])
+            self._emit(Op.SUBSTITUTE, slot, subject, pattern, self._replacement(node.parts[2]))
+            return
+        operands = self._values(node.parts)
+        if name == "prvs":
             self._seam(slot, runtime.prvs, operands)
         else:
             if name in items.NUMERIC:
@@ -419,7 +421,6 @@ class Compiler:
     def _sort(self, node: Node, slot: int) -> None:
         members, order, extractor = node.parts
         source = self._value(members)
-        kind = self._order(order)
         found = self._split(Node("slot", (), source) if source >= 0 else members)
         if source >= 0 and _names_separator(members):
             self._out[-2] = runtime.RAW_SEPARATOR
@@ -439,14 +440,11 @@ class Compiler:
         self._target(at + 2, full)
         self._emit(Op.FAIL, self._index((ExpandError, complaint, node.column)))
         self._bind(full)
-        self._emit(Op.SORT_ADD, out, item, key, kind)
+        self._emit(Op.SORT_ADD, out, item, key, int(conditions.COMPARE_CODES[regexes.text(order.data)]))
         self._jump(again)
         self._bind(end)
         self._restore(Op.SET_ITEM, saved)
         self._emit(Op.JOIN_LIST, slot, out, found + 1, 1)
-
-    def _order(self, node: Node) -> int:
-        return self._constant(int(conditions.COMPARE_CODES[regexes.text(node.data)]))
 
     # -- conditions --------------------------------------------------------------------------------------------------
 
@@ -502,28 +500,44 @@ class Compiler:
         return slot
 
     def _test(self, node: Node, label: _Label, wanted: bool) -> None:
-        operands = self._values(node.parts)
         if node.data == "match":
-            at = self._emit(Op.MATCH, operands[0], self._regex(node.parts[1], operands[1])) + 4
+            subject = self._value(node.parts[0])
+            at = self._emit(Op.MATCH, subject, self._regex(node.parts[1])) + 4
         elif node.data in ("inlist", "inlisti"):
-            members = operands[1]
-            if members >= 0 or any(octet in node.parts[1].data for octet in b"$\\"):
-                again = self._new()
-                self._emit(Op.EXPAND, again, members, 0)
-                members = again
-            at = self._emit(Op.INLIST, operands[0], members, node.data == "inlisti") + 4
+            subject = self._value(node.parts[0])
+            at = self._emit(Op.INLIST, subject, self._members(node.parts[1]), node.data == "inlisti") + 4
         else:
+            operands = self._values(node.parts)
             function = conditions.TESTS[node.data]
             at = self._emit(Op.TEST, self._index(function), self._operands(operands), len(operands)) + 4
         self._target(at, label, int(wanted))
 
-    def _regex(self, node: Node, operand: int) -> int:
+    def _members(self, node: Node) -> int:
+        """The list of `inlist`: taken apart when it is constant, else expanded a second time."""
+        if node.kind == "text" and b"$" not in node.data and b"\\" not in node.data:
+            return self._constant(tuple(split_list(node.data)))
+        members = self._value(node)
+        again = self._new()
+        self._emit(Op.EXPAND, again, members, 0)
+        return again
+
+    def _regex(self, node: Node) -> int:
+        """A pattern: compiled when it is constant."""
         if node.kind == "text":
             try:
                 return self._constant(regexes.compile_regex(node.data))
             except ExpandError:
                 pass  # it fails when it is evaluated
-        return operand
+        return self._value(node)
+
+    def _replacement(self, node: Node) -> int:
+        """What `sg` expands for each match: compiled when it is constant."""
+        if node.kind == "text":
+            try:
+                return self._constant(runtime.compile_dynamic(node.data, self._options))
+            except ExpandError:
+                pass  # it fails when something matches
+        return self._value(node)
 
     def _def(self, node: Node, label: _Label, wanted: bool) -> None:
         at = self._emit(Op.JUMP_EMPTY, self._value(node.parts[0]), 0, int(not wanted))

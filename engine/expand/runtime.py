@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ExpandError
 from . import _evaluate, batv, certificates, headers, jsontext, mailtext, numbers, regexes
 from .lists import NESTING_LIMIT
-from .listsplit import join_list, leading_separator, split_list
+from .listsplit import split_list
 from .regexes import text as as_text
 from .taint import is_tainted, quoter_of, taint
 from .variables import DEFAULTS, Source
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from .program import ExpandOptions
     from .scope import Scope
     from .searches import Search
-
-_COLON = 0x3A
 
 
 # -- variables ------------------------------------------------------------------------------------------------------
@@ -230,23 +228,12 @@ def prvs_end(scope: Scope, result: bytes) -> bytes:
 
 # -- lists ----------------------------------------------------------------------------------------------------------
 
-#: what a list of filter, map … is split as
+#: what a list of filter, map … is split as: a list, one whose separator stands in the source (X-21), arrays of JSON
 LIST, RAW_SEPARATOR, JSON, JSON_STRINGS = range(4)
 
 
-def split(text: bytes, how: tuple[int, bool] | None) -> Any:
-    """The items of a list; with `how`, (kind, whether it is tainted): and the separator (X-21)."""
-    if how is None:
-        return split_list(text)
-    kind, tainted = how
-    if kind >= JSON:
-        return jsontext.array(text, strings=kind == JSON_STRINGS), _COLON
-    if kind == LIST and tainted:
-        return split_list(text, _COLON), _COLON
-    separator, rest = leading_separator(text)
-    if separator is None:
-        separator = _COLON
-    return split_list(rest, separator), separator
+def _split_json(text: bytes, strings: bool) -> list[bytes]:
+    return jsontext.array(text, strings=strings)
 
 
 _SUFFIXES = {"a": "addresses", "d": "domains", "h": "hosts", "l": "local_parts"}
@@ -286,6 +273,12 @@ def _address_part(text: bytes, domain: bool) -> bytes:
     return mailtext.domain(text) if domain else mailtext.local_part(text)
 
 
+def compile_dynamic(text: bytes, options: ExpandOptions) -> _evaluate.Code:
+    """The code of text that a program makes or holds."""
+    code: _evaluate.Code = _evaluate.hooks.compile_text(text, options)
+    return code
+
+
 def fit(compile_dynamic: Callable[[bytes, ExpandOptions], _evaluate.Code]) -> None:
     """Give the evaluator the functions it calls; done once, when engine.expand is imported.
 
@@ -296,8 +289,7 @@ def fit(compile_dynamic: Callable[[bytes, ExpandOptions], _evaluate.Code]) -> No
     hooks.convert = convert
     hooks.variable = variable
     hooks.integer = numbers.integer
-    hooks.split = split
-    hooks.join_list = join_list
+    hooks.split_json = _split_json
     hooks.compile_regex = regexes.compile_regex
     hooks.compile_text = compile_dynamic
     hooks.address_part = _address_part
