@@ -2,7 +2,8 @@
 
 Layer: adapter (SQLite).
 Duplicates are found in a temporary table of 64-bit hashes, which is neither synced nor logged and spills to disk when
-it is large; a hash that is there already is compared by its address, so nothing is dropped by chance.
+it is large; a hash that is there already is compared by its address, so nothing is dropped by chance.  A temporary
+table is not rolled back: hashes go in when their recipients are committed, which is why loading is not part of a group.
 Invariants: nothing of a job can be claimed before `finish_loading`, unless it was added with `start_early`; numbers
 count the accepted recipients of a job from 1 in the order in which they came.
 """
@@ -47,7 +48,8 @@ class _Load:
     """A job that this store is loading."""
 
     table: str
-    start_early: bool
+    #: why nothing can be added any more; "" if it can
+    broken: str = ""
 
 
 class Loading(Database):
@@ -56,6 +58,7 @@ class Loading(Database):
     _loads: dict[int, _Load]
 
     def add_job(self, owner: int, job: NewJob, now: float) -> int:
+        self._not_in_group("add_job")
         try:
             options: bytes = msgpack.packb(dict(job.options))
         except (TypeError, ValueError, OverflowError) as error:
@@ -83,13 +86,14 @@ class Loading(Database):
             job_id = cursor.lastrowid
             assert job_id is not None
             self._db.execute("INSERT INTO bodies VALUES (?, ?)", (job_id, job.body))
-            # in the same transaction, so it is gone again if the job is
-            table = f"temp.seen_{job_id}"
+        table = f"temp.seen_{job_id}"
+        self._loads[job_id] = _Load(table)
+        with self._errors():
             self._db.execute(f"CREATE TABLE {table} (hash INTEGER PRIMARY KEY, id INTEGER NOT NULL)")
-        self._loads[job_id] = _Load(table, job.start_early)
         return job_id
 
     def add_recipients(self, job_id: int, recipients: Iterable[NewRecipient]) -> Added:
+        self._not_in_group("add_recipients")
         load = self._load(job_id)
         accepted = duplicates = 0
         stream = iter(recipients)
@@ -100,6 +104,8 @@ class Loading(Database):
         return Added(accepted, duplicates)
 
     def _add_batch(self, job_id: int, load: _Load, batch: Sequence[NewRecipient]) -> Added:
+        if load.broken:
+            raise StoreError(load.broken)
         addresses = [normalised(recipient.address) for recipient in batch]
         _check_storable(addresses)
         with self._writing():
@@ -109,7 +115,7 @@ class Loading(Database):
             if row[0] + len(batch) > MAX_NUMBER:
                 raise DataError(f"a job holds at most {MAX_NUMBER} recipients")
             first = recipient_id(job_id, row[0] + 1)
-            duplicates = self._find_duplicates(load, addresses, first)
+            hashes, duplicates = self._find_duplicates(load, addresses, first)
             if duplicates:
                 fresh = [
                     pair for number, pair in enumerate(zip(addresses, batch, strict=True)) if number not in duplicates
@@ -125,35 +131,42 @@ class Loading(Database):
             ]
             if merges:
                 self._db.executemany("INSERT INTO merges VALUES (?, ?)", merges)
-            last_number = row[0] + len(batch)
             changed = self._db.execute(
                 "UPDATE jobs SET last_number = ?, total = total + ?, waiting = waiting + ?,"
                 " duplicates = duplicates + ?, has_merge = has_merge OR ?,"
                 " serve_at = CASE WHEN start_early AND ? THEN min(serve_at, start_at) ELSE serve_at END"
                 " WHERE id = ? AND loader IS NOT NULL AND state <> 3",
-                (last_number, len(batch), len(batch), len(duplicates), bool(merges), bool(batch), job_id),
+                (row[0] + len(batch), len(batch), len(batch), len(duplicates), bool(merges), bool(batch), job_id),
             ).rowcount
             if not changed:
                 raise NoSuchJob(f"job {job_id} was cancelled while it was loaded")
+        self._remember(load, hashes)
         return Added(len(batch), len(duplicates))
 
-    def _find_duplicates(self, load: _Load, addresses: list[str], first: int) -> set[int]:
-        """Positions in `addresses` that the job has already; notes the ids that the others will get."""
+    def _remember(self, load: _Load, hashes: list[tuple[int, int]]) -> None:
+        """Note the hashes of recipients that are committed; in their order, which touches each page once."""
+        hashes.sort()
+        load.broken = "the list of addresses that were seen could not be kept: abandon this job"
+        with self._errors():
+            self._db.execute("BEGIN")
+            try:
+                self._db.executemany(f"INSERT INTO {load.table} VALUES (?, ?)", hashes)
+            finally:
+                if self._db.in_transaction:
+                    self._db.execute("COMMIT")
+        load.broken = ""
+
+    def _find_duplicates(self, load: _Load, addresses: list[str], first: int) -> tuple[list[tuple[int, int]], set[int]]:
+        """The hashes of the new ones with the ids that they get, and the positions of those that the job has."""
         hashes = [hash(address) for address in addresses]
-        with self._savepoint() as undo:
-            changed = self._db.executemany(
-                f"INSERT OR IGNORE INTO {load.table} VALUES (?, ?)", zip(hashes, itertools.count(first), strict=False)
-            ).rowcount
-            if changed == len(addresses):
-                return set()
-            undo()
-        # some hash was there: go through them one by one, so that ids stay without gaps
         known = dict(
             self._db.execute(
                 f"SELECT hash, id FROM {load.table} WHERE hash IN (SELECT value FROM json_each(?))",
                 (json.dumps(hashes),),
             ).fetchall()
         )
+        if not known and len(set(hashes)) == len(hashes):
+            return list(zip(hashes, itertools.count(first), strict=False)), set()
         duplicates: set[int] = set()
         fresh: list[str] = []
         added: list[tuple[int, int]] = []
@@ -172,14 +185,14 @@ class Loading(Database):
                 known[key] = first + len(fresh)
                 added.append((key, first + len(fresh)))
                 fresh.append(address)
-        self._db.executemany(f"INSERT INTO {load.table} VALUES (?, ?)", added)
-        return duplicates
+        return added, duplicates
 
     def _address(self, recipient: int) -> str:
         row = self._db.execute("SELECT address FROM recipients WHERE id = ?", (recipient,)).fetchone()
         return "" if row is None else str(row[0])
 
     def finish_loading(self, job_id: int, now: float) -> Job:
+        self._not_in_group("finish_loading")
         self._load(job_id)
         with self._writing():
             self._db.execute(
@@ -191,12 +204,11 @@ class Loading(Database):
             row = self._db.execute(f"SELECT {JOB_COLUMNS} FROM jobs WHERE id = ?", (job_id,)).fetchone()
             if row is None:
                 raise NoSuchJob(f"job {job_id} was removed while it was loaded")
-            self._after_commit.append(lambda: self._forget_load(job_id))
+        self._forget_load(job_id)
         return job_from_row(row)
 
     def abandon_loading(self, job_id: int) -> None:
-        if self._in_group:
-            raise StoreError("abandon_loading cannot be part of a group")
+        self._not_in_group("abandon_loading")
         self._load(job_id)
         with self._writing():
             state = self._end_cut_off_load(job_id, None)
@@ -232,7 +244,7 @@ class Loading(Database):
     def _forget_load(self, job_id: int) -> None:
         load = self._loads.pop(job_id)
         with self._errors():
-            self._db.execute(f"DROP TABLE {load.table}")
+            self._db.execute(f"DROP TABLE IF EXISTS {load.table}")
 
     def _complete_jobs(self, job_ids: Iterable[int], now: float) -> list[int]:
         """Mark those of the jobs whose last recipient is settled; which."""

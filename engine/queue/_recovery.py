@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Final
 
 import msgpack
 
-from ..errors import StoreError
 from ._leasing import Leasing
 from .journal import Journal, JournalContents, journal_path, read_living, take_dead
 from .model import JobState, OutboxEvent, Outcome, OutcomeKind, Recovered, Recovery, RecoveryKind
@@ -107,8 +106,7 @@ class Recovering(Leasing):
         return Engine(owner, journal)
 
     def retire(self, engine: Engine, now: float, *, in_doubt_delay_s: float = DEFAULT_IN_DOUBT_DELAY_S) -> Recovery:
-        if self._in_group:
-            raise StoreError("retire cannot be part of a group")
+        self._not_in_group("retire")
         findings = _Findings(engine.owner, now, in_doubt_delay_s, describe_in_doubt)
         with self._writing():
             self._clear(engine.owner, engine.journal.contents(), findings)
@@ -125,8 +123,7 @@ class Recovering(Leasing):
         in_doubt_delay_s: float = DEFAULT_IN_DOUBT_DELAY_S,
         describe: Describe | None = None,
     ) -> Recovery:
-        if self._in_group:
-            raise StoreError("recover cannot be part of a group")
+        self._not_in_group("recover")
         findings = _Findings(owner, now, in_doubt_delay_s, describe or describe_in_doubt)
         with self._errors():
             engines = self._db.execute("SELECT id, boot_id FROM engines WHERE id <> ?", (owner,)).fetchall()

@@ -150,7 +150,7 @@ class Store(Protocol):
     def retire(self, engine: Engine, now: float, *, in_doubt_delay_s: float = DEFAULT_IN_DOUBT_DELAY_S) -> Recovery:
         """Stop being an engine: leases are given back (in doubt where the journal says so), the journal goes."""
 
-    # loading
+    # loading; none of it is part of a group
 
     def add_job(self, owner: int, job: NewJob, now: float) -> int:
         """Begin to load a job; gives its number."""
@@ -168,10 +168,7 @@ class Store(Protocol):
         """The job is whole and may be claimed from; one without recipients is complete at once."""
 
     def abandon_loading(self, job_id: int) -> None:
-        """Remove a job that is still being loaded; with `start_early` it is held instead, as part may have gone.
-
-        Not inside `group`.
-        """
+        """Remove a job that is still being loaded; with `start_early` it is held instead, as part may have gone."""
 
     # delivering
 

@@ -434,15 +434,18 @@ def test_a_failure_inside_a_group_dooms_it_even_when_it_is_caught(bench: Bench) 
     assert bench.store.counts(job).leased == 1
 
 
-def test_loading_in_a_group_that_fails_can_be_repeated(bench: Bench) -> None:
+def test_loading_is_not_part_of_a_group(bench: Bench) -> None:
     job = bench.store.add_job(bench.owner, NewJob("", b""), NOW)
-    with stopped_group(bench):
-        bench.store.add_recipients(job, map(NewRecipient, addresses(3)))
-        bench.store.finish_loading(job, NOW)
-    added = bench.store.add_recipients(job, map(NewRecipient, addresses(3)))
-    assert (added.accepted, added.duplicates) == (3, 0)
+    for call in (
+        lambda: bench.store.add_job(bench.owner, NewJob("", b""), NOW),
+        lambda: bench.store.add_recipients(job, []),
+        lambda: bench.store.finish_loading(job, NOW),
+        lambda: bench.store.abandon_loading(job),
+    ):
+        with pytest.raises(StoreError, match="cannot be part of a group"), bench.store.group():
+            call()
+    assert bench.store.add_recipients(job, map(NewRecipient, addresses(3))).accepted == 3
     assert bench.store.finish_loading(job, NOW).counts.total == 3
-    assert [claim.number for claim in bench.claim()] == [1, 2, 3]
 
 
 def test_recover_is_not_part_of_a_group(bench: Bench) -> None:
