@@ -380,13 +380,18 @@ def _outcomes(progress: Progress) -> list[tuple[str, int, str, str]]:
         ("failed", progress.failed, ""),
     ]
     if progress.in_doubt:
-        rows.append(("in doubt", progress.in_doubt, "may have arrived; tried again"))
+        rows.append(("in doubt", progress.in_doubt, "of the deferrals: may have arrived, and will be tried again"))
     untried = progress.left - progress.waiting if progress.total else 0
     if untried > 0:
         rows.append(("not tried", untried, "still in the queue"))
     if progress.earlier:
         rows.append(("earlier", progress.earlier, "settled by earlier runs"))
-    return [(name, count, f"{100 * count / whole:.1f} %" if count else "", note) for name, count, note in rows]
+    return [(name, count, _share(count, whole), note) for name, count, note in rows]
+
+
+def _share(count: int, whole: int) -> str:
+    percent = 100 * count / whole if whole else 0.0
+    return "" if not count else "<0.1 %" if percent < 0.1 else f"{percent:.1f} %"
 
 
 def _sites(progress: Progress) -> list[tuple[str, SiteCounts]]:
