@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-from ..compose import BadRow
+from ..compose import BadRow, message_id
 from ..errors import DataError
 from ..queue.model import JobState, NewRecipient
 from .jobs import JobOptions
@@ -59,7 +59,8 @@ def load(
     """Queue a job with its recipients.  Blocks; call it in a thread.
 
     Args:
-        composer: of this job; a row whose data it cannot use is a bad row.
+        composer: of this job; a row that lacks a column is a bad row, and so is one that cannot be composed as long
+            as none could be: an error of the template itself is found with the first row.
         on_bad: takes the rows that are left out; None: the first bad row is an error.
         progress: counts what was loaded.
 
@@ -70,13 +71,14 @@ def load(
     job_id = store.add_job(owner, job, now())
     try:
         accepted = duplicates = skipped = 0
+        check = _Check(composer, job.is_template)
 
         def good_rows() -> Iterator[NewRecipient]:
             nonlocal skipped
             for row in rows:
                 bad = row if isinstance(row, BadRow) else None
                 if bad is None and not isinstance(row, BadRow):
-                    reason = _unfit(composer, row) if job.is_template else ""
+                    reason = check.reason(row)
                     if not reason:
                         yield NewRecipient(row.address, row.merge)
                         continue
@@ -102,12 +104,27 @@ def load(
     return Loaded(store.finish_loading(job_id, now()), accepted, duplicates, skipped)
 
 
-def _unfit(composer: Composer, row: Recipient) -> str:
-    try:
-        composer.check((row.merge or {}).keys())
-    except DataError as error:
-        return str(error)
-    return ""
+class _Check:
+    """Says why a row is of no use for the message of its job."""
+
+    def __init__(self, composer: Composer, is_template: bool) -> None:
+        self._composer = composer
+        self._is_template = is_template
+        self._is_proven = False
+
+    def reason(self, row: Recipient) -> str:
+        """Why `row` cannot be used; "" if it can."""
+        if not self._is_template:
+            return ""
+        merge = row.merge or {}
+        try:
+            self._composer.check(merge.keys())
+            if not self._is_proven:
+                self._composer.compose(row.address, merge, message_id(0.0, b"", 0, 0), 0.0)
+                self._is_proven = True
+        except DataError as error:
+            return str(error)
+        return ""
 
 
 def fingerprint(*parts: str | bytes, recipients: BinaryIO) -> bytes:
