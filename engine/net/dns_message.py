@@ -6,7 +6,7 @@ Input: the octets of one message.  Output: a `Response`, or `NotOurs` / `Garbled
 The sections are walked here rather than by dnspython, for two reasons: it refuses a whole message for one bad TLSA
 record, whose siblings must survive; and it reads a name anew wherever a compression pointer leads to it, so that a
 message of 64 KiB with chains of pointers under thousands of records stops everything else for a good part of a second.
-Here each name is read once (`_Reader.name_at`), and a message costs time in proportion to its size.
+Here each name is read once (dns_names), and a message costs time in proportion to its size.
 Invariants: no length is believed; a record that cannot be read is left out and never hides another; at most
 `MAX_RECORDS` records and `MAX_CNAMES` links are kept; nothing else is raised.
 """
@@ -14,7 +14,6 @@ Invariants: no length is believed; a record that cannot be read is left out and 
 from __future__ import annotations
 
 import ipaddress
-import re
 import struct
 from collections import defaultdict
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ import dns.rcode
 import dns.rdatatype
 
 from ..policy.answers import Mx
+from .dns_names import Garbled, Labels, NameReader, mix_case, name_to_text, to_wire
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,14 +37,6 @@ MAX_RECORDS: Final = 256
 MAX_CNAMES: Final = 16
 #: octets, the size that fits every path without fragments (DNS flag day 2020)
 UDP_PAYLOAD_OCTETS: Final = 1232
-
-#: labels of a name in lower case, without the empty one of the root
-Labels = tuple[bytes, ...]
-
-#: RFC 1035 §2.3.4: 255 octets with the lengths, which is 127 labels at most
-_MAX_NAME_OCTETS: Final = 255
-_MAX_LABELS: Final = 127
-_PLAIN_LABEL: Final = re.compile(rb"[a-z0-9_-]+")
 
 _HEADER: Final = struct.Struct("!HHHHHH")
 _FIXED: Final = struct.Struct("!HHIH")
@@ -85,10 +77,6 @@ _EDE_NAMES: Final = {
 
 class NotOurs(Exception):
     """The octets answer another question, or nobody's: keep waiting, they may be forged."""
-
-
-class Garbled(Exception):
-    """The response to our question cannot be read: ask over TCP, or another server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,35 +150,13 @@ def build_query(name: str, rdtype: str, query_id: int, *, edns: bool = True, cas
         raise ValueError(f"{name!r} is not a domain name: {error}") from None
     rdtype_number = int(dns.rdatatype.from_text(rdtype))
     labels = tuple(label.lower() for label in absolute.labels[:-1])
-    plain = _to_wire(labels)
-    asked = _mix_case(plain, case_bits) + struct.pack("!HH", rdtype_number, _IN)
+    plain = to_wire(labels)
+    asked = mix_case(plain, case_bits) + struct.pack("!HH", rdtype_number, _IN)
     flags = dns.flags.RD | dns.flags.AD
     wire = _HEADER.pack(query_id, flags, 1, 0, 0, int(edns)) + asked
     if edns:
         wire += b"\0" + _FIXED.pack(_OPT, UDP_PAYLOAD_OCTETS, dns.flags.DO, 0)
     return Question(query_id, labels, rdtype_number, asked, wire)
-
-
-def _to_wire(labels: Labels) -> bytes:
-    return b"".join(bytes((len(label),)) + label for label in (*labels, b""))
-
-
-def _mix_case(name: bytes, case_bits: int) -> bytes:
-    """`name` with a letter in upper case wherever its bit is set; lengths are below 64, which is no letter."""
-    if not case_bits:
-        return name
-    mixed = bytearray(name)
-    for at, octet in enumerate(name):
-        if 0x61 <= octet <= 0x7A and case_bits >> at & 1:
-            mixed[at] = octet - 32
-    return bytes(mixed)
-
-
-def name_to_text(labels: Labels) -> str:
-    """Without trailing dot, escaped as in a zone file where it has to be; "" for the root."""
-    if all(map(_PLAIN_LABEL.fullmatch, labels)):
-        return b".".join(labels).decode("ascii")
-    return dns.name.Name((*labels, b"")).to_text(omit_final_dot=True)
 
 
 @dataclass(slots=True)
@@ -202,67 +168,17 @@ class _Record:
     end: int
 
 
-class _Reader:
+class _Reader(NameReader):
     """Walks one message; every step checks that it stays inside."""
 
     def __init__(self, wire: bytes) -> None:
-        self.wire = wire
+        super().__init__(wire)
         self.position = _HEADER.size
-        self._names: dict[int, tuple[Labels, int]] = {}
 
     def name(self) -> Labels:
         name, used = self.name_at(self.position)
         self.position += used
         return name
-
-    def name_at(self, position: int) -> tuple[Labels, int]:
-        """The name at `position`, and how many octets it takes there.
-
-        Whatever a pointer leads to is remembered by where it stands, so that following it again costs nothing.
-        """
-        labels, end, pointer = self._labels(position)
-        parts = [(position, labels, end)]
-        name: Labels = ()
-        while pointer is not None:
-            start = parts[-1][0]
-            if pointer >= start or len(parts) > _MAX_LABELS:
-                raise Garbled(f"bad compression at octet {position}")
-            known = self._names.get(pointer)
-            if known is None:
-                labels, part_end, following = self._labels(pointer)
-                parts.append((pointer, labels, part_end))
-            else:
-                name, part_end = known
-                following = None
-            if part_end > start:
-                # RFC 1035 §4.1.4: a pointer is to "a prior occurance", not to a part of what it belongs to
-                raise Garbled(f"bad compression at octet {position}")
-            pointer = following
-        for start, labels, part_end in reversed(parts):
-            name = (*labels, *name)
-            if sum(map(len, name)) + len(name) >= _MAX_NAME_OCTETS:
-                raise Garbled(f"name at octet {position} is too long")
-            self._names[start] = name, part_end
-        return name, end - position
-
-    def _labels(self, position: int) -> tuple[list[bytes], int, int | None]:
-        """The labels that stand at `position`, where they end, and where the pointer behind them leads."""
-        wire = self.wire
-        labels: list[bytes] = []
-        while len(labels) <= _MAX_LABELS and position < len(wire):
-            size = wire[position]
-            position += 1
-            if size == 0:
-                return labels, position, None
-            if size >= 0xC0:
-                if position == len(wire):
-                    break
-                return labels, position + 1, (size & 0x3F) << 8 | wire[position]
-            if size > 63 or size > len(wire) - position:
-                break
-            labels.append(wire[position : position + size].lower())
-            position += size
-        raise Garbled(f"bad name before octet {position}")
 
     def take(self, count: int) -> int:
         """Step over `count` octets and return where they began."""
@@ -459,4 +375,4 @@ def _read_raw(reader: _Reader, record: _Record) -> bytes:
     name, used = reader.name_at(record.start + offset)
     if record.start + offset + used != record.end:
         raise Garbled("record has another length than its name")
-    return reader.wire[record.start : record.start + offset] + _to_wire(name)
+    return reader.wire[record.start : record.start + offset] + to_wire(name)

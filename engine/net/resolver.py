@@ -24,7 +24,8 @@ import dns.rcode
 import trio
 
 from ..policy.answers import Answer, Status
-from .dns_message import MAX_CNAMES, Garbled, NotOurs, Question, Response, build_query, parse_response
+from .dns_message import MAX_CNAMES, NotOurs, Question, Response, build_query, parse_response
+from .dns_names import Garbled
 from .dns_servers import Server, TrustAd, configured_servers, system_servers
 from .expiring import Expiring
 

@@ -14,7 +14,8 @@ import pytest
 
 from engine.config import RouterOptions
 from engine.delivery.routing import Route, Routed, RouteDeferred, RouterChain, Unrouteable
-from engine.net.dns_message import MAX_RECORDS, Garbled, NotOurs, build_query, parse_response
+from engine.net.dns_message import MAX_RECORDS, NotOurs, build_query, parse_response
+from engine.net.dns_names import Garbled
 from engine.net.resolver import Resolver
 from engine.policy.answers import Status
 from engine.values import parse_address

@@ -16,14 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.net.dns_message import (
-    Garbled,
     NotOurs,
     Response,
-    _Reader,
     build_query,
-    name_to_text,
     parse_response,
 )
+from engine.net.dns_names import Garbled, NameReader, name_to_text
 from engine.policy.answers import Mx
 
 QUESTION = build_query("www.example.test", "MX", 0x1234)
@@ -147,7 +145,7 @@ _PIECE = st.one_of(
 def test_names_are_read_as_dnspython_reads_them(octets: bytes, places: list[int]) -> None:
     """From several places of one message, since what a pointer leads to is remembered."""
     wire = bytes(12) + octets
-    reader = _Reader(wire)
+    reader = NameReader(wire)
     for at in places:
         try:
             name, used = dns.name.from_wire(wire, at)
@@ -179,14 +177,14 @@ def costly_message(links: int, records: int) -> bytes:
 def test_a_message_made_to_be_costly_is_read_once(links: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each place in it is looked at once, though 4,000 records have the far end of a chain as their owner."""
     reads = 0
-    read_labels = _Reader._labels
+    read_labels = NameReader._labels
 
-    def counting(reader: _Reader, position: int) -> tuple[list[bytes], int, int | None]:
+    def counting(reader: NameReader, position: int) -> tuple[list[bytes], int, int | None]:
         nonlocal reads
         reads += 1
         return read_labels(reader, position)
 
-    monkeypatch.setattr(_Reader, "_labels", counting)
+    monkeypatch.setattr(NameReader, "_labels", counting)
     wire = costly_message(links, 4000)
     read(wire)
     assert reads < len(wire)
@@ -194,10 +192,10 @@ def test_a_message_made_to_be_costly_is_read_once(links: int, monkeypatch: pytes
 
 def test_a_long_chain_of_pointers_is_refused() -> None:
     octets = bytes(12) + b"\0" + b"".join(struct.pack("!H", 0xC000 | at) for at in (12, *range(13, 13 + 2 * 200, 2)))
-    reader = _Reader(octets)
+    reader = NameReader(octets)
     assert reader.name_at(13 + 2 * 100) == ((), 2)
     with pytest.raises(Garbled, match="bad compression"):
-        _Reader(octets).name_at(13 + 2 * 190)
+        NameReader(octets).name_at(13 + 2 * 190)
 
 
 # --- against dnspython ------------------------------------------------------------------------------------------------

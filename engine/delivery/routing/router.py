@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import trio
 
 from ...errors import ConfigError, ExpandError, ForcedFailure, LookupDeferral
-from ...policy.mx import (
+from ...policy.hosts import (
     ERRNO_UNKNOWN,
     ERRNO_UNKNOWN_HOST,
     Deferral,
@@ -25,10 +25,9 @@ from ...policy.mx import (
     FailureKind,
     Found,
     HostList,
-    HostSearch,
-    SearchOptions,
     apply_self,
 )
+from ...policy.mx import HostSearch, SearchOptions
 from ...policy.route_list import (
     HostItem,
     RouteRule,
@@ -46,7 +45,7 @@ if TYPE_CHECKING:
     from random import Random
 
     from ...config import RouterOptions
-    from ...policy.mx import Host
+    from ...policy.hosts import Host
     from ...values import Address
     from .expansion import DomainPattern, Expander, Membership, Text
 

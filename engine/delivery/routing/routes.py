@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ...policy.mx import Host
+    from ...policy.hosts import Host
 
 
 @dataclass(frozen=True, slots=True)

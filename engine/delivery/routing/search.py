@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from ...policy.answers import Answer
-    from ...policy.mx import Found, HostSearch
+    from ...policy.hosts import Found
+    from ...policy.mx import HostSearch
 
     Run = Callable[[Callable[[], None]], Awaitable[None]]
 

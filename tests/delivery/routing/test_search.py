@@ -11,7 +11,8 @@ import trio.testing
 
 from engine.delivery.routing.search import find_hosts
 from engine.errors import ExpandError
-from engine.policy.mx import Failure, HostList, HostSearch, SearchOptions
+from engine.policy.hosts import Failure, HostList
+from engine.policy.mx import HostSearch, SearchOptions
 from fakes.canned_dns import CannedDns, Records
 
 MANY: Records = {("many.test", "MX"): [f"{number} h{number}.test" for number in range(60)]} | {
