@@ -1,8 +1,8 @@
 """A database of its own in each of the real servers, for tests of lookups and of whatever else speaks SQL or Redis.
 
 PostgreSQL, MariaDB and Redis run on their usual ports of this machine and are shared; a test gets a new database, or a
-prefix for its keys, and what it made is dropped afterwards.  Nothing here stops or configures a server: to see one fail,
-put a `FaultProxy` in between.
+prefix for its keys, and what it made is dropped afterwards.  Nothing here stops or configures a server: to see one
+fail, put a `FaultProxy` in between.
 """
 
 from __future__ import annotations

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
+
+import trio
 
 from engine.actions.lookups import LookupRegistry
 from engine.errors import ExpandError
@@ -33,3 +37,16 @@ def failure(registry: LookupRegistry, kind: str, text: str | bytes, key: str | b
         return f"found {look(registry, kind, text, key, **more)!r}"
     except ExpandError as error:
         return error.message
+
+
+async def in_thread(function: Callable[..., Any], *args: Any) -> Any:
+    """Call something that blocks in a thread of trio's, as a registry is used beside trio."""
+    with trio.fail_after(30):
+        return await trio.to_thread.run_sync(functools.partial(function, *args))
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait until something that another process brings about is so."""
+    with trio.fail_after(10):
+        while not condition():  # noqa: ASYNC110  # nobody here could set an event
+            await trio.sleep(0.01)

@@ -1,8 +1,8 @@
 """json: members of a JSON document in a file, by a path of keys and indexes separated by colons.
 
 Layer: adapter.  Spec: expansion 5.2; RFC 8259.
-Input: a key such as ``accounts:2:name``, a list as Exim's lists are; each part is a member of an object or, for an array,
-an index from 0.
+Input: a key such as ``accounts:2:name``, a list as Exim's lists are; each part is a member of an object or, for an
+array, an index from 0.
 Invariants: a file is parsed once for as long as it stays the same; depth and size of a document are bounded.
 """
 
@@ -75,11 +75,7 @@ def _dump(value: Any) -> str:
     if isinstance(value, _Number):
         return value
     if isinstance(value, dict):
-        return (
-            "{"
-            + ", ".join(f"{json.dumps(key, ensure_ascii=False)}: {_dump(item)}" for key, item in value.items())
-            + "}"
-        )
+        return "{" + ", ".join(f"{_dump(key)}: {_dump(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(map(_dump, value)) + "]"
     return json.dumps(value, ensure_ascii=False)

@@ -14,10 +14,9 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-import pcre2
-
 from engine.errors import ExpandError
 from engine.expand import compile_text
+from engine.expand.regexes import compile_regex
 
 from .driver import Deferral, Failure, bounded
 from .files import MAX_KEPT_OCTETS, ParsedFiles, open_regular
@@ -160,20 +159,19 @@ class _Pattern:
         text = text.removeprefix(b"!").lstrip(_SPACE)
         self._tail = text[1:].lower() if text.startswith(b"*") else None
         self._text = text.lower()
-        self._regex: Any = None
+        self._regex = None
         if text.startswith(b"^"):
             try:
-                self._regex = pcre2.compile(text, flags=pcre2.I)
-            except pcre2.PatternError as error:
-                shown = text.decode("utf-8", "surrogateescape")
-                raise Deferral(f'regular expression error in "{shown}": {error}') from None
+                self._regex = compile_regex(text, caseless=True)
+            except ExpandError as error:
+                raise Deferral(error.message) from None
 
     def matches(self, subject: bytes) -> bool:
         if self._regex is not None:
             try:
                 return self._regex.search(subject) is not None
-            except pcre2.LibraryError as error:
-                raise Deferral(f"regular expression in a file for {_PURPOSE}: {error}") from None
+            except ExpandError as error:
+                raise Deferral(error.message) from None
         if self._tail is not None:
             return subject.endswith(self._tail)
         return subject == self._text

@@ -81,7 +81,8 @@ class ServerList:
     def choose(self, search: Search, query: bytes, *, tainted: bool) -> tuple[Iterator[str], bytes]:
         """The servers to try in order, and the query without the old ``servers=…;`` in front of it.
 
-        A server by name is looked up in the option when its turn comes: the iterator raises Deferral if it is not there.
+        A server by name is looked up in the option when its turn comes: the iterator raises Deferral if it is not
+        there.
 
         Raises:
             Deferral: there are none.
@@ -157,7 +158,7 @@ def parse_server(text: str, label: str, fields: int) -> Server:
     host_part, *rest = outside.rsplit("/", fields)
     if len(rest) < fields:
         # all but the last field, which may be the password
-        raise Deferral(f"incomplete {label} server data: {outside.rpartition('/')[0] or outside}")
+        raise Deferral(f"incomplete {label} server data: {outside.rpartition('/')[0] if rest else outside}")
     if "/" in host_part:
         raise Deferral(f"unexpected slash in {label} server hostname: {host_part}")
     match = _HOST.fullmatch(host_part)

@@ -14,7 +14,7 @@ import errno
 import select
 import socket
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -82,6 +82,7 @@ def connect(host: str, port: int, path: str, seconds: float) -> BoundedSocket:
     if path:
         return _connect(socket.AF_UNIX, path, deadline)
     last: OSError = OSError(errno.EADDRNOTAVAIL, "no address")
+    address: Any
     for family, kind, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
         if kind != socket.SOCK_STREAM or family not in (socket.AF_INET, socket.AF_INET6):
             continue
@@ -95,7 +96,7 @@ def connect(host: str, port: int, path: str, seconds: float) -> BoundedSocket:
     raise last
 
 
-def _connect(family: int, address: str | tuple[str, int] | tuple[str, int, int, int], deadline: float) -> BoundedSocket:
+def _connect(family: int, address: Any, deadline: float) -> BoundedSocket:
     plug = BoundedSocket(family, socket.SOCK_STREAM)
     try:
         plug.limit(deadline - time.monotonic(), 0)

@@ -1,13 +1,13 @@
 """sqlite: queries to SQLite files.
 
 Layer: adapter.  Spec: expansion 5.2, 5.3, 5.4, X-24, X-25.
-A query that begins as one that reads is run on a connection that cannot write and creates no file; only when SQLite says
-that it must write after all (or that an interrupted transaction must be undone first) it is run on one that can.
-Octets that are no UTF-8, and NUL, cannot stand in the text of a statement here; a literal with such octets is written as
-a cast of its hexadecimal form, which has the same value.
+A query that begins as one that reads is run on a connection that cannot write and creates no file; only when SQLite
+says that it must write after all (or that an interrupted transaction must be undone first) it is run on one that can.
+Octets that are no UTF-8, and NUL, cannot stand in the text of a statement here; a literal with such octets is written
+as a cast of its hexadecimal form, which has the same value.
 Invariants: a file is named by the configuration, by an absolute path, never by text from outside; a connection is used
-for as long as its path leads to the same file; a statement and the wait for a lock have a deadline; a value and a result
-are bounded; statements commit one by one, and no transaction stays open.
+for as long as its path leads to the same file; a statement and the wait for a lock have a deadline; a value and a
+result are bounded; statements commit one by one, and no transaction stays open.
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ if TYPE_CHECKING:
 _SPACE: Final = b" \t\n\v\f\r"
 #: virtual-machine steps between looks at the clock (measured: well under a millisecond)
 _STEPS: Final = 10_000
-_TOKEN: Final = re.compile(r"""'[^']*'|"[^"]*"|`[^`]*`|\[[^\]]*\]|--[^\n]*|/\*.*?\*/|;""", re.DOTALL)
-_LITERAL: Final = re.compile(rb"""'((?:[^']|'')*)'|"[^"]*"|`[^`]*`|\[[^\]]*\]|--[^\n]*|/\*.*?\*/""", re.DOTALL)
+# what is not closed goes on to the end, as for SQLite
+_SKIPPED: Final = r"""\"[^"]*+"?|`[^`]*+`?|\[[^\]]*+\]?|--[^\n]*+|/\*.*?(?:\*/|\Z)"""
+_TOKEN: Final = re.compile(rf"'[^']*+'?|{_SKIPPED}|;", re.DOTALL)
+_LITERAL: Final = re.compile(rf"'((?:[^']|'')*+)'|'.*|{_SKIPPED}".encode(), re.DOTALL)
 _READS: Final = re.compile(rb"\s*(?:select|values|with|explain)\b", re.IGNORECASE)
 #: primary codes that a connection which cannot write answers where another one may do better
 _NEEDS_WRITING: Final = frozenset([sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN])

@@ -10,7 +10,10 @@ import re
 from typing import Final
 
 _PLAIN_START: Final = re.compile(rb"\s*(?:select)\b", re.IGNORECASE)
-_CALL: Final = re.compile(rb"(\.\s*)?([A-Za-z_\x80-\xff][\w$\x80-\xff]*|[\"`\]])\s*\(")
+# a word is tried from its first octet only, and given up whole: text from outside may be one very long word
+_CALL: Final = re.compile(rb"(\.\s*+)?((?<![\w$\x80-\xff])[\w$\x80-\xff]++|[\"`\]])\s*+\(")
+#: octets; a longer statement is not looked through (arbitrary; its result would not be kept either)
+_MAX_OCTETS: Final = 64 * 1024
 _IMPURE: Final = re.compile(
     rb";|:=|/\*|--|#|\b(?:into|for|lock|call|procedure|returning|current_\w+|localtime\w*|sysdate|session_user)\b",
     re.IGNORECASE,
@@ -37,7 +40,7 @@ def is_plain_select(query: bytes) -> bool:
     A SELECT may call a function that writes, so a call of any function that is not known to be harmless makes it no
     plain one, as does a function of a schema, whatever its name; so does anything that needs a parser to be sure of.
     """
-    if not _PLAIN_START.match(query) or _IMPURE.search(query):
+    if len(query) > _MAX_OCTETS or not _PLAIN_START.match(query) or _IMPURE.search(query):
         return False
     return all(not match[1] and match[2].lower() in _HARMLESS for match in _CALL.finditer(query))
 
