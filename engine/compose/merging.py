@@ -115,9 +115,9 @@ class Merger:
         if place is Place.COMMENT:
             return _guard(escape_comment(text))
         if place is Place.ADDRESS:
-            return self._address(text)
+            return _lead(text) + self._address(text)
         if place is Place.MAILBOX:
-            return self._mailbox(text)
+            return _lead(text) + self._mailbox(text)
         if place is Place.PARAMETER:
             return text if _TOKEN.match(text) else quote(text)
         pattern = _IN_ANGLE if place is Place.ANGLE else _ELSEWHERE
@@ -150,6 +150,11 @@ class Merger:
 def _guard(text: str) -> str:
     """Keep merge data from being read as an encoded-word: the mark makes the word be encoded."""
     return text.replace("=?", f"={MARK}?")
+
+
+def _lead(text: str) -> str:
+    """A space, if there is white space before an address."""
+    return " " if text[:1] in (" ", "\t") else ""
 
 
 def _quote_phrase(text: str) -> str:

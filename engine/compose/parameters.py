@@ -68,18 +68,18 @@ def parse_parameters(text: str) -> Parameters:
 
 
 def _parse_item(segment: list[Token]) -> tuple[str, str]:
-    name = rest = ""
+    name = ""
     for place, token in enumerate(segment):
-        if token.kind == WORD and "=" in token.text:
-            before, _, rest = token.text.partition("=")
-            name = name.strip(" \t") + before
-            rest += "".join([unquote(part) for part in segment[place + 1 :]])
+        if token.kind != WORD or "=" not in token.text:
+            name += token.text
+            continue
+        before, _, value = token.text.partition("=")
+        name = (name.strip(" \t") + before).strip(" \t").lower()
+        if not _TOKEN.match(name):
             break
-        name += token.text
-    name = name.strip(" \t").lower()
-    if not _TOKEN.match(name):
-        raise DataError(f"{''.join(token.text for token in segment).strip()!r} is not of the form name=value")
-    return name, rest.strip(" \t").replace(MARK, "")
+        value += "".join([unquote(part) for part in segment[place + 1 :]])
+        return name, value.strip(" \t").replace(MARK, "")
+    raise DataError(f"{''.join([token.text for token in segment]).strip()!r} is not of the form name=value")
 
 
 def is_media_type(value: str) -> bool:

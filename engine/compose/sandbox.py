@@ -11,7 +11,7 @@ What is bounded, for each rendering anew:
   * a single value: `MAX_VALUE` characters or elements, integers of `MAX_INTEGER_BITS` bits.
 How: the tree of a template is changed before it is compiled.  A loop takes its elements from `_steps`; its body, and
 that of a macro, begins with `_charge` for the text it holds; what an expression gives goes through a writer (`_write`,
-`_write_field`); ``~`` goes through `_made`.  Operators, calls and filters are Jinja's own hooks.  There is no ``while``
+`_write_field`); ``~`` goes through `_text` and `_made`.  Operators, calls and filters are Jinja's own hooks.  There is no ``while``
 in Jinja, recursive loops are refused, and a macro that calls itself meets Python's own limit or the steps, so no other
 way to go on for ever is left.
 """
@@ -118,19 +118,20 @@ class Budget:
         if isinstance(value, str):
             return value
         if isinstance(value, (list, tuple, dict)):
-            self.charge(self.measure(value))
+            self.charge(self.measure(value, is_written=True))
         return str(value)
 
-    def measure(self, value: object) -> int:
+    def measure(self, value: object, *, is_written: bool = False) -> int:
+        """About how many characters a value is; what is undefined may be inside one that is not written out."""
         self.step()
         if isinstance(value, str):
             size = len(value)
         elif isinstance(value, (list, tuple)):
-            size = sum(self.measure(element) for element in value)
+            size = sum(self.measure(element, is_written=is_written) for element in value)
         elif isinstance(value, dict):
-            size = sum(self.measure(key) + self.measure(element) for key, element in value.items())
+            size = sum(self.measure(part, is_written=is_written) for item in value.items() for part in item)
         else:
-            return 8
+            return len(str(value)) if is_written and isinstance(value, Undefined) else 8
         if size > MAX_VALUE:
             raise LimitError(f"the template makes a text of more than {MAX_VALUE:,} characters")
         return size
@@ -162,6 +163,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
             "_charge": self._charge,
             "_made": self._made,
             "_steps": self._steps,
+            "_text": self._text,
             "_write": self._write,
             "_write_field": self._write_field,
         }
@@ -225,6 +227,10 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
     def _made(self, context: Context, value: Any) -> Any:
         self.budget.made(value)
         return value
+
+    @pass_context
+    def _text(self, context: Context, value: Any) -> Any:
+        return value if isinstance(value, Undefined) else self.budget.text(value)
 
     @pass_context
     def _steps(self, context: Context, elements: Any) -> Any:
@@ -366,7 +372,13 @@ class _Bounder(NodeTransformer):
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Expr:
         self.generic_visit(node)
+        node.nodes = [_filter(child, "_text") for child in node.nodes]
         return _filter(node, "_made")
+
+    def visit_Name(self, node: nodes.Name) -> nodes.Name:
+        if node.name == "self":
+            raise TemplateSyntaxError("`self` is not available: a template has no blocks", node.lineno)
+        return node
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
         if node.recursive:
