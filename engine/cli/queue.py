@@ -24,6 +24,7 @@ from ..queue.model import Changed, Filter, JobState, Status
 from ..queue.reasons import moment, one_line, reasons
 from ..queue.sqlite import open_store
 from ..queue.store import NoSuchJob
+from ..values import parse_address, parse_domain
 from .exits import exit_on_error
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def show(
         found = store.job_or_none(job)
         if found is None:
             _leave(f"there is no job {job}")
-        where = Filter(job_id=job, domain=domain, status=status)
+        where = Filter(job_id=job, domain=None if domain is None else parse_domain(domain), status=status)
         recipients = store.recipients(where, limit, job << 32 | after)
     if as_json:
         _print_json({**_job_object(found), "recipients": [_recipient_object(view) for view in recipients]})
@@ -172,7 +173,7 @@ def why(
 ) -> None:
     """Say what a recipient is waiting for."""
     with _opened(config, queue) as store:
-        explanations = store.explain(recipient, job)
+        explanations = store.explain(str(parse_address(recipient)), job)
     if not explanations:
         _leave(f"there is no recipient {recipient} in {'the queue' if job is None else f'job {job}'}")
     now = time.time()
@@ -199,7 +200,13 @@ def _filter(what: str | None, job: int | None, domain: str | None, status: Statu
         if job is not None and job != int(what):
             raise typer.BadParameter(f"job {what} and --job {job} contradict each other")
         job = int(what)
-    where = Filter(job_id=job, domain=domain, address=address, status=status)
+    with exit_on_error():
+        where = Filter(
+            job_id=job,
+            domain=None if domain is None else parse_domain(domain),
+            address=None if address is None else str(parse_address(address)),
+            status=status,
+        )
     if where == Filter() and not everything:
         raise typer.BadParameter("say which recipients: a job, an address, --domain, --status or --all")
     return where
