@@ -80,7 +80,7 @@ class Database:
         self._in_group = False
         self._is_doomed = False
         self._after_commit: list[Callable[[], None]] = []
-        _check_file(path, create and not read_only)
+        _check_file(path, create=create, read_only=read_only)
         with self._errors():
             self._db = sqlite3.connect(
                 f"file:{quote(path)}?mode={'ro' if read_only else 'rw'}",
@@ -259,6 +259,11 @@ class Database:
             return QueueCorrupt(f"the queue file {path} is corrupt: {error}")
         if code == sqlite3.SQLITE_NOTADB:
             return NotAQueue(f"{path} is not an Outrider queue: {error}")
+        if code == sqlite3.SQLITE_READONLY and self.read_only:
+            # a reader makes the shared-memory file where no engine has made it
+            return QueueReadOnly(
+                f"the queue file {path} cannot be read without the right to write to its directory while no engine runs"
+            )
         if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH):
             return QueueReadOnly(f"the queue file {path} cannot be written: {error}")
         if code == sqlite3.SQLITE_CANTOPEN:
@@ -269,11 +274,11 @@ class Database:
         return StoreError(f"the queue file {path}: {error}")
 
 
-def _check_file(path: str, create: bool) -> None:
+def _check_file(path: str, *, create: bool, read_only: bool) -> None:
     try:
         status = os.lstat(path)
     except FileNotFoundError:
-        if not create:
+        if not create or read_only:
             raise StoreError(f"there is no queue at {path}") from None
         _create_file(path)
         return
@@ -285,6 +290,8 @@ def _check_file(path: str, create: bool) -> None:
         raise StoreError(f"the queue file {path} has {status.st_nlink} names (hard links): remove all but one")
     if not os.access(path, os.R_OK):
         raise QueueReadOnly(f"the queue file {path} cannot be read: permission denied")
+    if not read_only and not os.access(path, os.W_OK):
+        raise QueueReadOnly(f"the queue file {path} cannot be written: permission denied")
 
 
 def _create_file(path: str) -> None:
