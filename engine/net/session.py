@@ -368,15 +368,15 @@ class Session:
                     on_result(refused)
             if client.has_output:
                 failed = await self._send(scope, before_final)
-                for octets in self._early:
+                seen = -1
+                early, self._early = self._early, []
+                for octets in early:
                     for result in client.receive(octets):
                         on_result(result)
-                self._early.clear()
                 if failed is not None or client.failure is not None:
                     return client.failure or failed
-                seen = -1
-            if client.has_output:
-                continue
+                if early:
+                    continue
             if not client.in_flight:
                 return None
             if client.reply_count != seen:
