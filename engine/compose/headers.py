@@ -185,7 +185,7 @@ def encode_field(name: str, value: str) -> tuple[str, bool]:
     kind = kind_of(name.lower())
     needs_utf8 = False
     if kind is Kind.TEXT:
-        value = encode_text(value)
+        value = encode_text(value, len(name) + 2)
     elif not value.isascii():
         try:
             if kind is Kind.PARAMETERS:

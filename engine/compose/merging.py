@@ -31,7 +31,7 @@ from ..errors import DataError
 from ..values import parse_address
 from .addresses import SPECIAL, escape_comment, escape_quoted, quote, tokens, unquote
 from .headers import Kind
-from .words import MARK
+from .words import LONG_WORD, MARK
 
 #: sets of places kept for one field; a template whose conditions write more different structures than that is slower
 MAX_KEPT: Final = 64
@@ -81,6 +81,9 @@ class Merger:
         Args:
             pieces: texts of the author at even places, values at odd ones.
 
+        Returns:
+            "" if nothing but white space came out.
+
         Raises:
             DataError: a value does not fit its place.
         """
@@ -89,6 +92,8 @@ class Merger:
                 continue
             what = "a line break" if found[0] in "\r\n" else f"the control character {found[0]!r}"
             raise DataError(f"header field {self.name} would get {what} from {value[:60]!r}")
+        if not any(text.strip(" \t") for text in pieces):
+            return ""
         if self.kind is Kind.TEXT:
             if any("=?" in value for value in pieces[1::2]):
                 pieces[1::2] = [_guard(value) for value in pieces[1::2]]
@@ -159,6 +164,8 @@ def _lead(text: str) -> str:
 
 def _quote_phrase(text: str) -> str:
     text = _guard(text)
+    if len(text) > LONG_WORD:
+        text = MARK + text
     return text if _PLAIN_PHRASE.match(text.replace(MARK, "")) else quote(text)
 
 

@@ -74,12 +74,6 @@ class Part:
         """The first field of that name (in lower case)."""
         return next((item for item in self.fields if item.key == key), None)
 
-    def leaves(self) -> list[Part]:
-        """The parts in it that have no parts themselves, in their order."""
-        if not self.children:
-            return [self]
-        return [leaf for child in self.children for leaf in child.leaves()]
-
 
 def parse_message(lines: list[tuple[int, bytes]], body: bytes) -> Part:
     """Read a whole message, cut by `split_header`.

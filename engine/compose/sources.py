@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import codecs
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ..errors import DataError
 from .addresses import mailboxes
@@ -20,6 +20,9 @@ from .parameters import parse_parameters
 from .parts import CONTENT_TRANSFER_ENCODING, CONTENT_TYPE, IDENTITY, Part, parse_message
 from .template import Piece, has_tags
 from .transfer import decode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 #: fields that say how the body is built, and so cannot come from data
 STRUCTURE: Final = frozenset({"mime-version", CONTENT_TYPE, CONTENT_TRANSFER_ENCODING})
@@ -91,9 +94,8 @@ def _find_fields(source: Source) -> None:
 
 
 def _find_texts(source: Source, octets: bytes) -> None:
-    for leaf in source.part.leaves():
-        _refuse_tags_in_header(leaf, source.part)
-        text = _template_text(leaf)
+    for leaf in _filled_parts(source.part):
+        text = None if leaf.children else _template_text(leaf)
         if text is None:
             continue
         at = octets.find(leaf.body) if leaf.encoding in IDENTITY else -1
@@ -102,12 +104,15 @@ def _find_texts(source: Source, octets: bytes) -> None:
         source.pieces.append(Piece(text, line, is_html=leaf.content_type.value == "text/html"))
 
 
-def _refuse_tags_in_header(leaf: Part, message: Part) -> None:
-    if leaf is message:
-        return
-    for item in leaf.fields:
-        if has_tags(item.raw.decode(errors="replace")):
-            raise DataError(f"header field {item.name} of a part inside the message cannot be filled in by a template")
+def _filled_parts(part: Part) -> Iterator[Part]:
+    """The part and those in it, without what a forwarded message holds."""
+    yield part
+    if not part.content_type.value.startswith("message/"):
+        for child in part.children:
+            for item in child.fields:
+                if has_tags(item.raw.decode(errors="replace")):
+                    raise DataError(f"header field {item.name} of a part in the message cannot be filled in")
+            yield from _filled_parts(child)
 
 
 def _template_text(leaf: Part) -> str | None:
@@ -140,12 +145,7 @@ def _require_sender(item: Field) -> None:
 
 
 def _require_charset(part: Part) -> None:
-    if (
-        part.children
-        or part.slot is not None
-        or not part.is_text
-        or part.encoding not in ("", "7bit", "8bit", "binary")
-    ):
+    if part.children or part.slot is not None or not part.is_text or part.encoding not in IDENTITY:
         return
     if part.body.isascii() or declared_charset(part):
         return

@@ -119,6 +119,10 @@ class Program:
         template = self._template
         try:
             text = "".join(template.root_render_func(template.new_context(variables)))
+            if not text.isascii():
+                text.encode()
+        except UnicodeEncodeError:
+            raise DataError("the text of the message holds half of a surrogate pair, which is no character") from None
         except _FAULTS as error:
             raise self._explain(error) from None
         parts = text.split(_SEPARATOR)

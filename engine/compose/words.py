@@ -28,26 +28,33 @@ _Q = tuple("_" if code == 32 else chr(code) if code in _Q_PLAIN else f"={code:02
 _ENCODED_WORD = re.compile(r"=\?[!-~]+\?[BbQq]\?[!->@-~]*\?=\Z")
 _SPACES = re.compile(r"([ \t]+)")
 _FOLDABLE = re.compile(r"[ \t]*[^ \t]+")
-# a word longer than this is encoded, since encoded-words can be folded
-_LONG_WORD = 900
+#: a word longer than this is encoded, since encoded-words can be folded
+LONG_WORD: Final = 900
 
 
 def is_encoded_word(word: str) -> bool:
     return word.startswith("=?") and _ENCODED_WORD.match(word) is not None
 
 
-def encode_words(text: str) -> str:
-    """The text as encoded-words with a space between each two (which a reader drops)."""
+def encode_words(text: str, taken: int = 0) -> str:
+    """The text as encoded-words with a space between each two (which a reader drops).
+
+    Args:
+        taken: characters of the line before the first word, which is made shorter by as many, if there is room at all.
+    """
     octets = text.replace(MARK, "").encode()
     quoted = "".join([_Q[code] for code in octets])
-    if len(quoted) <= _ROOM and len(quoted) <= (len(octets) + 2) // 3 * 4:
+    # RFC 2047 §2: a line with an encoded-word has at most 76 characters
+    room = min(_ROOM, _ROOM + 1 - taken) if taken < 50 else _ROOM
+    if len(quoted) <= room and len(quoted) <= (len(octets) + 2) // 3 * 4:
         return f"{_OPENING}q?{quoted}{_CLOSING}"
     use_q = 3 * len(quoted) <= 4 * len(octets)
     words: list[str] = []
     start = at = 0
     while at < len(octets):
         # the room of a word, then back to where a character begins
-        at = start + (_q_span(octets, start) if use_q else _ROOM // 4 * 3)
+        at = start + (_q_span(octets, start, room) if use_q else room // 4 * 3)
+        room = _ROOM
         while at < len(octets) and octets[at] & 0xC0 == 0x80:
             at -= 1
         chunk = octets[start:at]
@@ -59,8 +66,8 @@ def encode_words(text: str) -> str:
     return " ".join(words)
 
 
-def _q_span(octets: bytes, start: int) -> int:
-    room, at = _ROOM, start
+def _q_span(octets: bytes, start: int, room: int) -> int:
+    at = start
     while at < len(octets):
         room -= len(_Q[octets[at]])
         if room < 0:
@@ -69,12 +76,15 @@ def _q_span(octets: bytes, start: int) -> int:
     return at - start
 
 
-def encode_text(text: str) -> str:
+def encode_text(text: str, taken: int = 0) -> str:
     """Unstructured header text in ASCII: the words that need it become encoded-words, the rest stays as it is.
 
     White space between two encoded-words is dropped by a reader, so it is encoded with the word before or after it.
+
+    Args:
+        taken: characters of the line before it.
     """
-    if text.isascii() and len(text) <= _LONG_WORD:
+    if text.isascii() and len(text) <= LONG_WORD:
         return text
     tokens = _SPACES.split(text)
     output: list[str] = []
@@ -82,7 +92,7 @@ def encode_text(text: str) -> str:
     for at in range(0, len(tokens), 2):
         word = tokens[at]
         space = tokens[at - 1] if at else ""
-        if not word.isascii() or len(word) > _LONG_WORD:
+        if not word.isascii() or len(word) > LONG_WORD:
             if run:
                 run += [space, word]
             elif output and is_encoded_word(output[-1]):
@@ -96,11 +106,11 @@ def encode_text(text: str) -> str:
             if is_encoded_word(word):
                 run.append(space)
                 space = " "
-            output.append(encode_words("".join(run)))
+            output.append(encode_words("".join(run), 0 if any(output) else taken))
             run = []
         output += [space, word]
     if run:
-        output.append(encode_words("".join(run)))
+        output.append(encode_words("".join(run), 0 if any(output) else taken))
     return "".join(output)
 
 
