@@ -1,6 +1,8 @@
 """Which name servers to ask, and whether their AD bit is to be believed.
 
 Layer: adapter.  Spec: dane-tls R1; resolv.conf(5) (`nameserver`, `options trust-ad`).
+Nothing else of resolv.conf is heeded: names are absolute (R9), so `search`, `domain` and `ndots` mean nothing here, and
+how long a question may take is our own option.
 Invariants: a list with one server that is not loopback is not trusted as a whole; nothing here asks a question.
 """
 

@@ -335,10 +335,8 @@ def _stops_short(response: Response, rdtype: str) -> bool:
 
 
 def _rcode_text(rcode: int) -> str:
-    try:
-        return dns.rcode.to_text(dns.rcode.Rcode(rcode))
-    except ValueError:
-        return f"response code {rcode}"
+    text = dns.rcode.to_text(dns.rcode.Rcode.make(rcode))
+    return f"response code {rcode}" if text.isdecimal() else text
 
 
 def _socket(server: Server, kind: socket.SocketKind) -> tuple[trio.socket.SocketType, tuple[str, int]]:

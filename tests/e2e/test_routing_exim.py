@@ -25,6 +25,9 @@ from engine.values import parse_address
 from fakes.dns_server import Reply, resolver_for, serve_dns
 from fakes.exim_routing import EximHost, EximRouting, EximVerdict
 
+#: Exim takes a while in its test mode, for which processes side by side make up
+pytestmark = pytest.mark.slow
+
 ZONE = {
     ("one.test", "MX"): Reply(["20 b.test.", "10 a.test."]),
     ("a.test", "A"): Reply(["192.0.2.1"]),
@@ -51,6 +54,8 @@ ZONE = {
     ("alias.test", "MX"): Reply(["10 a.test."], cnames=["one.test."]),
     ("twice.test", "MX"): Reply(["10 a.test.", "20 a.test.", "15 b.test."]),
     ("nothing.test", "TXT"): Reply(["x"]),
+    ("mix.test", "A"): Reply(["192.0.2.1", "127.0.0.1"]),
+    ("mixmx.test", "MX"): Reply(["10 mix.test."]),
     ("equal.test", "MX"): Reply(["10 b.test.", "10 c.test.", "10 d.test.", "5 a.test."]),
 }
 TRANSPORTS = ("remote_smtp", "relay")
@@ -261,6 +266,11 @@ async def test_self() -> None:
             [manual(f"* {hosts}", self=action)]
             for action in ("defer", "fail", "send")
             for hosts in ("self.test", '"self.test : b.test"', '"b.test : self.test : c.test"', "me.test/MX")
+        ),
+        *(
+            [manual(f"* {hosts}", self=action)]
+            for action in ("defer", "fail")
+            for hosts in ("127.0.0.1::2525", "self.test::26", "me.test/MX::26", "mix.test", "mixmx.test/MX")
         ),
         to=("one.test",),
     )

@@ -89,7 +89,7 @@ def resolver_for(*servers: DnsServer | str, **options: object) -> Resolver:
     return Resolver(names, **{"timeout_s": 3.0, **options})  # type: ignore[arg-type]
 
 
-@dataclass(slots=True)
+@dataclass
 class DnsServer:
     """A running server.
 

@@ -200,6 +200,63 @@ def test_a_long_chain_of_pointers_is_refused() -> None:
 
 # --- against dnspython ------------------------------------------------------------------------------------------------
 
+
+def with_record(section: str, record: bytes) -> bytes:
+    """A response of one record."""
+    counts = {"answer": (1, 0, 0), "authority": (0, 1, 0)}[section]
+    return GOOD[:6] + struct.pack("!HHH", *counts) + QUESTION.asked + record
+
+
+@pytest.mark.parametrize(
+    ("wire", "message"),
+    [
+        (GOOD[:4] + b"\0\2" + GOOD[6:], "2 questions"),
+        (GOOD[:4] + b"\0\0" + GOOD[6:], "0 questions"),
+        (GOOD[:2] + bytes([GOOD[2] | 0x28]) + GOOD[3:], "not a standard query"),
+        (with_record("authority", b"\0" + struct.pack("!HHIH", 6, 1, 9, 4) + bytes(4)), "SOA record ends early"),
+        (with_record("answer", b"\xc0\x0c" + struct.pack("!HHIH", 5, 1, 9, 2) + b"\xc0\x0c"), "CNAME loop"),
+    ],
+)
+def test_what_is_wrong_with_a_response_is_said(wire: bytes, message: str) -> None:
+    with pytest.raises(Garbled, match=message):
+        parse_response(wire, QUESTION)
+
+
+def test_a_server_that_cannot_read_the_question_need_not_repeat_it() -> None:
+    answer = parse_response(struct.pack("!HHHHHH", 0x1234, 0x8181, 0, 0, 0, 0), QUESTION)
+    assert (answer.rcode, answer.has_records) == (1, False)
+
+
+def test_the_soa_is_found_among_other_authorities_and_its_minimum_bounded_by_its_ttl() -> None:
+    """RFC 2308 §5"""
+    message = dns.message.make_response(dns.message.from_wire(QUESTION.wire))
+    message.authority.append(dns.rrset.from_text("test.", 300, "IN", "NS", "ns.test."))
+    message.authority.append(dns.rrset.from_text("test.", 77, "IN", "SOA", "ns.test. root.test. 1 2 3 4 900"))
+    assert parse_response(message.to_wire(), QUESTION).negative_ttl_s == 77
+
+
+def test_names_within_records_are_given_without_compression_and_in_lower_case() -> None:
+    question = build_query("www.example.test", "SRV", 0x1234)
+    message = dns.message.make_response(dns.message.from_wire(question.wire))
+    message.answer.append(dns.rrset.from_text("www.example.test.", 9, "IN", "SRV", "1 2 25 MX.example.test."))
+    assert parse_response(message.to_wire(), question).rdata == (b"\0\1\0\2\0\x19\x02mx\x07example\x04test\0",)
+    wire = bytearray(message.to_wire())
+    wire[-1:] = b"\1x\0"
+    at = wire.index(struct.pack("!HHI", 33, 1, 9)) + 8
+    wire[at : at + 2] = struct.pack("!H", struct.unpack_from("!H", wire, at)[0] + 5)
+    with pytest.raises(Garbled):
+        parse_response(bytes(wire) + bytes(3), question)
+
+
+def test_a_name_that_is_too_long_only_with_its_tail_is_refused() -> None:
+    tail = (b"\x3f" + b"a" * 63) * 3 + b"\0"
+    wire = bytes(12) + tail + b"\x3c" + b"b" * 60 + b"\xc0\x0c" + b"\x3e" + b"b" * 62 + b"\xc0\x0c"
+    reader = NameReader(wire)
+    assert len(reader.name_at(12 + len(tail))[0]) == 4
+    with pytest.raises(Garbled, match="too long"):
+        reader.name_at(12 + len(tail) + 63)
+
+
 _LABEL = st.text("abcXYZ019-_", min_size=1, max_size=20)
 _NAME = st.lists(_LABEL, min_size=1, max_size=5).map(".".join)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import dns.flags
@@ -128,6 +129,35 @@ async def test_the_next_server_is_asked_after_an_error(rcode: str) -> None:
         alone = await resolver_for(first).query(*MX)
         assert alone.status is Status.SERVFAIL
         assert alone.extended_error == rcode
+
+
+@pytest.mark.parametrize(
+    ("mangle", "text"),
+    [
+        (lambda wire: wire[:2] + bytes([wire[2] | 2]) + wire[3:], "truncated response over TCP"),
+        (lambda wire: bytes([wire[0] ^ 1]) + wire[1:], "the response over TCP is not ours"),
+    ],
+    ids=["truncated", "another's"],
+)
+async def test_nonsense_over_tcp_is_an_error(mangle: Callable[[bytes], bytes], text: str) -> None:
+    async with serve_dns({MX: Reply(records=["10 a.test."], truncate=True)}) as server:
+        respond = server.respond
+
+        def mangled(wire: bytes, transport: str) -> tuple[list[bytes], float]:
+            (octets,), delay_s = respond(wire, transport)
+            return [mangle(octets) if transport == "tcp" else octets], delay_s
+
+        server.respond = mangled  # type: ignore[method-assign]
+        answer = await resolver_for(server).query(*MX)
+        assert answer.status is Status.SERVFAIL
+        assert text in answer.extended_error
+
+
+async def test_a_response_code_without_a_name_is_an_error() -> None:
+    reply = Reply(mangle=lambda wire: wire[:3] + bytes([wire[3] & 0xF0 | 12]) + wire[4:])
+    async with serve_dns({MX: reply}) as server:
+        answer = await resolver_for(server).query(*MX)
+        assert (answer.status, answer.extended_error) == (Status.SERVFAIL, "response code 12")
 
 
 async def test_a_server_that_is_not_there_costs_no_time() -> None:

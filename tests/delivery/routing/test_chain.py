@@ -294,7 +294,7 @@ async def test_a_task_that_is_cancelled_takes_nobody_with_it(
     async with trio.open_nursery() as nursery:
         for number in range(4):
             nursery.start_soon(ask, number)
-        await trio.sleep(0.5)
+            await trio.sleep(0.01)
         scopes[cancelled].cancel()
     assert found == {0, 1, 2, 3} - {cancelled}
     assert not chain._flights
