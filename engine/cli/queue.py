@@ -254,7 +254,7 @@ def _all_jobs(store: Store) -> Iterator[Job]:
 
 
 def _state(job: Job) -> str:
-    return "loading" if job.is_loading else job.state.name.lower()
+    return "loading" if job.is_loading and job.state is not JobState.CANCELLED else job.state.name.lower()
 
 
 def _job_object(job: Job) -> dict[str, object]:

@@ -20,7 +20,7 @@ import msgpack
 from ..errors import DataError, StoreError
 from ._database import Database
 from ._rows import JOB_COLUMNS, job_from_row
-from ._schema import NEVER
+from ._schema import NEVER, TO_BE_REMOVED
 from .model import MAX_MERGE_OCTETS, MAX_NUMBER, Added, JobState, NewJob, NewRecipient, recipient_id
 from .store import NoSuchJob
 
@@ -229,7 +229,8 @@ class Loading(Database):
             return None
         is_kept, old_state, created_at = row
         state = JobState.HELD if is_kept and old_state != JobState.CANCELLED else JobState.CANCELLED
-        self._db.execute("UPDATE jobs SET loader = NULL, state = ? WHERE id = ?", (int(state), job_id))
+        loader = None if is_kept else TO_BE_REMOVED
+        self._db.execute("UPDATE jobs SET loader = ?, state = ? WHERE id = ?", (loader, int(state), job_id))
         if not is_kept:
             return None
         self._complete_jobs([job_id], created_at if now is None else now)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import msgpack
 
 from ._leasing import Leasing
+from ._schema import TO_BE_REMOVED
 from .journal import Journal, JournalContents, journal_path, read_living, take_dead
 from .model import JobState, OutboxEvent, Outcome, OutcomeKind, Recovered, Recovery, RecoveryKind
 from .store import DEFAULT_IN_DOUBT_DELAY_S, Engine
@@ -133,7 +134,9 @@ class Recovering(Leasing):
                 self._bury(dead, boot_id, journal, findings)
         self._recover_expired(findings)
         self._remove_orphans()
-        self._remove_jobs(findings.removed)
+        with self._errors():
+            removed = self._db.execute("SELECT id FROM jobs WHERE loader = ?", (TO_BE_REMOVED,)).fetchall()
+        self._remove_jobs(job for (job,) in removed)
         return findings.result()
 
     def _bury(self, dead: int, boot_id: str, journal: DeadJournal, findings: _Findings) -> None:

@@ -20,6 +20,8 @@ SCHEMA_VERSION: Final = 1
 #: UTC epoch seconds that no clock reaches; sorts behind every real time
 NEVER: Final = 9e15
 
+#: loader of a job that is being removed, in commits of a bounded size; `recover` ends what was interrupted
+TO_BE_REMOVED: Final = 0
 #: jobs that can be claimed from, when they are due (JobState.ACTIVE, and whole or started early); the text of the
 #: partial indices, which SQLite uses only for a query that says the same
 SERVED: Final = "state = 0 AND (loader IS NULL OR start_early)"

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from engine.errors import DataError
 from engine.queue import _loading
 from engine.queue._loading import normalised
-from engine.queue.model import Filter, NewJob, NewRecipient
+from engine.queue.model import Filter, JobState, NewJob, NewRecipient
 from engine.queue.sqlite import SqliteStore
+from engine.queue.store import QueueFull
 from fakes.peers import PROJECT
 
 NOW = 1_700_000_000.0
@@ -124,6 +125,29 @@ def test_a_stream_is_cut_into_commits(store: SqliteStore, monkeypatch: pytest.Mo
     assert store.counts(job).total == 20
     monkeypatch.setattr(_loading, "REMOVE_CHUNK", 7)
     store.abandon_loading(job)
+    assert store.recipients(Filter(), 10) == []
+
+
+def test_a_removal_that_was_interrupted_is_ended_by_the_next_recovery(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = store.add_job(1, NewJob("", b""), NOW)
+    store.add_recipients(job, [NewRecipient("a@x.org")])
+    original = store._remove_job
+
+    def interrupted(job_id: int) -> None:
+        raise QueueFull("full")
+
+    monkeypatch.setattr(store, "_remove_job", interrupted)
+    with pytest.raises(QueueFull):
+        store.abandon_loading(job)
+    monkeypatch.setattr(store, "_remove_job", original)
+    found = store.job_or_none(job)
+    assert found is not None
+    assert found.state is JobState.CANCELLED
+    assert store.claim(1, 10, NOW, 60) == store.claim_expired(1, 10, NOW, 60) == []
+    store.recover(1, NOW)
+    assert store.job_or_none(job) is None
     assert store.recipients(Filter(), 10) == []
 
 
