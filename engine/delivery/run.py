@@ -107,7 +107,7 @@ async def _cut_off_when_stopped(core: Core, scope: trio.CancelScope) -> None:
 
 def _start_chores(core: Core, scheduler: Scheduler, nursery: trio.Nursery) -> None:
     lease_time = core.config.main.lease_time
-    chores: tuple[tuple[float, Callable[[], Awaitable[None]]], ...] = (
+    chores: tuple[tuple[float, Callable[[], Awaitable[object]]], ...] = (
         (lease_time / 3, lambda: _extend(core, lease_time)),
         (RECOVER_INTERVAL_S, lambda: _recover(core)),
         (EXPIRY_INTERVAL_S, scheduler.fail_expired),
@@ -118,7 +118,7 @@ def _start_chores(core: Core, scheduler: Scheduler, nursery: trio.Nursery) -> No
         nursery.start_soon(_repeat, core, interval_s, chore)
 
 
-async def _repeat(core: Core, interval_s: float, chore: Callable[[], Awaitable[None]]) -> None:
+async def _repeat(core: Core, interval_s: float, chore: Callable[[], Awaitable[object]]) -> None:
     while True:
         await trio.sleep(interval_s)
         try:

@@ -86,12 +86,16 @@ class Scheduler:
         core = self._core
         high = core.config.main.claim_size * HIGH_WATER_BATCHES
         while not core.stopping.is_set():
+            # made anew before anything is looked at: what is settled from here on wakes the wait below
+            self._settled = trio.Event()
             if self.held >= high or core.settlement.is_stuck:
                 await self._wait_settled(POLL_S)
                 continue
             claims = await self._claim()
             if claims:
                 await self._dispatch(claims, nursery)
+                continue
+            if await self.fail_expired():
                 continue
             due_at = await self._next_due_at()
             if self._is_over(due_at):
@@ -113,19 +117,22 @@ class Scheduler:
         self.held += len(claims)
         self._core.leases.add(claims)
 
-    async def fail_expired(self) -> None:
-        """Fail what is left of jobs that are past their time."""
+    async def fail_expired(self) -> bool:
+        """Fail what is left of jobs that are past their time; whether there was anything."""
         core, main = self._core, self._core.config.main
+        found = False
         while not core.stopping.is_set():
             claims = await core.database.call(
                 core.database.store.claim_expired, core.engine.owner, main.claim_size, core.clock(), main.lease_time
             )
             if not claims:
-                return
+                break
+            found = True
             self._hold(claims)
             for claim in claims:
                 core.fail(await core.jobs.load_or_none(claim.job_id), claim, _EXPIRED_TEXT)
             await self._wait_settled(POLL_S)
+        return found
 
     def _is_over(self, due_at: float | None) -> bool:
         if self.held or not self._drain:
@@ -137,7 +144,6 @@ class Scheduler:
 
     async def _wait_settled(self, seconds: float) -> None:
         """Sleep until something was settled, the engine is to stop, or `seconds` are over."""
-        self._settled = trio.Event()
         with trio.move_on_after(seconds):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_then_cancel, self._settled, nursery.cancel_scope)

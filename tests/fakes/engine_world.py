@@ -6,6 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
+from typing import Any
+
+import trio
 
 from engine import app
 from engine.actions.lookups.registry import LookupRegistry
@@ -15,11 +18,12 @@ from engine.delivery.core import Core
 from engine.delivery.jobs import JobOptions
 from engine.delivery.loading import load
 from engine.delivery.progress import Progress
+from engine.delivery.run import run
 from engine.delivery.settlement import Settlement
 from engine.logs.facts import Fact
 from engine.logs.mainlog import MainLogFormat, parse_selector
 from engine.logs.writer import LogWriter
-from engine.queue.model import Claim, Job, NewJob
+from engine.queue.model import Claim, Job, NewJob, RecipientState
 from engine.queue.sqlite import SqliteStore
 
 MESSAGE = b"From: a@sender.example\r\nSubject: x\r\n\r\nbody\r\n"
@@ -92,24 +96,41 @@ class World:
         self.core.leases.add(claims)
         return claims
 
+    async def run(self, **options: Any) -> None:
+        """Run the engine until nothing is due, as `delivery.run.run` does."""
+        with trio.fail_after(30):
+            await run(self.core, **options)
+
+    def state(self, address: str) -> tuple[RecipientState, float, int, str]:
+        """State, next attempt, error number and text of a recipient, straight from the queue file."""
+        row = self.store._db.execute("SELECT state, next_at, errno, text FROM recipients WHERE address = ?", (address,))
+        state, next_at, errno, text = row.fetchone()
+        return RecipientState(state), next_at, errno or 0, text or ""
+
 
 MakeWorld = Callable[..., World]
 
 
 def make_world_in(
-    directory: Path, *, main: str = "", transport: str = "", retry: str = 'pattern = "*"\nrule = "F,1h,5m"'
+    directory: Path,
+    *,
+    main: str = "",
+    transport: str = "",
+    retry: str = 'pattern = "*"\nrule = "F,1h,5m"',
+    hosts: str = "127.0.0.1:9",
 ) -> World:
     """Make an engine over a queue in `directory`.
 
     Args:
         main, transport, retry: lines of those tables of its configuration.
+        hosts: host list that everything is routed to, such as ``127.0.0.1:2525 : 127.0.0.2:2526``.
     """
     config = loads(
         (
             f'[main]\nprimary_hostname = "client.example"\nqueue = "sqlite://{directory}/queue.db"\n{main}\n'
             '[dns]\nnameservers = ["127.0.0.1:9"]\n'
-            '[[routers]]\nname = "smart"\ndriver = "manualroute"\nroute_list = ["* 127.0.0.1:9"]\n'
-            'self = "send"\ntransport = "smtp"\n'
+            '[[routers]]\nname = "smart"\ndriver = "manualroute"\nself = "send"\ntransport = "smtp"\n'
+            f"route_list = ['* \"{hosts}\"']\n"
             f'[transports.smtp]\ndriver = "smtp"\n{transport}\n[[retry]]\n{retry}\n'
         ).encode()
     )
