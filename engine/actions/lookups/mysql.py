@@ -112,6 +112,10 @@ class _Connection:
                 cursor.execute(_WITH_ESCAPES)
             cursor.execute(query)
             result = self._read(cursor)
+            # a procedure has more answers, of which the first counts
+            while cursor.nextset():
+                while cursor.fetchone() is not None:
+                    pass
             cursor.close()
         except LostConnection:
             # closing the cursor would read the rest of the answer first
@@ -182,9 +186,8 @@ def _open_socket(host: str, port: int, path: str, timeout_s: float) -> BoundedSo
     """
     try:
         return connect(host, port, path, timeout_s)
-    except (OSError, UnicodeError) as error:
-        code = getattr(error, "errno", None)
-        number = code if isinstance(code, int) and code > 0 else errno.ETIMEDOUT
+    except OSError as error:
+        number = error.errno if error.errno is not None and error.errno > 0 else errno.ETIMEDOUT
         if path:
             reason = f"Can't connect to local server through socket '{path}' ({number})"
         else:

@@ -124,7 +124,7 @@ class _Connection:
         self._is_changed = False
         try:
             self._plug = connect(where.host or "localhost", port, where.socket, timeouts.connect_s)
-        except (OSError, UnicodeError) as error:
+        except OSError as error:
             raise ServerDeferral(f"REDIS connection failed: {_why(error)}") from None
         self._buffer = bytearray()
         self._plug.limit(timeouts.connect_s, _MAX_LINE_OCTETS)

@@ -10,6 +10,7 @@ A host name is looked up by the system's resolver, which has timeouts of its own
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import select
 import socket
@@ -17,6 +18,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from _typeshed import ReadableBuffer, WriteableBuffer
 
 
@@ -25,16 +28,14 @@ class BoundedSocket(socket.socket):
 
     _deadline = 0.0
     _octets = 0
+    #: whether a read or write met the deadline
+    is_late = False
 
     def limit(self, seconds: float, octets: int) -> None:
         """Let what follows take so long and read so much, all together."""
         self._deadline = time.monotonic() + seconds
         self._octets = octets
-
-    @property
-    def is_late(self) -> bool:
-        """Whether the time is over."""
-        return time.monotonic() >= self._deadline
+        self.is_late = False
 
     @property
     def is_exhausted(self) -> bool:
@@ -44,11 +45,18 @@ class BoundedSocket(socket.socket):
     def settimeout(self, value: float | None) -> None:
         """Nothing: the deadline counts."""
 
-    def _arm(self) -> None:
+    @contextlib.contextmanager
+    def _in_time(self) -> Iterator[None]:
         left = self._deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError(errno.ETIMEDOUT, "timed out")
-        super().settimeout(left)
+        try:
+            if left <= 0:
+                raise TimeoutError
+            super().settimeout(left)
+            yield
+        except TimeoutError:
+            # the one of the standard library has no number
+            self.is_late = True
+            raise TimeoutError(errno.ETIMEDOUT, "timed out") from None
 
     def _count(self, octets: int) -> None:
         self._octets -= octets
@@ -56,20 +64,30 @@ class BoundedSocket(socket.socket):
             raise OSError(errno.EMSGSIZE, "more than may be sent")
 
     def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
-        self._arm()
-        data = super().recv(bufsize, flags)
+        with self._in_time():
+            data = super().recv(bufsize, flags)
         self._count(len(data))
         return data
 
     def recv_into(self, buffer: WriteableBuffer, nbytes: int = 0, flags: int = 0) -> int:
-        self._arm()
-        size = super().recv_into(buffer, nbytes, flags)
+        with self._in_time():
+            size = super().recv_into(buffer, nbytes, flags)
         self._count(size)
         return size
 
     def sendall(self, data: ReadableBuffer, flags: int = 0, /) -> None:
-        self._arm()
-        super().sendall(data, flags)
+        with self._in_time():
+            super().sendall(data, flags)
+
+    def connect_within(self, address: Any, seconds: float) -> None:
+        """Connect.
+
+        Raises:
+            OSError: it cannot be done, or not in time.
+        """
+        self.limit(seconds, 0)
+        with self._in_time():
+            self.connect(address)
 
 
 def connect(host: str, port: int, path: str, seconds: float) -> BoundedSocket:
@@ -83,7 +101,11 @@ def connect(host: str, port: int, path: str, seconds: float) -> BoundedSocket:
         return _connect(socket.AF_UNIX, path, deadline)
     last: OSError = OSError(errno.EADDRNOTAVAIL, "no address")
     address: Any
-    for family, kind, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except UnicodeError:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known") from None
+    for family, kind, _, _, address in found:
         if kind != socket.SOCK_STREAM or family not in (socket.AF_INET, socket.AF_INET6):
             continue
         try:
@@ -99,12 +121,7 @@ def connect(host: str, port: int, path: str, seconds: float) -> BoundedSocket:
 def _connect(family: int, address: Any, deadline: float) -> BoundedSocket:
     plug = BoundedSocket(family, socket.SOCK_STREAM)
     try:
-        plug.limit(deadline - time.monotonic(), 0)
-        plug._arm()
-        plug.connect(address)
-    except TimeoutError:
-        plug.close()
-        raise TimeoutError(errno.ETIMEDOUT, "timed out") from None
+        plug.connect_within(address, deadline - time.monotonic())
     except OSError:
         plug.close()
         raise
