@@ -149,9 +149,19 @@ class ScriptedMx:
 
 
 @contextlib.asynccontextmanager
-async def in_memory(script: str, tls: SSL.Context | None = None) -> AsyncIterator[tuple[trio.abc.Stream, ScriptedMx]]:
-    """The client's end of a connection in memory; virtual time may pass (`autojump_clock`)."""
-    client, server = trio.testing.memory_stream_pair()
+async def in_memory(
+    script: str, tls: SSL.Context | None = None, *, buffered: bool = True
+) -> AsyncIterator[tuple[trio.abc.Stream, ScriptedMx]]:
+    """The client's end of a connection in memory; virtual time may pass (`autojump_clock`).
+
+    Without `buffered` a write is done only when the other side has read it.
+    """
+    client: trio.abc.Stream
+    server: trio.abc.Stream
+    if buffered:
+        client, server = trio.testing.memory_stream_pair()
+    else:
+        client, server = trio.testing.lockstep_stream_pair()
     mx = ScriptedMx(server, script, tls)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(mx.run)
