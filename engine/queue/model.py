@@ -99,7 +99,7 @@ class NewJob:
         personalised: one message a recipient; otherwise one message with many recipients.
         name: what people call it, such as the file it came from.
         start_at: not claimed before this; 0 for at once.
-        expires_at: recipients not settled then are handed out by `claim_expired`; None for never.
+        expires_at: from then on nothing of it is sent: what is left is handed out by `claim_expired`; None for never.
         options: anything else the composer needs (DSN parameters, headers); msgpack types only.
         start_early: recipients may be claimed while others are still loaded.  A crash while loading then leaves a job
             that is held, since part of it may have been sent.

@@ -56,7 +56,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def fresh_store(folder: Path) -> SqliteStore:
-    return SqliteStore(str(folder / f"{next(_numbers)}.db"))
+    store = SqliteStore(str(folder / f"{next(_numbers)}.db"))
+    store._db.execute("PRAGMA synchronous = OFF")
+    return store
 
 
 _numbers = itertools.count()

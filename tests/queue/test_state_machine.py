@@ -82,6 +82,8 @@ class TwoEngines(RuleBasedStateMachine):
 
     def _start(self) -> Process:
         store = SqliteStore(f"{self.folder}/queue.db", boot_id="boot")
+        # a kill here is the loss of a lock, not of power
+        store._db.execute("PRAGMA synchronous = OFF")
         return Process(store, store.register(self.now))
 
     def teardown(self) -> None:
@@ -340,4 +342,4 @@ class TwoEngines(RuleBasedStateMachine):
 
 TestTwoEngines = TwoEngines.TestCase
 # not shrunk: that takes minutes here, and the steps of a failure are printed either way
-TestTwoEngines.settings = settings(max_examples=60, stateful_step_count=40, phases=[Phase.explicit, Phase.generate])
+TestTwoEngines.settings = settings(max_examples=40, stateful_step_count=40, phases=[Phase.explicit, Phase.generate])
