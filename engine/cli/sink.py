@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
+import os
 import resource
 import signal
 import sys
@@ -44,9 +45,13 @@ def sink(
     defer: Annotated[float, typer.Option(help="Probability that a recipient is deferred.", min=0, max=1)] = 0,
     fail: Annotated[float, typer.Option(help="Probability that a recipient is refused.", min=0, max=1)] = 0,
     drop: Annotated[float, typer.Option(help="Probability that a transaction drops the connection.", min=0, max=1)] = 0,
-    max_messages_per_connection: Annotated[int | None, typer.Option(min=1)] = None,
-    max_connections: Annotated[int, typer.Option(help="At a time.", min=1)] = 1000,
-    max_recipients: Annotated[int, typer.Option(help="Of one message.", min=1)] = DEFAULT_MAX_RECIPIENTS,
+    max_messages_per_connection: Annotated[
+        int | None, typer.Option(help="More are answered 421; any number without it.", min=1)
+    ] = None,
+    max_connections: Annotated[int, typer.Option(help="At a time; more are answered 421.", min=1)] = 1000,
+    max_recipients: Annotated[
+        int, typer.Option(help="Of one message; more are answered 452.", min=1)
+    ] = DEFAULT_MAX_RECIPIENTS,
     max_size: Annotated[int, typer.Option(help="Octets of one message.", min=1)] = DEFAULT_MAX_SIZE_OCTETS,
     auth: Annotated[str | None, typer.Option(help="USER:PASSWORD that clients must show.")] = None,
     without: Annotated[list[str] | None, typer.Option(help="Extension not to offer; may be repeated.")] = None,
@@ -114,10 +119,12 @@ async def _run(options: SinkOptions, tlsa: str | None, as_json: bool) -> None:
                     break
                 nursery.cancel_scope.cancel()
     counts = running.counts.to_dict()
-    if as_json:
-        print(json.dumps(counts), flush=True)
-    else:
-        print("\n".join(f"{name.replace('_', ' ')}: {count}" for name, count in counts.items()), flush=True)
+    lines = [f"{name.replace('_', ' ')}: {count}" for name, count in counts.items()]
+    try:
+        print(json.dumps(counts) if as_json else "\n".join(lines), flush=True)
+    except BrokenPipeError:
+        # Nobody reads any more, as after `outrider sink | head -1`; the interpreter must not try again at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 async def _tell_store_error(running: Sink) -> None:

@@ -127,6 +127,13 @@ def test_without_json_it_prints_lines_for_people() -> None:
     assert "tls connections: 0\n" in output
 
 
+def test_it_ends_quietly_when_nobody_reads_what_it_prints() -> None:
+    with SinkProcess() as running:
+        running.close_stdout()
+        running.stop()
+    assert running.error_text == ""
+
+
 def test_every_option_reaches_the_sink() -> None:
     with SinkProcess(
         *("--host-name", "mx.sink.test", "--max-messages-per-connection", "2", "--max-recipients", "1"),

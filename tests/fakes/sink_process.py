@@ -61,12 +61,18 @@ class SinkProcess:
     def port(self) -> int:
         return int(self.first["port"])
 
+    def close_stdout(self) -> None:
+        """Read nothing more, as `head -1` does."""
+        assert self._popen.stdout is not None
+        self._popen.stdout.close()
+        self._popen.stdout = None
+
     def stop(self, number: int = signal.SIGTERM) -> Any:
         """End it; returns the counts it prints, or the text without JSON.  Its stderr is in `error_text` then."""
         self._popen.send_signal(number)
         output, self.error_text = self._popen.communicate(timeout=PATIENCE_S)
         assert self._popen.returncode == 0, self.error_text
-        return json.loads(output) if self._as_json else output
+        return json.loads(output) if self._as_json and output else output
 
     def __enter__(self) -> Self:
         return self
