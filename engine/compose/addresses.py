@@ -111,7 +111,7 @@ def mailboxes(value: str) -> list[str]:
                 raise DataError("it has two addresses without a comma between them")
             run, has_angle = [], True
         elif token.kind == SPECIAL and token.text in ",;:>":
-            spec = "".join([part.text for part in run if part.kind not in (SPACE, COMMENT)])
+            spec = _spec_of(run)
             if token.text == ">" and not has_angle:
                 raise DataError("it has a > without a <")
             if token.text == ">" or (token.text in ",;" and spec and not has_angle):
@@ -126,6 +126,20 @@ def mailboxes(value: str) -> list[str]:
     if has_angle:
         raise DataError("it has a < without a >")
     return found
+
+
+def _spec_of(run: list[Token]) -> str:
+    """An addr-spec without the white space and the comments that may stand around its words, not between two."""
+    spec = ""
+    is_apart = ends_word = False
+    for token in run:
+        if token.kind in (SPACE, COMMENT):
+            is_apart = True
+            continue
+        is_word = token.kind != SPECIAL
+        spec += f" {token.text}" if is_apart and ends_word and is_word else token.text
+        is_apart, ends_word = False, is_word
+    return spec
 
 
 def encode_structured(value: str, *, is_addresses: bool) -> tuple[str, bool]:

@@ -74,7 +74,7 @@ def _parse_item(segment: list[Token]) -> tuple[str, str]:
             name += token.text
             continue
         before, _, value = token.text.partition("=")
-        name = (name.strip(" \t") + before).strip(" \t").lower()
+        name = (name + before).strip(" \t").lower()
         if not _TOKEN.match(name):
             break
         value += "".join([unquote(part) for part in segment[place + 1 :]])

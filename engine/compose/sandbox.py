@@ -11,9 +11,9 @@ What is bounded, for each rendering anew:
   * a single value: `MAX_VALUE` characters or elements, integers of `MAX_INTEGER_BITS` bits.
 How: the tree of a template is changed before it is compiled.  A loop takes its elements from `_steps`; its body, and
 that of a macro, begins with `_charge` for the text it holds; what an expression gives goes through a writer (`_write`,
-`_write_field`); ``~`` goes through `_text` and `_made`.  Operators, calls and filters are Jinja's own hooks.  There is no ``while``
-in Jinja, recursive loops are refused, and a macro that calls itself meets Python's own limit or the steps, so no other
-way to go on for ever is left.
+`_write_field`); ``~`` goes through `_text` and `_made`.  Operators, calls and filters are Jinja's own hooks.  There is
+no ``while`` in Jinja, recursive loops are refused, and a macro that calls itself meets Python's own limit or the steps,
+so no other way to go on for ever is left.
 """
 
 from __future__ import annotations

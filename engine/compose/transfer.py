@@ -121,8 +121,7 @@ def decode(body: bytes, encoding: str) -> bytes:
     """The octets that a body in quoted-printable or base64 stands for; broken base64 gives what can be read of it."""
     if encoding == "quoted-printable":
         return binascii.a2b_qp(body)
-    digits = _NOT_BASE64.sub(b"", body)
-    whole = digits.rstrip(b"=")
+    whole, _, _ = _NOT_BASE64.sub(b"", body).partition(b"=")
     if len(whole) % 4 == 1:
         whole = whole[:-1]
     return binascii.a2b_base64(whole + b"=" * (-len(whole) % 4))
