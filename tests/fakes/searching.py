@@ -50,3 +50,9 @@ async def until(condition: Callable[[], object]) -> None:
     with trio.fail_after(10):
         while not condition():  # noqa: ASYNC110  # nobody here could set an event
             await trio.sleep(0.01)
+
+
+def has_live_connection(registry: LookupRegistry, name: str) -> bool:
+    """Whether the driver of a type keeps a connection that it would use."""
+    driver: Any = registry._query_drivers[name]
+    return any(connection.is_alive for connection in driver._kept._connections._kept.values())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -28,7 +27,7 @@ from fakes.fault_proxy import (
     open_fault_proxy,
 )
 from fakes.peers import free_port
-from fakes.searching import failure, in_thread, look, until
+from fakes.searching import failure, has_live_connection, in_thread, look, until
 
 
 def with_servers(*servers: str, connect_s: float = 5.0, query_s: float = 5.0) -> LookupRegistry:
@@ -220,9 +219,7 @@ async def test_a_connection_that_was_cut_while_idle_is_opened_again(my: Mariadb)
         number = await in_thread(look, registry, "mysql", "SELECT connection_id()")
         assert number is not None
         my.run(f"KILL {number.decode()}")
-        driver: Any = registry._query_drivers["mysql"]
-        (kept,) = driver._kept._connections._kept.values()
-        await until(lambda: not kept.is_alive)
+        await until(lambda: not has_live_connection(registry, "mysql"))
         assert await in_thread(look, registry, "mysql", "SELECT connection_id() > 0") == b"1"
         assert len(proxy.connections) == 2
         registry.close()

@@ -15,7 +15,7 @@ from engine.expand.quoting import quote_pgsql
 from fakes.databases import HOST, POSTGRESQL_PORT, Postgresql
 from fakes.fault_proxy import TO_CLIENT, TO_SERVER, Cut, Fault, Inject, Point, Reset, Stall, open_fault_proxy
 from fakes.peers import free_port
-from fakes.searching import failure, in_thread, look, until
+from fakes.searching import failure, has_live_connection, in_thread, look, until
 
 # --- text only --------------------------------------------------------------------------------------------------------
 
@@ -249,7 +249,7 @@ async def test_a_connection_that_was_cut_while_idle_is_opened_again(pg: Postgres
         assert await in_thread(look, registry, "pgsql", "SELECT pg_backend_pid() > 0") == b"t"
         others = "FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = current_database()"
         pg.run(f"SELECT pg_terminate_backend(pid) {others}")
-        await until(lambda: b"terminating connection" in proxy.connections[0].received)
+        await until(lambda: not has_live_connection(registry, "pgsql"))
         assert await in_thread(look, registry, "pgsql", "SELECT pg_backend_pid() > 0") == b"t"
         assert len(proxy.connections) == 2
         registry.close()

@@ -17,7 +17,7 @@ from engine.expand.quoting import quote_redis
 from fakes.databases import HOST, REDIS_PORT, RedisKeys
 from fakes.fault_proxy import TO_CLIENT, Cut, Dribble, Fault, Point, Stall, open_fault_proxy
 from fakes.peers import free_port
-from fakes.searching import failure, in_thread, look, until
+from fakes.searching import failure, has_live_connection, in_thread, look, until
 
 
 def with_servers(*servers: str, connect_s: float = 5.0, query_s: float = 5.0) -> LookupRegistry:
@@ -180,7 +180,7 @@ async def test_a_connection_that_was_cut_while_idle_is_opened_again(keys: RedisK
     ) as proxy:
         registry = with_servers(keys.server(proxy.port))
         assert await in_thread(look, registry, "redis", "ECHO x") == b"x"
-        await until(lambda: proxy.connections[0].fired)
+        await until(lambda: not has_live_connection(registry, "redis"))
         assert await in_thread(look, registry, "redis", f"INCR {keys.key('idle')}") == b"true"
         assert [connection.sent.count(b"INCR") for connection in proxy.connections][-1] == 1
         registry.close()
