@@ -24,9 +24,17 @@ from engine.expand.lists import NamedLists
 from engine.values import parse_address
 from fakes.dns_server import Reply, resolver_for, serve_dns
 from fakes.exim_routing import EximHost, EximRouting, EximVerdict
+from fakes.peers import peer_path
 
 #: Exim takes a while in its test mode, for which processes side by side make up
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def _exim_is_here() -> None:
+    """Skips, with the reason, before trio begins: what is raised inside a nursery loses its words."""
+    peer_path("exim", "usr/sbin/exim4")
+
 
 ZONE = {
     ("one.test", "MX"): Reply(["20 b.test.", "10 a.test."]),
