@@ -65,7 +65,7 @@ class NameReader:
         name: Labels = ()
         while pointer is not None:
             start = parts[-1][0]
-            if pointer >= start or len(parts) > _MAX_LABELS:
+            if len(parts) > _MAX_LABELS:
                 raise Garbled(f"bad compression at octet {position}")
             known = self._names.get(pointer)
             if known is None:
@@ -75,7 +75,8 @@ class NameReader:
                 name, part_end = known
                 following = None
             if part_end > start:
-                # RFC 1035 §4.1.4: a pointer is to "a prior occurance", not to a part of what it belongs to
+                # RFC 1035 §4.1.4: a pointer is to "a prior occurance", which ends before what it belongs to; so there
+                # are no loops
                 raise Garbled(f"bad compression at octet {position}")
             pointer = following
         for start, labels, part_end in reversed(parts):

@@ -8,6 +8,7 @@ import dns.exception
 import dns.flags
 import dns.message
 import dns.name
+import dns.rcode
 import dns.rdataclass
 import dns.rdatatype
 import dns.rrset
@@ -220,6 +221,29 @@ def with_record(section: str, record: bytes) -> bytes:
 def test_what_is_wrong_with_a_response_is_said(wire: bytes, message: str) -> None:
     with pytest.raises(Garbled, match=message):
         parse_response(wire, QUESTION)
+
+
+@pytest.mark.parametrize(
+    ("flags", "rcode", "has_soa", "has_answer", "is_referral"),
+    [
+        (0, 0, False, False, True),
+        (dns.flags.RA, 0, False, False, False),
+        (dns.flags.AA, 0, False, False, False),
+        (0, 0, True, False, False),
+        (0, 0, False, True, False),
+        (0, 3, False, False, False),
+    ],
+)
+def test_what_is_a_referral(flags: int, rcode: int, has_soa: bool, has_answer: bool, is_referral: bool) -> None:
+    message = dns.message.make_response(dns.message.from_wire(QUESTION.wire))
+    message.flags |= flags
+    message.set_rcode(dns.rcode.Rcode(rcode))
+    message.authority.append(dns.rrset.from_text("test.", 9, "IN", "NS", "ns.test."))
+    if has_soa:
+        message.authority.append(dns.rrset.from_text("test.", 9, "IN", "SOA", "ns.test. root.test. 1 2 3 4 5"))
+    if has_answer:
+        message.answer.append(dns.rrset.from_text("www.example.test.", 9, "IN", "MX", "1 a.test."))
+    assert parse_response(message.to_wire(), QUESTION).is_referral is is_referral
 
 
 def test_a_server_that_cannot_read_the_question_need_not_repeat_it() -> None:

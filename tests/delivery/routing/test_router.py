@@ -111,6 +111,24 @@ async def test_self(driver: str, action: str, kind: type[Route], errno: int) -> 
         assert (found.message, found.code, found.router) == ("remote host address is the local host", "5.4.6", "r")
 
 
+@pytest.mark.parametrize("action", ["fail", "defer", "send"])
+async def test_ourselves_behind_other_hosts_end_the_list(action: str) -> None:
+    """20.6: whatever `self` says"""
+    found = await route(router(route_list='* "b.test : self.test : c.test"', self_=action))
+    assert addresses(found) == ["192.0.2.2"]
+
+
+async def test_ourselves_first_and_sent_to_do_not_end_the_list() -> None:
+    found = await route(router(route_list='* "self.test : b.test"', self_="send"))
+    assert addresses(found) == ["192.0.2.99", "192.0.2.2"]
+
+
+async def test_an_item_of_mx_records_has_only_those() -> None:
+    assert len(addresses(await route(router(route_list="* one.test/MX")))) == 4
+    found = await route(router(route_list="* b.test/MX", host_find_failed="fail"))
+    assert isinstance(found, Unrouteable)
+
+
 async def test_an_address_literal_that_is_ourselves() -> None:
     found = await route(router("dnslookup", self_="fail"), to="user@[192.0.2.99]")
     assert isinstance(found, Unrouteable)
