@@ -21,8 +21,6 @@ from engine.queue.model import JobCounts, NewJob, NewRecipient, OutcomeKind, Ret
 from engine.queue.sqlite import SqliteStore
 from fakes.peers import PROJECT
 
-NOW = time.time()
-
 
 @dataclass
 class Scene:
@@ -32,6 +30,7 @@ class Scene:
     store: SqliteStore
     job: int
     done: int
+    now: float
 
     def run(self, *arguments: str) -> Result:
         return CliRunner().invoke(app, [*arguments, "--queue", f"sqlite://{self.path}"])
@@ -48,39 +47,39 @@ class Scene:
         return self.store.counts(self.job)
 
 
-def load(store: SqliteStore, owner: int, name: str, *addresses: str, **options: float) -> int:
-    job = store.add_job(owner, NewJob("s@example.com", b"body", name=name, **options), NOW)  # type: ignore[arg-type]
+def load(store: SqliteStore, owner: int, now: float, name: str, *addresses: str, **options: float) -> int:
+    job = store.add_job(owner, NewJob("s@example.com", b"body", name=name, **options), now)  # type: ignore[arg-type]
     store.add_recipients(job, map(NewRecipient, addresses))
-    store.finish_loading(job, NOW)
+    store.finish_loading(job, now)
     return job
 
 
 @pytest.fixture
 def scene(tmp_path: Path) -> Iterator[Scene]:
-    path = str(tmp_path / "queue.db")
+    path, now = str(tmp_path / "queue.db"), time.time()
     store = SqliteStore(path)
-    engine = store.register(NOW)
-    done = load(store, engine.owner, "old.csv", "gone@x.org")
-    (claim,) = store.claim(engine.owner, 1, NOW, 60)
-    store.settle(engine.owner, [claim.outcome(OutcomeKind.DELIVERED)], NOW)
+    engine = store.register(now)
+    done = load(store, engine.owner, now, "old.csv", "gone@x.org")
+    (claim,) = store.claim(engine.owner, 1, now, 60)
+    store.settle(engine.owner, [claim.outcome(OutcomeKind.DELIVERED)], now)
     names = ("delivered@x.org", "failed@x.org", "deferred@y.org", "flying@y.org", "waiting@y.org")
-    job = load(store, engine.owner, "list.csv", *names, expires_at=NOW + 86400)
-    a, b, c, _ = store.claim(engine.owner, 4, NOW, 600)
+    job = load(store, engine.owner, now, "list.csv", *names, expires_at=now + 86400)
+    a, b, c, _ = store.claim(engine.owner, 4, now, 600)
     outcomes = [
         a.outcome(OutcomeKind.DELIVERED),
         b.outcome(OutcomeKind.FAILED, errno=-44, text="550 no\tsuch user\x1b[31m"),
         c.outcome(
             OutcomeKind.DEFERRED,
-            next_attempt_at=NOW + 900,
+            next_attempt_at=now + 900,
             errno=111,
             text="Connection refused",
             retry_key="T:mx.y.org:192.0.2.1",
             in_doubt=True,
         ),
     ]
-    record = RetryRecord("T:mx.y.org:192.0.2.1", NOW, NOW, NOW + 900, 111, text="Connection refused")
-    store.settle(engine.owner, outcomes, NOW, retry_updates=[record])
-    yield Scene(path, store, job, done)
+    record = RetryRecord("T:mx.y.org:192.0.2.1", now, now, now + 900, 111, text="Connection refused")
+    store.settle(engine.owner, outcomes, now, retry_updates=[record])
+    yield Scene(path, store, job, done, now)
     engine.journal.close()
     store.close()
 
@@ -106,8 +105,8 @@ def test_list_tells_the_jobs_that_are_open(scene: Scene) -> None:
 def test_list_as_json(scene: Scene) -> None:
     (job,) = scene.json("list")
     assert job["job"] == scene.job
-    assert job["created_at"] == NOW
-    assert job["expires_at"] == NOW + 86400
+    assert job["created_at"] == scene.now
+    assert job["expires_at"] == scene.now + 86400
     assert (job["leased"], job["total"], job["state"], job["completed_at"]) == (1, 5, "active", None)
     assert [job["state"] for job in scene.json("list", "--all")] == ["completed", "active"]
 
@@ -136,7 +135,7 @@ def test_show_as_json_with_filters_and_pages(scene: Scene) -> None:
         "waiting",
     ]
     deferred = everyone["recipients"][2]
-    assert deferred["next_attempt_at"] == NOW + 900
+    assert deferred["next_attempt_at"] == scene.now + 900
     assert (deferred["errno"], deferred["error"], deferred["in_doubt"]) == (111, "Connection refused", True)
     assert everyone["recipients"][0]["next_attempt_at"] is None
     some = scene.json("show", str(scene.job), "--domain", "Y.org", "--status", "waiting")
@@ -259,7 +258,7 @@ def test_why_when_held_and_cancelled(scene: Scene) -> None:
 def test_why_as_json(scene: Scene) -> None:
     (found,) = scene.json("why", "flying@y.org")
     assert found["lease"]["is_alive"] is True
-    assert found["lease"]["until"] == NOW + 600
+    assert found["lease"]["until"] == scene.now + 600
     (found,) = scene.json("why", "deferred@y.org", "--job", str(scene.job))
     assert found["retry_records"][0]["key"] == "T:mx.y.org:192.0.2.1"
     assert found["job_state"] == "active"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import json
-import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -30,17 +29,23 @@ def recipients(count: int) -> Iterator[NewRecipient]:
         yield NewRecipient(row.pop("email"), dict(row))
 
 
+def peak_kib() -> int:
+    """The most memory that this process had: not by getrusage, whose figure begins with that of the parent."""
+    with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
+
+
 def main() -> None:
     path, count = sys.argv[1], int(sys.argv[2])
     store = SqliteStore(path)
     engine = store.register(time.time())
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_kib()
     start = time.perf_counter()
     job = store.add_job(engine.owner, NewJob("", b"body", is_template=True, personalised=True), time.time())
     added = store.add_recipients(job, recipients(count))
     store.finish_loading(job, time.time())
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = peak_kib()
     store.retire(engine, time.time())
     store.close()
     result = {
