@@ -20,15 +20,14 @@ from __future__ import annotations
 import base64
 import binascii
 import enum
-import functools
-import hmac
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import scramp
 
 from ._sink import CLOSE, COMMAND, DROP, Scanner
+from .server_auth import MECHANISMS, Authentication, scram_record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -133,7 +132,7 @@ class ServerOptions:
             if "\0" in "".join(self.credentials):
                 raise ValueError("credentials hold no NUL")
             try:
-                _scram_record(self.credentials[1])
+                scram_record(self.credentials[1])
             except (scramp.ScramException, ValueError) as error:
                 raise ValueError(f"the password cannot be used with SCRAM: {error}") from None
 
@@ -250,7 +249,7 @@ class SinkProtocol:
         self._nonce = nonce
         self._helo = b""
         self._user = ""
-        self._auth: _Authentication | None = None
+        self._auth: Authentication | None = None
         self.action = Action.RECEIVE
         self._scanner = Scanner(
             options.max_size_octets,
@@ -372,7 +371,7 @@ class SinkProtocol:
             case "SIZE":
                 return f"SIZE {self._options.max_size_octets}"
             case "AUTH":
-                return "AUTH SCRAM-SHA-256 PLAIN LOGIN"
+                return " ".join(("AUTH", *MECHANISMS))
             case "LIMITS":
                 mail = "" if self._options.max_messages is None else f" MAILMAX={self._options.max_messages}"
                 return f"LIMITS{mail} RCPTMAX={self._options.max_recipients}"
@@ -423,9 +422,9 @@ class SinkProtocol:
             return self._error(b"503 5.5.1 Not now\r\n")
         mechanism, _, initial = argument.partition(b" ")
         name = mechanism.upper()
-        if name not in (b"PLAIN", b"LOGIN", b"SCRAM-SHA-256"):
+        if name.decode("latin-1") not in MECHANISMS:
             return self._error(b"504 5.5.4 Mechanism unknown\r\n")
-        self._auth = _Authentication(name, credentials, self._nonce)
+        self._auth = Authentication(name, credentials, self._nonce)
         if initial:
             return self._auth_step(b"" if initial == b"=" else initial)
         self._scanner.raw_lines = True
@@ -451,71 +450,6 @@ class SinkProtocol:
         self._user = auth.user
         self._set_refusal()
         return reply
-
-
-class _Authentication:
-    """A server's side of PLAIN (RFC 4616), LOGIN and SCRAM-SHA-256 (RFC 7677)."""
-
-    _OK = b"235 2.7.0 Authenticated\r\n"
-    _NO = b"535 5.7.8 Credentials invalid\r\n"
-
-    def __init__(self, mechanism: bytes, credentials: tuple[str, str], nonce: str) -> None:
-        self.user, self._password = credentials
-        self._mechanism = mechanism
-        self._answers: list[bytes] = []
-        self._scram: Any = None
-        if mechanism == b"SCRAM-SHA-256":
-            scram = scramp.ScramMechanism("SCRAM-SHA-256")
-            record, unknown = _scram_record(self._password), _scram_record("nobody" + nonce)
-            self._scram = scram.make_server(lambda user: record if user == self.user else unknown, s_nonce=nonce)
-
-    @property
-    def prompt(self) -> bytes:
-        """The first challenge."""
-        return _challenge(b"Username:" if self._mechanism == b"LOGIN" else b"")
-
-    def step(self, answer: bytes) -> bytes:
-        """Take an answer and give the reply to it."""
-        if self._mechanism == b"PLAIN":
-            _, _, rest = answer.partition(b"\0")
-            user, separator, password = rest.partition(b"\0")
-            return self._verdict(user, password) if separator else self._NO
-        if self._mechanism == b"LOGIN":
-            self._answers.append(answer)
-            if len(self._answers) == 1:
-                return _challenge(b"Password:")
-            return self._verdict(*self._answers)
-        return self._scram_step(answer)
-
-    def _verdict(self, user: bytes, password: bytes) -> bytes:
-        same_user = hmac.compare_digest(user, self.user.encode())
-        same_password = hmac.compare_digest(password, self._password.encode())
-        return self._OK if same_user and same_password else self._NO
-
-    def _scram_step(self, answer: bytes) -> bytes:
-        scram = self._scram
-        self._answers.append(answer)
-        try:
-            if len(self._answers) == 1:
-                scram.set_client_first(answer.decode())
-                return _challenge(scram.get_server_first().encode())
-            if len(self._answers) == 2:
-                scram.set_client_final(answer.decode())
-                return _challenge(scram.get_server_final().encode())
-        except scramp.ScramException:
-            return self._NO
-        # RFC 4954 §4: the client acknowledges the server's last message with an empty line.
-        return self._OK if not answer else self._NO
-
-
-@functools.lru_cache(maxsize=64)
-def _scram_record(password: str) -> Any:
-    """What a server keeps of a password; RFC 7677 §4 asks for 4096 iterations at least."""
-    return scramp.ScramMechanism("SCRAM-SHA-256").make_auth_info(password, iteration_count=4096)
-
-
-def _challenge(text: bytes) -> bytes:
-    return b"334 " + base64.b64encode(text) + b"\r\n"
 
 
 def _split_path(argument: bytes) -> tuple[bytes, tuple[bytes, ...]]:
