@@ -2,8 +2,8 @@
 
 Run as `smtpd -d -f FILE -P mta -P mda`.  OpenSMTPD has its paths compiled in (/var/spool/smtpd, /var/run/smtpd.sock),
 so each one gets a mount namespace where these are directories of the test's; that, and OpenSMTPD itself, need root.
-Relay and delivery are paused, so each accepted message stays in the queue directory: one folder a transaction with a file
-``message`` and one envelope file, ``key: value`` lines, a recipient.
+Relay and delivery are paused, so each accepted message stays in the queue directory: one folder a transaction with a
+file ``message`` and one envelope file, ``key: value`` lines, a recipient.
 
 Debian 12's OpenSMTPD (6.8.0p2) was written for OpenSSL 1.1 and fails every TLS handshake with OpenSSL 3 ("EVP lib"): it
 keeps private keys in another process by means of an ENGINE, which OpenSSL 3 never asks for keys of its providers.  A
