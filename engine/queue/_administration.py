@@ -14,7 +14,7 @@ from ._leasing import Leasing
 from ._loading import normalised
 from ._rows import JOB_COLUMNS, RETRY_COLUMNS, STATUS, VIEW_COLUMNS, job_from_row, retry_from_row, view_from_row
 from .journal import is_held, journal_path
-from .model import MAX_NUMBER, NUMBER_BITS, Changed, Explanation, LeaseView, RecipientState, recipient_id
+from .model import MAX_NUMBER, NUMBER_BITS, Changed, Explanation, LeaseView, RecipientState, Status, recipient_id
 from .store import NoSuchJob
 
 if TYPE_CHECKING:
@@ -200,9 +200,9 @@ class Administering(Leasing):
             view = view_from_row(row)
             job = self.job_or_none(view.job_id)
             if job is not None:
-                explanations.append(
-                    Explanation(view, job, self._lease_view(row[-1]), self._records_of(wanted, row[-2]))
-                )
+                # the epoch stays when it is settled, and others of its lease may not be
+                lease = self._lease_view(row[-1]) if view.status is Status.IN_FLIGHT else None
+                explanations.append(Explanation(view, job, lease, self._records_of(wanted, row[-2])))
         return explanations
 
     def _lease_view(self, epoch: int) -> LeaseView | None:
