@@ -189,6 +189,7 @@ def make_core(
         leases=Leases(),
         progress=progress,
         make_scope=make_scope,
+        threads=compiled.routers.threads,
     )
 
 

@@ -84,6 +84,9 @@ class RouterChain:
         for router in routers:
             if router.transport not in transports:
                 raise ConfigError(f"unknown transport {router.transport!r}", key=f"routers.{router.name}.transport")
+        #: runs what may block in expansions, one at a time: lookups are not made for two threads at once, so whoever
+        #: else evaluates in the same scopes has to wait for it, too
+        self.threads = trio.CapacityLimiter(1)
         around = Surroundings(
             resolver,
             system_hosts,
@@ -92,7 +95,7 @@ class RouterChain:
             local_addresses,
             families,
             random or Random(),
-            trio.CapacityLimiter(1),
+            self.threads,
         )
         self.routers = tuple(Router(options, around) for options in routers)
         self._kept: Expiring[str, Route] = Expiring(cache_size, clock)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from engine.actions.lookups import LookupRegistry
-from engine.config import RouterOptions
+from engine.app import open_engine
+from engine.config import Config, MainOptions, RouterOptions, TransportOptions
 from engine.delivery.routing import Route, Routed, RouteDeferred, RouterChain, Unrouteable
 from engine.delivery.routing.expansion import UNKNOWN, EngineExpander, Match
 from engine.errors import ConfigError, ExpandError, ForcedFailure
@@ -175,6 +179,40 @@ async def test_a_lookup_that_finds_nothing_declines_and_one_that_cannot_be_done_
     assert isinstance(await chain.route(parse_address("u@two.test"), scope), Unrouteable)
     _, found = await route("u@one.test", scope, route_data="${lookup{$domain}lsearch{/nowhere/at/all}}")
     assert isinstance(found, RouteDeferred)
+
+
+async def test_routing_and_whoever_else_looks_something_up_take_turns(tmp_path: Path) -> None:
+    """A registry of lookups refuses two threads at once."""
+    config = Config(
+        main=MainOptions(queue=f"sqlite://{tmp_path}/queue.db"),
+        routers=(
+            RouterOptions(
+                name="r",
+                driver="manualroute",
+                transport="t",
+                route_data=f"${{lookup{{$domain}}lsearch{{{tmp_path}/x}}}}",
+            ),
+        ),
+        transports={"t": TransportOptions(driver="smtp")},
+    )
+    with open_engine(config, log_to_stderr=False) as core:
+        scope = core.make_scope({"domain": "one.test"})
+        text = EXPANDER.text(f"${{lookup{{a}}lsearch{{{tmp_path}/x}}{{$value}}{{}}}}", key="k")
+        found: list[str] = []
+
+        def look_up() -> None:
+            with contextlib.suppress(ExpandError):
+                text.evaluate(scope)
+
+        async def route_one(number: int) -> None:
+            route = await core.routers.route(parse_address(f"u{number}@d{number}.test"), scope)
+            found.append(type(route).__name__)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(30):
+                nursery.start_soon(route_one, number)
+                nursery.start_soon(partial(trio.to_thread.run_sync, look_up, limiter=core.threads))
+        assert found == ["RouteDeferred"] * 30, "the file is not there"
 
 
 async def test_a_host_list_of_the_recipients_making_is_an_error_and_not_expanded() -> None:
