@@ -179,6 +179,11 @@ class RetryOptions:
     rule: str = _required(Kind.STRING, "`F,cutoff,interval; G,cutoff,start,factor; H,…`")
 
 
+DEFAULT_ROUTERS: Final = (RouterOptions(name="dnslookup", driver="dnslookup", transport="remote_smtp"),)
+DEFAULT_TRANSPORTS: Final = {"remote_smtp": TransportOptions(driver="smtp")}
+DEFAULT_RETRY: Final = (RetryOptions(pattern="*", rule="F,2h,15m; G,16h,1h,1.5; F,4d,6h"),)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """A checked configuration.
@@ -193,9 +198,9 @@ class Config:
     main: MainOptions = field(default_factory=MainOptions)
     dns: DnsOptions = field(default_factory=DnsOptions)
     actions: ActionsOptions = field(default_factory=ActionsOptions)
-    routers: tuple[RouterOptions, ...] = ()
-    transports: Mapping[str, TransportOptions] = field(default_factory=dict)
-    retry: tuple[RetryOptions, ...] = ()
+    routers: tuple[RouterOptions, ...] = field(default_factory=lambda: DEFAULT_ROUTERS)
+    transports: Mapping[str, TransportOptions] = field(default_factory=lambda: DEFAULT_TRANSPORTS)
+    retry: tuple[RetryOptions, ...] = field(default_factory=lambda: DEFAULT_RETRY)
     acls: Mapping[str, str] = field(default_factory=dict)
     lists: Mapping[str, Mapping[str, ListText]] = field(default_factory=dict)
     macros: Mapping[str, str] = field(default_factory=dict)
@@ -203,10 +208,6 @@ class Config:
 
 
 LIST_KINDS: Final = ("domainlist", "hostlist", "addresslist", "localpartlist")
-
-DEFAULT_ROUTERS: Final = (RouterOptions(name="dnslookup", driver="dnslookup", transport="remote_smtp"),)
-DEFAULT_TRANSPORTS: Final = {"remote_smtp": TransportOptions(driver="smtp")}
-DEFAULT_RETRY: Final = (RetryOptions(pattern="*", rule="F,2h,15m; G,16h,1h,1.5; F,4d,6h"),)
 
 #: section name -> table of its options, for `outrider config options`
 SECTIONS: Final = {
