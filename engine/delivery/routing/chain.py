@@ -6,6 +6,8 @@ is false; when none is left the address is unrouteable.
 Invariants: a route is kept by domain only if nothing but the domain was looked at on the way; what is kept ends with
 its TTL; while one address of a domain is being routed, others of the same domain wait for it rather than ask the same;
 a task that is cancelled takes nobody with it.
+Where chance decides the order of hosts, that order holds as long as the route: the mail of one domain keeps to the
+connections that are warm, and domains spread over the hosts.
 Bounds: `cache_size` routes, of which one with very many hosts counts as several; a domain that is being routed is one
 of the caller's tasks, so there are never more flights than tasks that ask.
 Speed: `cached_or_none` is one dictionary look-up and no await, so that a batch of recipients is routed in a plain loop.
