@@ -127,7 +127,8 @@ class ErrorName:
 class Pattern:
     """What a rule is about: ``*``, a domain or host, ``*.domain``, ``user@domain``, ``^regular expression``.
 
-    A domain or host name as subject is never matched by a pattern that names a local part.
+    Case does not matter.  A domain or host name as subject is never matched by a pattern that names a local part, and
+    stands as ``*@name`` before a regular expression, as in Exim.
     """
 
     text: str
@@ -149,7 +150,7 @@ class Pattern:
             raise ConfigError("files are not possible in a retry pattern", key=key, column=text.find("/"), source=text)
         if stripped.startswith("^"):
             try:
-                return cls(stripped, regex=pcre2.compile(stripped))
+                return cls(stripped, regex=pcre2.compile(stripped, flags=pcre2.I))
             except (pcre2.PatternError, pcre2.LibraryError) as error:
                 raise ConfigError(f"bad regular expression: {error}", key=key, column=0, source=text) from None
         for sign, kind in (("+", "named lists"), ("!", "negated items"), (";", "lookups"), (":", "lists")):
@@ -170,15 +171,15 @@ class Pattern:
             raise ConfigError(
                 "a * can only stand at the start of a domain", key=key, column=text.rfind("*"), source=text
             )
-        return cls(stripped, local_part if at else "*", domain.lower())
+        return cls(stripped, local_part.lower() if at else "*", domain.lower())
 
     def matches(self, subject: str) -> bool:
         """Whether it is about `subject`: an address, or the name of a host or domain."""
+        subject = subject.lower()
         local_part, at, domain = subject.rpartition("@")
-        domain = domain.lower()
         if self.regex is not None:
             try:
-                return self.regex.search(f"{local_part}{at}{domain}") is not None
+                return self.regex.search(subject if at else f"*@{subject}") is not None
             except pcre2.LibraryError:
                 # the expression ran into its limits on this subject
                 return False

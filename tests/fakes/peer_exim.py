@@ -254,6 +254,21 @@ class EximOracle:
             outputs.append(before.removeprefix(b"> ").removesuffix(b"\n"))
         return outputs
 
+    def answer(self, *arguments: str) -> str:
+        """What Exim prints for other arguments, such as ``-brt``, both streams in one text."""
+        result = subprocess.run(
+            [str(self._binary), "-C", str(self._configuration), *arguments],
+            env=self.place.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            timeout=60,
+            cwd="/",
+            check=False,
+        )
+        return result.stdout
+
     def close(self) -> None:
         """Delete its files."""
         self.place.remove()
