@@ -7,32 +7,30 @@ One task drives a session, and no task or cancel scope is made for a message: al
 write, all replies that have come are read at once, and one deadline moves with the replies.  It moves when a reply is
 complete, not when an octet arrives, so a server that dribbles is as dead as one that is silent.
 
-A server may stop reading until we read its replies, so nothing larger than `PLAIN_SEND_OCTETS` is sent without a
-reader beside it.  What the reader finds is kept until the write is done, up to `EARLY_OCTETS`; a server that has more
-to say than that does not get to say it, and runs into the deadline of the write.
+A server may stop reading until we read its replies, so what the kernel does not take at once is sent with a reader
+beside it.  What the reader finds is kept until the write is done, up to `EARLY_OCTETS`; a server that has more to say
+than that does not get to say it, and runs into the deadline of the write.
 """
 
 from __future__ import annotations
 
-import errno
-import os
 import secrets
-import select
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import trio
 
-from ..errors import LocalProtocolError, TlsPolicyError
+from ..errors import LocalProtocolError
 from ..smtp import commands
 from ..smtp.client import Client
-from ..smtp.failure import CANCELLED, CLOSED, ERRNO_TLS, TIMEOUT, Loss, LossKind
+from ..smtp.failure import CANCELLED, TIMEOUT, Loss
 from ..smtp.opening import Opening, OpeningAction
-from .dial import dial, local_endpoint
+from .dial import dial
+from .losses import is_readable, local_address, receive, send_loss
 from .stream import TcpStream, TlsStream, start_tls
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
     from ..policy.mx import Host
     from ..policy.plan import Plan
@@ -40,8 +38,6 @@ if TYPE_CHECKING:
     from ..tls.context import TlsContexts, TlsOptions
     from ..tls.facts import Decide, TlsFacts
 
-#: octets sent without a reader beside; any kernel takes them at once from a connection that waits for replies
-PLAIN_SEND_OCTETS: Final = 16 * 1024
 #: octets handed to the stream at a time; each has `data_timeout_s`
 BLOCK_OCTETS: Final = 64 * 1024
 #: octets of replies kept while a write is under way
@@ -159,7 +155,7 @@ async def open_session_on(
     )
     tls: TlsFacts | None = None
     try:
-        local = _local_address(stream)
+        local = local_address(stream)
         while True:
             await _open_step(stream, opening, options)
             if opening.action is OpeningAction.READY:
@@ -193,9 +189,9 @@ async def _open_step(stream: trio.abc.Stream, opening: Opening, options: Session
                 try:
                     await stream.send_all(output)
                 except trio.BrokenResourceError as error:
-                    raise opening.on_lost(_send_loss(error)) from error
+                    raise opening.on_lost(send_loss(error)) from error
             while opening.action is OpeningAction.RECEIVE and not opening.has_output:
-                octets = await _receive(stream)
+                octets = await receive(stream)
                 if isinstance(octets, Loss):
                     raise opening.on_lost(octets)
                 opening.receive(octets)
@@ -219,6 +215,10 @@ class Session:
     def __init__(self, stream: trio.abc.Stream, client: Client, facts: SessionFacts, options: SessionOptions) -> None:
         self.facts = facts
         self._stream = stream
+        self._start_send: Callable[[bytes | memoryview], bool] | None = None
+        self._finish_send: Callable[[], Awaitable[None]] | None = None
+        if isinstance(stream, TcpStream | TlsStream):
+            self._start_send, self._finish_send = stream.start_send, stream.finish_send
         self._client = client
         self._options = options
         self._is_broken = False
@@ -319,7 +319,7 @@ class Session:
         May be cancelled without harm: the session is as it was.
         """
         while self.is_usable:
-            self._on_idle(await _receive(self._stream))
+            self._on_idle(await receive(self._stream))
 
     async def quit(self) -> None:
         """Say QUIT, wait a little for the answer, close.  Never raises but for cancellation; closes in any case."""
@@ -332,7 +332,7 @@ class Session:
                 await self._stream.send_all(commands.QUIT)
                 octets = 0
                 while octets < EARLY_OCTETS:
-                    found = await _receive(self._stream)
+                    found = await receive(self._stream)
                     if isinstance(found, Loss) or b"\n" in found:
                         break
                     octets += len(found)
@@ -382,7 +382,7 @@ class Session:
             if client.reply_count != seen:
                 seen = client.reply_count
                 scope.deadline = trio.current_time() + self._reply_timeout_s()
-            octets_or_loss = await _receive(self._stream)
+            octets_or_loss = await receive(self._stream)
             if isinstance(octets_or_loss, Loss):
                 return octets_or_loss
             for result in client.receive(octets_or_loss):
@@ -414,24 +414,25 @@ class Session:
                     before_final(completing)
                     client.on_final_handed()
                     completing = []
-                scope.deadline = trio.current_time() + timeout_s
-                if size <= PLAIN_SEND_OCTETS:
-                    await self._stream.send_all(block)
-                else:
+                if self._start_send is None or not self._start_send(block):
+                    scope.deadline = trio.current_time() + timeout_s
                     await self._send_reading(block)
                 client.written_octets += len(block)
         except trio.BrokenResourceError as error:
             await self._read_last_words()
-            return _send_loss(error)
+            return send_loss(error)
         return None
 
     async def _send_reading(self, block: bytes | memoryview) -> None:
-        """Send a block while somebody reads what the server says meanwhile."""
+        """Send a block, or finish it, while somebody reads what the server says meanwhile."""
         failure: trio.BrokenResourceError | None = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._read_early)
             try:
-                await self._stream.send_all(block)
+                if self._finish_send is not None:
+                    await self._finish_send()
+                else:
+                    await self._stream.send_all(block)
             except trio.BrokenResourceError as error:
                 failure = error
             nursery.cancel_scope.cancel()
@@ -440,7 +441,7 @@ class Session:
 
     async def _read_early(self) -> None:
         while sum(map(len, self._early)) < EARLY_OCTETS:
-            octets = await _receive(self._stream)
+            octets = await receive(self._stream)
             if isinstance(octets, Loss):
                 # The write will notice.
                 return
@@ -453,9 +454,9 @@ class Session:
 
     async def _look_for_news(self) -> None:
         """Find out what the server said or did while nobody listened, without waiting."""
-        if self.is_usable and _is_readable(self._stream):
+        if self.is_usable and is_readable(self._stream):
             with trio.move_on_after(0.05):
-                self._on_idle(await _receive(self._stream))
+                self._on_idle(await receive(self._stream))
 
     def _on_idle(self, found: bytes | Loss) -> None:
         """The server closed, or spoke though it was not asked."""
@@ -490,60 +491,3 @@ def _blocks(pieces: list[bytes]) -> Iterator[bytes | memoryview]:
         small_octets = len(piece) - start
     if small:
         yield b"".join(small)
-
-
-async def _receive(stream: trio.abc.Stream) -> bytes | Loss:
-    """Octets of the peer, or how it ended."""
-    try:
-        octets = await stream.receive_some()
-    except trio.BrokenResourceError as error:
-        return _receive_loss(error)
-    return bytes(octets) if octets else CLOSED
-
-
-def _receive_loss(error: trio.BrokenResourceError) -> Loss:
-    cause = error.__cause__
-    if isinstance(cause, OSError):
-        if cause.errno in (errno.ECONNRESET, errno.EPIPE):
-            return CLOSED
-        number = cause.errno or 0
-        return Loss(LossKind.READ_FAILED, number, os.strerror(number) if number else str(cause))
-    if isinstance(cause, TlsPolicyError) and "close_notify" not in cause.message:
-        return Loss(LossKind.READ_FAILED, ERRNO_TLS, cause.message)
-    return CLOSED
-
-
-def _send_loss(error: trio.BrokenResourceError) -> Loss:
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, OSError):
-        cause = cause.__cause__
-    if cause is None or not cause.errno:
-        return Loss(LossKind.SEND_FAILED, errno.EPIPE, os.strerror(errno.EPIPE))
-    return Loss(LossKind.SEND_FAILED, cause.errno, os.strerror(cause.errno))
-
-
-def _socket_of(stream: trio.abc.Stream) -> trio.SocketStream | None:
-    transport = stream.transport if isinstance(stream, TlsStream) else stream
-    if isinstance(transport, TcpStream):
-        return transport.socket_stream
-    return transport if isinstance(transport, trio.SocketStream) else None
-
-
-def _is_readable(stream: trio.abc.Stream) -> bool:
-    connection = _socket_of(stream)
-    if connection is None or connection.socket.fileno() < 0:
-        return False
-    poll = select.poll()
-    poll.register(connection.socket.fileno(), select.POLLIN)
-    return bool(poll.poll(0))
-
-
-def _local_address(stream: trio.abc.Stream) -> str:
-    connection = _socket_of(stream)
-    if connection is None:
-        return ""
-    try:
-        address, port = local_endpoint(connection)
-    except OSError:
-        return ""
-    return f"[{address}]:{port}"

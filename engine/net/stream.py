@@ -10,7 +10,8 @@ in which they came out of it, and it may want to send while it reads (key update
 What it means.  Every operation first tries the system call on the non-blocking descriptor, and waits only
 if the kernel says so; it is always a cancellation point, and after `yield_every` operations in a row that did not wait
 it yields to other tasks even so.  An operation does one blocking thing at a time: it sends what the library
-wants sent, and only then waits for the peer.
+wants sent, and only then waits for the peer.  `start_send` is the half of `send_all` that does not wait: who must read
+while he writes needs a second task only if it says that something is left for `finish_send`.
 
 Order.  Between taking ciphertext out of the library and either handing it to the kernel or queueing for the lock
 there is no await, and trio's lock is first in, first out. Whoever fails or is cancelled with ciphertext in hand
@@ -83,6 +84,34 @@ class TcpStream(trio.abc.HalfCloseableStream):
         self._quick_count = 0
         self._sending = False
         self._receiving = False
+        self._held: bytes | memoryview = b""
+
+    def start_send(self, data: bytes | memoryview) -> bool:
+        """Hand over what the kernel takes at once; no cancellation point.
+
+        Returns:
+            Whether that was everything.  If not, `finish_send` must follow; `data` must not change before it is done.
+
+        Raises:
+            trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError.
+        """
+        if self._sending:
+            raise trio.BusyResourceError("another task is sending on this stream")
+        sent = self._send_nowait(data)
+        if sent == len(data):
+            return True
+        self._held = memoryview(data)[sent:]
+        self._sending = True
+        return False
+
+    async def finish_send(self) -> None:
+        """Send what `start_send` left; raises as `send_all` does."""
+        try:
+            self._quick_count = 0
+            await self.socket_stream.send_all(self._held)
+        finally:
+            self._held = b""
+            self._sending = False
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send everything; trio's contract.
@@ -212,6 +241,50 @@ class TlsStream(trio.abc.Stream):
         self._receiving = False
         self._broken: BaseException | None = None
         self._closed = False
+        #: what `start_send` left: plaintext, or ciphertext for which the lock is held
+        self._held: bytes | memoryview = b""
+        self._holds_lock = False
+
+    def start_send(self, data: bytes | memoryview) -> bool:
+        """As `TcpStream.start_send`; `finish_send` must follow in the same task."""
+        if self._sending:
+            raise trio.BusyResourceError("another task is sending on this stream")
+        self._check_usable()
+        if self._tcp is None or self._transmit_lock.locked() or len(data) > WRITE_OCTETS:
+            self._held = data
+            self._sending = True
+            return False
+        ciphertext = self._encrypt(data)
+        try:
+            sent = self._tcp._send_nowait(ciphertext)
+        except BaseException as error:
+            self._broken = error
+            raise
+        if sent == len(ciphertext):
+            return True
+        # The rest must go before anything else: take the lock without a gap.
+        self._transmit_lock.acquire_nowait()
+        self._held = memoryview(ciphertext)[sent:]
+        self._sending = self._holds_lock = True
+        return False
+
+    async def finish_send(self) -> None:
+        """Send what `start_send` left; raises as `send_all` does."""
+        held, self._held = self._held, b""
+        self._sending = False
+        if not self._holds_lock:
+            await self.send_all(held)
+            return
+        self._sending = True
+        try:
+            self._quick_count = 0
+            await self.transport.send_all(held)
+        except BaseException as error:
+            self._broken = self._broken or error
+            raise
+        finally:
+            self._transmit_lock.release()
+            self._sending = self._holds_lock = False
 
     # What trio's Stream asks for
 

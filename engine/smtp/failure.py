@@ -24,6 +24,14 @@ ERRNO_TLS_REQUIRED: Final = -38
 ERRNO_AUTH_REQUIRED: Final = -42
 ERRNO_AUTH_PROBLEM: Final = -48
 
+#: number -> name that retry rules match (RT-7); what is not here is matched by `*` only
+_RETRY_NAMES: Final = {
+    ERRNO_CLOSED: "lost_connection",
+    errno.EPIPE: "lost_connection",
+    errno.ECONNRESET: "lost_connection",
+    errno.ETIMEDOUT: "timeout",
+}
+
 
 class LossKind(enum.Enum):
     """What ended the connection."""
@@ -89,11 +97,11 @@ def loss_error(
             text = replies.timeout_text(command, pipelined=pipelined, written_octets=written_octets)
             return DeliveryError(text, scope=scope, errno=errno.ETIMEDOUT, retry_name="timeout")
         case LossKind.SEND_FAILED:
-            name = "lost_connection" if loss.errno in (errno.EPIPE, errno.ECONNRESET) else ""
             text = f"smtp send to {peer} failed: {loss.text}"
-            return DeliveryError(text, scope=scope, errno=loss.errno, retry_name=name)
+            return DeliveryError(text, scope=scope, errno=loss.errno, retry_name=_RETRY_NAMES.get(loss.errno, ""))
         case LossKind.READ_FAILED:
-            return DeliveryError(f"{peer} {loss.text}", scope=scope, errno=loss.errno)
+            text = f"{peer} {loss.text}"
+            return DeliveryError(text, scope=scope, errno=loss.errno, retry_name=_RETRY_NAMES.get(loss.errno, ""))
         case LossKind.MALFORMED:
             text = replies.malformed_text(command, loss.evidence, pipelined=pipelined)
             return DeliveryError(text, scope=Scope.HOST, errno=ERRNO_MALFORMED)

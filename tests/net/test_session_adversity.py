@@ -220,7 +220,11 @@ async def test_a_server_that_writes_before_it_reads_is_no_deadlock(
         assert mx.done
         await session.aclose()
     # The same without the reader beside the write: this is what it is for.
-    monkeypatch.setattr("engine.net.session.PLAIN_SEND_OCTETS", len(LARGE) * 2)
+
+    async def read_nothing(_: Session) -> None:
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(Session, "_read_early", read_nothing)
     async with in_memory(script, buffered=False) as (stream, _):
         session = await open_on(stream)
         sender = await run_large(session)
