@@ -105,10 +105,11 @@ def endings(result: TransactionResult, *, from_mx: bool | None = None) -> list[E
         if index in rest:
             found.append(_AGAIN)
         elif answer is None:
-            # it was not asked: nothing of the content can have been for it
-            found.append(_of_error(result.error, from_mx, in_doubt=False) if result.error is not None else _AGAIN)
+            # where the content went out with the envelope, it may be for those too whose reply is missing
+            error = result.error
+            found.append(_AGAIN if error is None else _of_error(error, from_mx, in_doubt=result.in_doubt))
         elif isinstance(answer, DeliveryError):
-            found.append(_of_error(answer, from_mx, in_doubt=False))
+            found.append(_of_error(answer, from_mx, in_doubt=result.in_doubt))
         elif answer.is_success:
             found.append(whole)
         else:

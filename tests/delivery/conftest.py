@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ def make_world(tmp_path: Path) -> Iterator[MakeWorld]:
     """Make an engine at rest: see `fakes.engine_world.make_world_in`; its store is closed after the test."""
     worlds: list[World] = []
 
-    def make(**options: str) -> World:
+    def make(**options: Any) -> World:
         worlds.append(make_world_in(tmp_path, **options))
         return worlds[-1]
 

@@ -83,9 +83,11 @@ def test_decisive_replies_stay_when_the_connection_is_lost_afterwards() -> None:
     assert [ending.end for ending in endings(said)] == [End.FAILED, End.RECIPIENT_WAITS, End.HOST_ERROR]
 
 
-def test_who_was_not_asked_is_never_in_doubt() -> None:
-    said = result(2, mail=OK, recipients=[OK, None], error=host_error(), in_doubt=True)
-    assert [ending.end for ending in endings(said)] == [End.IN_DOUBT, End.HOST_ERROR]
+def test_whose_reply_is_missing_is_in_doubt_once_the_content_has_left() -> None:
+    """With BDAT the content goes out with the envelope: no reply to RCPT does not mean that nobody got it."""
+    timed_out = DeliveryError("SMTP timeout", scope=Scope.RECIPIENT)
+    said = result(4, mail=OK, recipients=[OK, None, timed_out, NEVER], error=host_error(), in_doubt=True)
+    assert [ending.end for ending in endings(said)] == [End.IN_DOUBT, End.IN_DOUBT, End.IN_DOUBT, End.FAILED]
 
 
 def test_the_rest_after_452_goes_again_at_once() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +39,13 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+class RealClock(Clock):
+    """The time of the machine."""
+
+    def __call__(self) -> float:
+        return time.time()
 
 
 class RecordingLog(LogWriter):
@@ -118,11 +126,13 @@ def make_world_in(
     transport: str = "",
     retry: str = 'pattern = "*"\nrule = "F,1h,5m"',
     hosts: str = "127.0.0.1:9",
+    clock: Clock | None = None,
 ) -> World:
     """Make an engine over a queue in `directory`.
 
     Args:
         main, transport, retry: lines of those tables of its configuration.
+        clock: one that stands still by default.
         hosts: host list that everything is routed to, such as ``127.0.0.1:2525 : 127.0.0.2:2526``.
     """
     config = loads(
@@ -134,7 +144,7 @@ def make_world_in(
             f'[transports.smtp]\ndriver = "smtp"\n{transport}\n[[retry]]\n{retry}\n'
         ).encode()
     )
-    clock, log = Clock(), RecordingLog()
+    clock, log = clock or Clock(), RecordingLog()
     store = SqliteStore(str(directory / "queue.db"))
     core = app.make_core(app.compile_config(config), store, log, LookupRegistry(), Progress(), clock, Random(1))
     core.settlement = Settlement(
