@@ -451,7 +451,9 @@ class Router:
         return Pass(deferral) if self.options.pass_on_timeout and not is_self else deferral
 
     def _deferred(self, message: str, errno: int, code: str, reasons: tuple[str, ...] = ()) -> RouteDeferred:
-        return RouteDeferred(message, errno, self.name, code, reasons=reasons)
+        # octets that are no UTF-8 are lone surrogates in text (`_text`, ExpandError), which no file or database takes
+        shown = message.encode("utf-8", "backslashreplace").decode()
+        return RouteDeferred(shown, errno, self.name, code, reasons=reasons)
 
 
 def _text(octets: bytes) -> str:

@@ -221,6 +221,15 @@ async def test_a_host_list_of_the_recipients_making_is_an_error_and_not_expanded
     assert found.errno == -27
 
 
+@pytest.mark.parametrize("data", ["a.test $h_x:", "a.test::$h_x:", "$h_x:", "${lookup{a}lsearch{$h_x:}}"])
+async def test_octets_that_are_no_text_come_out_as_text(data: str) -> None:
+    """What is said of them goes into the log and the queue."""
+    scope = Scope(headers=[b"X: \xff\xfe \xc3\n"], lookups=LookupRegistry())
+    _, found = await route("u@one.test", scope, route_data=data)
+    assert isinstance(found, RouteDeferred)
+    assert found.message.encode().decode() == found.message
+
+
 async def test_a_route_by_chance_is_not_kept() -> None:
     chain, found = await route("u@one.test", Scope(random=lambda n: 0), route_data="192.0.2.${randint:9}")
     assert isinstance(found, Routed)
