@@ -150,6 +150,7 @@ def test_a_part_of_python_that_is_missing_is_told(bare: Path, word: str, told: s
     assert told in result.stderr
     if Path("/etc/debian_version").exists():
         assert "on Debian: apt install python3-" in result.stderr
+    assert "no C compiler here" in result.stderr, "everything that is missing is told at once"
     assert not (bare.parent / "venv").exists()
 
 
