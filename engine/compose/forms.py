@@ -53,6 +53,7 @@ class Forms:
         self.children = [Forms(child) for child in part.children]
         self._is_constant = part.is_constant
         self._kept: dict[bool, Form] = {}
+        self._glue: dict[bool, list[bytes]] = {}
         self._text_changes: dict[str, Changes] = {}
         self._headers: dict[Changes, bytes] = {}
 
@@ -109,7 +110,10 @@ class Forms:
 
     def _composite(self, texts: list[str], eightbit: bool) -> Form:
         pieces: list[bytes] = []
-        glue = [_clean_glue(octets, eightbit) for octets in self.part.glue] or [b"", b""]
+        glue = self._glue.get(eightbit)
+        if glue is None:
+            glue = [_clean_glue(octets, eightbit) for octets in self.part.glue] or [b"", b""]
+            self._glue[eightbit] = glue
         for before, child in zip(glue, self.children, strict=False):
             inner = child.form(texts, eightbit=eightbit)
             pieces += [before, child.header(inner.changes), inner.body]
@@ -142,8 +146,7 @@ class Forms:
         raise DataError(f"a part with Content-Transfer-Encoding {part.encoding!r} cannot be made fit for mail")
 
     def _text(self, text: str, eightbit: bool) -> Form:
-        body = text.encode()
-        body = to_crlf(body)
+        body = to_crlf(text.encode())
         if is_wire_ready(body, eightbit=eightbit) and not self._collides(body):
             encoding = "7bit" if body.isascii() else "8bit"
         else:

@@ -101,7 +101,7 @@ def split_header(source: bytes) -> tuple[list[tuple[int, bytes]], bytes]:
         The logical lines of the header section, each with its one-based line number and with CRLF before what was
         folded, and the octets of the body.
     """
-    lines: list[tuple[int, bytes]] = []
+    found: list[tuple[int, list[bytes]]] = []
     number = at = 0
     while at < len(source):
         match = _LINE_END.search(source, at)
@@ -111,14 +111,13 @@ def split_header(source: bytes) -> tuple[list[tuple[int, bytes]], bytes]:
         at = end
         if not line:
             break
-        if line[:1] in (b" ", b"\t") and lines:
+        if line[:1] in (b" ", b"\t") and found:
             # a continuation of white space alone is obsolete (RFC 5322 §4.2) and taken for the empty line by some
             if line.strip(b" \t"):
-                first, text = lines[-1]
-                lines[-1] = (first, text + b"\r\n" + line)
+                found[-1][1].append(line)
         else:
-            lines.append((number, line))
-    return lines, source[at:]
+            found.append((number, [line]))
+    return [(first, b"\r\n".join(folded)) for first, folded in found], source[at:]
 
 
 def parse_field(number: int, line: bytes) -> Field:

@@ -31,7 +31,7 @@ from ..errors import DataError
 from ..values import parse_address
 from .addresses import SPECIAL, escape_comment, escape_quoted, quote, tokens, unquote
 from .headers import Kind
-from .words import LONG_WORD, MARK
+from .words import LONG_WORD, MARK, encode_words
 
 #: sets of places kept for one field; a template whose conditions write more different structures than that is slower
 MAX_KEPT: Final = 64
@@ -49,7 +49,10 @@ class Place(enum.Enum):
 
     #: written by the author
     AUTHOR = enum.auto()
+    #: a display name
     PHRASE = enum.auto()
+    #: in a display name that has quotes, comments or encoded-words of the author
+    WORDS = enum.auto()
     QUOTED = enum.auto()
     COMMENT = enum.auto()
     ADDRESS = enum.auto()
@@ -111,8 +114,8 @@ class Merger:
         place, parts = item
         if place is Place.AUTHOR:
             return "".join([str(part) for part in parts])
-        if place is Place.PHRASE:
-            return _phrase(parts, values)
+        if place is Place.PHRASE or place is Place.WORDS:
+            return _phrase(parts, values, is_whole=place is Place.PHRASE)
         texts = [values[part] if isinstance(part, int) else part for part in parts]
         text = "".join(texts)
         if place is Place.QUOTED:
@@ -149,7 +152,7 @@ class Merger:
             raise DataError(f"header field {self.name}: {text[:60]!r} is not one mailbox")
         name = "".join([unquote(token) for token in found[:opening]]).strip()
         address = self._address("".join([token.text for token in found[opening + 1 : -1]]))
-        return f"{_quote_phrase(name)} <{address}>" if name else address
+        return f"{_write_phrase(name, is_whole=True)} <{address}>" if name else address
 
 
 def _guard(text: str) -> str:
@@ -162,21 +165,30 @@ def _lead(text: str) -> str:
     return " " if text[:1] in (" ", "\t") else ""
 
 
-def _quote_phrase(text: str) -> str:
+def _write_phrase(text: str, *, is_whole: bool) -> str:
+    """A display name, quoted or encoded as it needs to be.
+
+    Args:
+        is_whole: no other words stand beside it; those would have to be encoded together with it, later.
+    """
+    if text.isascii() and len(text) <= LONG_WORD and "=?" not in text:
+        return text if _PLAIN_PHRASE.match(text) else quote(text)
+    if is_whole:
+        return encode_words(text)
     text = _guard(text)
     if len(text) > LONG_WORD:
         text = MARK + text
     return text if _PLAIN_PHRASE.match(text.replace(MARK, "")) else quote(text)
 
 
-def _phrase(parts: tuple[str | int, ...], values: list[str]) -> str:
+def _phrase(parts: tuple[str | int, ...], values: list[str], *, is_whole: bool) -> str:
     """A display name; the white space around it stays outside of its quotes."""
     text = "".join([values[part] if isinstance(part, int) else part for part in parts])
     inner = text.strip(" \t")
     if not inner:
         return " " if text else ""
     start = text.index(inner)
-    return text[:start] + _quote_phrase(inner) + text[start + len(inner) :]
+    return text[:start] + _write_phrase(inner, is_whole=is_whole) + text[start + len(inner) :]
 
 
 class _Finder:
@@ -253,8 +265,8 @@ class _Finder:
         elif place is Place.PHRASE and not all(
             isinstance(part, int) or (_PLAIN_PHRASE.match(part) and "=?" not in part) for part, _ in run
         ):
-            # quotes, comments or encoded-words of the author are in it: each value stands for itself
-            self._one_by_one(run, Place.PHRASE)
+            # the author's part of it is more than words: each value stands for itself
+            self._one_by_one(run, Place.WORDS)
         elif place in (Place.PHRASE, Place.ADDRESS, Place.ANGLE, Place.MAILBOX):
             if self.after_angle and place is not Place.ANGLE:
                 raise DataError(f"header field {self.name} has an expression after an address")

@@ -101,7 +101,7 @@ def _find_texts(source: Source, octets: bytes) -> None:
         at = octets.find(leaf.body) if leaf.encoding in IDENTITY else -1
         line = octets.count(b"\n", 0, at) + 1 if at >= 0 else 1
         leaf.slot = len(source.pieces)
-        source.pieces.append(Piece(text, line, is_html=leaf.content_type.value == "text/html"))
+        source.pieces.append(Piece(text, line, is_html=_is_markup(leaf.content_type.value)))
 
 
 def _filled_parts(part: Part) -> Iterator[Part]:
@@ -128,6 +128,11 @@ def _template_text(leaf: Part) -> str | None:
     except (LookupError, UnicodeError):
         raise DataError(f"a text of the template is not in the charset it is said to be in ({charset})") from None
     return text if has_tags(text) else None
+
+
+def _is_markup(media_type: str) -> bool:
+    """HTML and XML, in which data are escaped: text/html, text/x-amp-html, text/xml, text/vnd.wap.wml+xml."""
+    return media_type.endswith(("html", "xml"))
 
 
 def _is_attachment(leaf: Part) -> bool:

@@ -76,7 +76,23 @@ def encode(data: bytes, *, is_text: bool) -> tuple[str, bytes]:
 def encode_quoted_printable(text: bytes) -> bytes:
     """Quoted-printable of text with CRLF line ends."""
     quoted = _UNSAFE_IN_QUOTED.sub(lambda match: _HEX[match[0][0]], text)
-    return b"\r\n".join([_soften(line) for line in quoted.split(b"\r\n")])
+    return b"\r\n".join([_break(line) for line in quoted.split(b"\r\n")])
+
+
+def _break(line: bytes) -> bytes:
+    """A line of quoted-printable with soft line breaks, none of them inside an escape."""
+    if len(line) <= MAX_ENCODED_LINE_OCTETS:
+        return line
+    pieces, start = [], 0
+    while len(line) - start > MAX_ENCODED_LINE_OCTETS:
+        end = start + MAX_ENCODED_LINE_OCTETS - 1
+        escape = line.find(b"=", end - 2, end)
+        if escape >= 0:
+            end = escape
+        pieces.append(line[start:end])
+        start = end
+    pieces.append(line[start:])
+    return b"=\r\n".join(pieces)
 
 
 def encode_base64(data: bytes) -> bytes:
@@ -100,10 +116,11 @@ def repair_quoted_printable(body: bytes) -> bytes:
         body: with CRLF line ends.
     """
     body = _NOT_PRINTABLE.sub(lambda match: _HEX[match[0][0]], body)
-    return b"\r\n".join([_soften(line) for line in body.split(b"\r\n")])
+    return b"\r\n".join([_break_anything(line) for line in body.split(b"\r\n")])
 
 
-def _soften(line: bytes) -> bytes:
+def _break_anything(line: bytes) -> bytes:
+    """As `_break`, for a line in which an equals sign need not begin an escape."""
     if len(line) <= MAX_ENCODED_LINE_OCTETS:
         return line
     room = MAX_ENCODED_LINE_OCTETS - 1
