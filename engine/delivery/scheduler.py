@@ -214,8 +214,11 @@ class Scheduler:
                 core.defer_routing(context, claim, route)
 
     def _site(self, route: Routed) -> Site:
-        hosts = tuple((host.name, host.address, host.port, host.preference, host.secure) for host in route.hosts)
-        key = (route.transport, route.router, hosts)
+        hosts = [(host.name, host.address, host.port, host.preference, host.secure) for host in route.hosts]
+        if all(host.preference is not None for host in route.hosts):
+            # hosts of one preference stand in an order of chance: domains that differ in nothing else share a site
+            hosts.sort(key=repr)
+        key = (route.transport, route.router, tuple(hosts))
         site = self._sites.get(key)
         if site is None:
             if len(self._sites) >= MAX_IDLE_SITES:
