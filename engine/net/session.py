@@ -14,13 +14,14 @@ than that does not get to say it, and runs into the deadline of the write.
 
 from __future__ import annotations
 
+import errno
 import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import trio
 
-from ..errors import LocalProtocolError
+from ..errors import DeliveryError, LocalProtocolError, Scope
 from ..smtp import commands
 from ..smtp.client import Client
 from ..smtp.failure import CANCELLED, TIMEOUT, Loss
@@ -122,11 +123,16 @@ async def open_session(
     Raises:
         DeliveryError: scope HOST (RT-1), with `permanent` for 5xx on the banner or on HELO; -38 where TLS is
             required and not offered or refused, -42 where authentication is required and not possible; scope
-            LOCAL when this machine has run out of something.  Texts are those of 7.5 and 11.5.
+            LOCAL when this machine has run out of something or `helo_name` cannot be said.  Texts are those of 7.5 and
+            11.5.
         TlsPolicyError: the handshake failed or the certificate does not prove what the plan demands (-37).
         ConfigError: a file of the TLS options is not usable.
     """
-    stream = TcpStream(await dial(host.address, port, timeout_s=options.connect_timeout_s, interface=options.interface))
+    try:
+        connection = await dial(host.address, port, timeout_s=options.connect_timeout_s, interface=options.interface)
+    except ValueError as error:
+        raise DeliveryError(str(error), errno=errno.EAFNOSUPPORT) from error
+    stream = TcpStream(connection)
     return await open_session_on(stream, host, port, options, contexts, memory, decide=decide, tls_options=tls_options)
 
 
@@ -143,6 +149,11 @@ async def open_session_on(
 ) -> Session:
     """`open_session` on a stream that is connected already; it is closed when this raises."""
     peer = f"{host.name} [{host.address}]"
+    try:
+        commands.ehlo(options.helo_name)
+    except LocalProtocolError as error:
+        await trio.aclose_forcefully(stream)
+        raise DeliveryError(str(error), scope=Scope.LOCAL) from error
     opening = Opening(
         options.helo_name,
         options.plan,
@@ -269,8 +280,9 @@ class Session:
         """Send what `next_transaction` gives until it gives None and nothing is in flight.
 
         All three are called synchronously, in this task.  Results come in the order of the transactions.  It ends
-        early, in order and without an error, when the host allows no more messages on the connection: then `is_usable`
-        is False.  A transaction that was taken always gets its result, whatever happens.
+        early and without an error when the host allows no more messages on the connection, or closed it between two, or
+        after it had refused all that was in flight: then `is_usable` is False.  A transaction that was taken always
+        gets its result, whatever happens.
 
         Args:
             next_transaction: called whenever one more may be started; None for "not now".  After a None it is

@@ -35,7 +35,7 @@ from .ending import Ending, is_connection_limit, lose
 from .failure import ERRNO_CLOSED, Loss, LossKind, loss_error
 from .flight import MAX_FLIGHT_OCTETS, Flight, choose_style, named_recipients, why_not
 from .ladder import Rung
-from .state import NEXT, Answer, Stage, Style
+from .state import Answer, Stage, Style
 
 if TYPE_CHECKING:
     from .capabilities import Capabilities
@@ -168,8 +168,8 @@ class Client:
         flight = Flight(transaction, style, named_recipients(transaction, capabilities, self.recipient_limit))
         flight.rung = rung
         result = flight.result
-        result.pipelined = not style.is_lock_step
-        result.chunked = style.is_chunked
+        result.pipelined = not flight.is_lock_step
+        result.chunked = flight.is_chunked
         result.number = self.begun + 1
         if len(flight.asked) < len(transaction.recipients):
             named = set(flight.asked)
@@ -193,7 +193,7 @@ class Client:
         transaction, style, capabilities = flight.transaction, flight.style, self.capabilities
         if self._flights:
             flight.was_windowed = True
-            rset = self._flights[-1].style.is_chunked
+            rset = self._flights[-1].is_chunked
         else:
             rset = self._needs_rset
         content = b""
@@ -220,7 +220,7 @@ class Client:
         )
         flight.stage = Stage.RSET if rset else Stage.MAIL
         flight.octets = len(group)
-        if style.is_lock_step:
+        if flight.is_lock_step:
             # The octets of a group are those of its commands: take them line by line.
             flight.group = group
             self._write_line(flight)
@@ -238,7 +238,7 @@ class Client:
 
     def _write_content(self, flight: Flight) -> None:
         content = flight.transaction.content
-        if flight.style.is_chunked:
+        if flight.is_chunked:
             octets = content.octets
             self._output += (commands.bdat(len(octets)), octets)
         else:
@@ -325,7 +325,7 @@ class Client:
         if stage is Stage.RCPT:
             self._on_rcpt(flight, reply)
             if flight.answered < len(flight.asked):
-                if not flight.style.is_lock_step:
+                if not flight.is_lock_step:
                     return
                 if self.closing is None and not self._stops_asking(flight):
                     self._write_line(flight)
@@ -342,36 +342,40 @@ class Client:
             if flight.accepted:
                 result.final = reply
                 self._finished += 1
+            elif 200 <= code <= 299:
+                # Taken for nobody, it says; whatever that means, it must not be met again.
+                flight.rung = None
+                self.memory.on_disorder()
         elif stage is Stage.DATA:
             if flight.accepted:
                 result.data = reply
             if not 300 <= code <= 399:
                 answer = Answer.NO
-                if code == _BAD_SEQUENCE and flight.accepted and not flight.style.is_lock_step:
+                if code == _BAD_SEQUENCE and flight.accepted and not flight.is_lock_step:
                     flight.begins_again = True
             elif not flight.accepted:
                 answer = Answer.EMPTY
         elif stage is Stage.RSET and not 200 <= code <= 299:
             # An envelope that cannot be closed: what comes next could join it.
             self._is_over = True
-        after = NEXT[flight.style][stage][answer]
+        after = flight.transitions[stage][answer]
         assert after is not None
-        self._enter(flight, after)
+        flight.stage = after
+        if after is Stage.DONE:
+            self._finish(flight)
+        elif not flight.written:
+            self._enter(flight, after)
 
     def _enter(self, flight: Flight, stage: Stage) -> None:
-        """Go on to `stage`, and send what leads there if it has not been sent."""
-        flight.stage = stage
-        if stage is Stage.DONE:
-            self._finish(flight)
-            return
-        if stage is Stage.LONE_DOT or (stage is Stage.FINAL and not flight.written):
+        """Send what leads to `stage` if it has not been sent."""
+        if stage is Stage.LONE_DOT or stage is Stage.FINAL:
             if self.closing is not None:
                 self._break_off(flight)
             elif stage is Stage.LONE_DOT:
                 self._output.append(commands.DOT)
             else:
                 self._write_content(flight)
-        elif flight.style.is_lock_step and not flight.written:
+        elif flight.is_lock_step:
             if self.closing is not None:
                 self._break_off(flight)
             elif stage is Stage.DATA:
@@ -396,7 +400,7 @@ class Client:
                 limit = self.memory.recipient_limit
                 self.memory.recipient_limit = flight.accepted if limit is None else min(limit, flight.accepted)
             return
-        elif code == _BAD_SEQUENCE and not flight.style.is_lock_step:
+        elif code == _BAD_SEQUENCE and not flight.is_lock_step:
             flight.begins_again = True
             result.rest.append(index)
             return
@@ -417,7 +421,7 @@ class Client:
         """421: nothing more is sent."""
         # A connection that ends between two messages has its limit; anywhere else we may have asked too much.
         is_limit = flight.stage <= Stage.MAIL and self._finished > 0
-        if self.closing is None and not is_limit and not flight.style.is_lock_step:
+        if self.closing is None and not is_limit and not flight.is_lock_step:
             self.memory.on_trouble()
         self.closing = reply
         self._output.clear()
@@ -449,7 +453,7 @@ class Client:
         self._needs_rset = (
             result.mail is not None
             and result.mail.is_success
-            and (final is None or (flight.style.is_chunked and not final.is_success))
+            and (final is None or (flight.is_chunked and not final.is_success))
         )
         if self.closing is not None and flight.answered and set(flight.asked[flight.answered :]) - set(result.rest):
             result.error = self._closing_error(flight, self.closing)
@@ -461,7 +465,7 @@ class Client:
         """Learn from a transaction that has all its replies."""
         memory, result = self.memory, flight.result
         final = result.final
-        if flight.style.is_chunked and final is not None and final.code in _UNKNOWN_COMMAND:
+        if flight.is_chunked and final is not None and final.code in _UNKNOWN_COMMAND:
             memory.refuses_bdat = True
             self._begin_again(flight)
         elif flight.begins_again:
@@ -504,12 +508,7 @@ class Client:
         flights = list(self._flights)
         if loss.kind is LossKind.MALFORMED:
             self.memory.on_disorder()
-        elif (
-            flights
-            and not flights[0].style.is_lock_step
-            and loss.kind is not LossKind.CANCELLED
-            and self.closing is None
-        ):
+        elif flights and not flights[0].is_lock_step and loss.kind is not LossKind.CANCELLED and self.closing is None:
             self.memory.on_trouble()
         if self._probe is not None:
             self.memory.swallows = False

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from .ladder import Rung
-from .state import Stage, Style
+from .state import NEXT, Stage, Style
 from .transaction import Transaction, TransactionResult
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 #: octets that may be in flight when a further transaction is begun, and of content that is glued; bulk-sending rule 3
 MAX_FLIGHT_OCTETS: Final = 64 * 1024
+_ONE: Final = (0,)
 
 
 class Flight:
@@ -30,12 +31,15 @@ class Flight:
         "decided",
         "final_handed",
         "group",
+        "is_chunked",
+        "is_lock_step",
         "octets",
         "result",
         "rung",
         "stage",
         "style",
         "transaction",
+        "transitions",
         "was_windowed",
         "written",
     )
@@ -43,6 +47,9 @@ class Flight:
     def __init__(self, transaction: Transaction, style: Style, asked: tuple[int, ...]) -> None:
         self.transaction = transaction
         self.style = style
+        self.is_lock_step = style.is_lock_step
+        self.is_chunked = style.is_chunked
+        self.transitions = NEXT[style]
         #: numbers of the recipients that are named in this transaction
         self.asked = asked
         self.stage = Stage.MAIL
@@ -96,6 +103,8 @@ def named_recipients(transaction: Transaction, capabilities: Capabilities, limit
     """Numbers of the recipients that the host's limits allow in one transaction; `limit` is that of their number."""
     count = len(transaction.recipients)
     if capabilities.rcpt_domain_max is None:
+        if count == 1:
+            return _ONE
         return tuple(range(count if limit is None else min(count, limit)))
     named: list[int] = []
     domains: set[bytes] = set()

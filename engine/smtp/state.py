@@ -51,7 +51,7 @@ class Style(enum.IntEnum):
 
     @property
     def is_chunked(self) -> bool:
-        return self in (Style.LOCK_BDAT, Style.GROUP_BDAT, Style.GLUED)
+        return self is Style.GLUED or self is Style.GROUP_BDAT or self is Style.LOCK_BDAT
 
 
 class Answer(enum.IntEnum):

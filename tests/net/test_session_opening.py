@@ -275,3 +275,18 @@ async def test_the_local_address_can_be_chosen() -> None:
         assert session.facts.local_address.startswith("[127.0.0.2]:")
         await session.quit()
         assert mx[0].done
+
+
+@pytest.mark.parametrize("name", ["", "two words", "line\r\nRSET", "ü.example"])
+async def test_a_name_that_cannot_be_said_is_our_own_error(name: str) -> None:
+    async with in_memory("S: 220 x\n<deaf>") as (stream, mx):
+        with pytest.raises(DeliveryError, match="cannot be said in EHLO") as caught:
+            await open_on(stream, helo_name=name)
+        assert caught.value.scope is Scope.LOCAL
+        assert mx.heard == []
+
+
+async def test_an_interface_of_another_family_cannot_reach_the_host() -> None:
+    with pytest.raises(DeliveryError, match="different families") as caught:
+        await open_session(HOST, 25, options(interface="::1"), TlsContexts(), HostMemory())
+    assert (caught.value.errno, caught.value.scope) == (97, Scope.HOST)

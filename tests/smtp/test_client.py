@@ -246,6 +246,15 @@ def test_a_refused_rset_ends_the_connection_with_its_transaction() -> None:
     assert talk.client.is_over
 
 
+def test_a_server_that_takes_glued_content_for_nobody_is_never_sent_any_again() -> None:
+    talk = Talk(*CHUNKED, rung=Rung.GLUED)
+    talk.begin()
+    talk.sends(MAIL, RCPT, BDAT).hears("250 ok", "550 no", "250 taken")
+    assert codes(talk.result) == [550]
+    assert talk.result.final is None
+    assert talk.memory.rung is Rung.LOCK_STEP
+
+
 # RT-4, RFC 9422
 
 
