@@ -55,13 +55,15 @@ class Forms:
         self._kept: dict[bool, Form] = {}
         self._glue: dict[bool, list[bytes]] = {}
         self._text_changes: dict[str, Changes] = {}
+        # a number stands for a field that a template fills in
+        self._lines: dict[Changes, list[str | int]] = {}
         self._headers: dict[Changes, bytes] = {}
 
     def form(self, texts: list[str], *, eightbit: bool) -> Form:
         """The part for a server that offers 8BITMIME, or does not.
 
         Args:
-            texts: what the template gave, by `Part.slot`.
+            texts: what the template gave, by `Part.slot` and `Part.merged`; of a field, the whole line.
 
         Raises:
             DataError: no such form exists.
@@ -76,24 +78,33 @@ class Forms:
             self._kept[eightbit] = form
         return form
 
-    def header(self, changes: Changes) -> bytes:
+    def header(self, changes: Changes, texts: list[str]) -> bytes:
         """The header of a part inside another, with the empty line that ends it."""
-        header = self._headers.get(changes)
-        if header is None:
+        lines = self._lines.get(changes)
+        if lines is None:
             left = dict(changes)
-            lines: list[str] = []
-            for item in self.part.fields:
+            written: list[str | int] = []
+            for place, item in enumerate(self.part.fields):
                 value = left.pop(item.key, None)
-                lines.append(write_field(item)[0] if value is None else fold(item.name, value))
-            lines += [fold(NAMES[key], value) for key, value in left.items()]
-            header = "".join([*lines, "\r\n"]).encode() if self.part.has_header else b""
-            self._headers[changes] = header
-        return header
+                if place in self.part.merged:
+                    written.append(self.part.merged[place])
+                else:
+                    written.append(write_field(item)[0] if value is None else fold(item.name, value))
+            written += [fold(NAMES[key], value) for key, value in left.items()]
+            lines = self._lines[changes] = [*written, "\r\n"] if self.part.has_header else []
+            self._headers[changes] = "".join([line for line in lines if isinstance(line, str)]).encode()
+        if not self.part.merged:
+            return self._headers[changes]
+        return "".join([texts[line] if isinstance(line, int) else line for line in lines]).encode()
 
     def needs_utf8(self) -> bool:
         """Whether the header of a part in it can only be written in UTF-8."""
         return any(
-            child.needs_utf8() or any(write_field(item)[1] for item in child.part.fields) for child in self.children
+            child.needs_utf8()
+            or any(
+                place not in child.part.merged and write_field(item)[1] for place, item in enumerate(child.part.fields)
+            )
+            for child in self.children
         )
 
     def prove(self) -> None:
@@ -106,7 +117,8 @@ class Forms:
             self.form([], eightbit=True)
         for child in self.children:
             child.prove()
-            child.header(())
+            if not child.part.merged:
+                child.header((), [])
 
     def _composite(self, texts: list[str], eightbit: bool) -> Form:
         pieces: list[bytes] = []
@@ -116,7 +128,7 @@ class Forms:
             self._glue[eightbit] = glue
         for before, child in zip(glue, self.children, strict=False):
             inner = child.form(texts, eightbit=eightbit)
-            pieces += [before, child.header(inner.changes), inner.body]
+            pieces += [before, child.header(inner.changes, texts), inner.body]
         body = b"".join([*pieces, glue[-1]])
         return Form(body, self._said_encoding(body, eightbit))
 

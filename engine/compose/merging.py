@@ -24,6 +24,7 @@ decides the places, and is nearly always the same for every recipient, so the pl
 from __future__ import annotations
 
 import enum
+import itertools
 import re
 from typing import Final, NamedTuple
 
@@ -110,6 +111,15 @@ class Merger:
         values = pieces[1::2]
         return "".join([self._fill(item, values) for item in items]).strip()
 
+    def prove(self, author: tuple[str, ...]) -> None:
+        """See that values can stand between these texts of the author.
+
+        Raises:
+            DataError: a quote or bracket is not closed, or a value stands where none can.
+        """
+        if self.kind is not Kind.TEXT:
+            find_places(author, self.kind, self.name)
+
     def _fill(self, item: Item, values: list[str]) -> str:
         place, parts = item
         if place is Place.AUTHOR:
@@ -123,9 +133,9 @@ class Merger:
         if place is Place.COMMENT:
             return _guard(escape_comment(text))
         if place is Place.ADDRESS:
-            return _lead(text) + self._address(text)
+            return _space_before(text) + self._address(text) + _space_after(text)
         if place is Place.MAILBOX:
-            return _lead(text) + self._mailbox(text)
+            return _space_before(text) + self._mailbox(text) + _space_after(text)
         if place is Place.PARAMETER:
             return text if _TOKEN.match(text) else quote(text)
         pattern = _IN_ANGLE if place is Place.ANGLE else _ELSEWHERE
@@ -160,9 +170,12 @@ def _guard(text: str) -> str:
     return text.replace("=?", f"={MARK}?")
 
 
-def _lead(text: str) -> str:
-    """A space, if there is white space before an address."""
-    return " " if text[:1] in (" ", "\t") else ""
+def _space_before(text: str) -> str:
+    return " " if text.startswith((" ", "\t")) else ""
+
+
+def _space_after(text: str) -> str:
+    return " " if text.endswith((" ", "\t")) else ""
 
 
 def _write_phrase(text: str, *, is_whole: bool) -> str:
@@ -224,10 +237,11 @@ class _Finder:
         at = 0
         while at < len(text):
             char = text[at]
-            if char == "\\" and (self.quoted or self.depth):
+            was_inside = self._inner_place()
+            if char == "\\" and was_inside is not Place.AUTHOR:
                 if at + 1 == len(text):
                     raise DataError(f"header field {self.name} has a backslash before an expression")
-                self._add(text[at : at + 2])
+                self._add(text[at : at + 2], was_inside)
                 at += 2
                 continue
             if self.quoted:
@@ -242,7 +256,8 @@ class _Finder:
                 self._end_run(char)
                 at += 1
                 continue
-            self._add(char)
+            is_comment = Place.COMMENT in (was_inside, self._inner_place())
+            self._add(char, Place.COMMENT if is_comment else Place.AUTHOR)
             at += 1
 
     def _separators(self) -> str:
@@ -250,33 +265,43 @@ class _Finder:
             return ">"
         return {Kind.ADDRESSES: "<,;:", Kind.PARAMETERS: ";"}.get(self.kind, "<,")
 
-    def _add(self, text: str) -> None:
-        if self.run and isinstance(self.run[-1][0], str):
-            self.run[-1] = (self.run[-1][0] + text, Place.AUTHOR)
-        else:
-            self.run.append((text, Place.AUTHOR))
+    def _add(self, text: str, place: Place) -> None:
+        place = Place.COMMENT if place is Place.COMMENT else Place.AUTHOR
+        if self.run:
+            last, last_place = self.run[-1]
+            if isinstance(last, str) and last_place is place:
+                self.run[-1] = (last + text, place)
+                return
+        self.run.append((text, place))
 
     def _end_run(self, separator: str) -> None:
+        """Decide on the run that ends here; comments in it stand for themselves, whatever is around them."""
         run, self.run = self.run, []
-        has_values = any(isinstance(part, int) for part, _ in run)
+        for is_comment, group in itertools.groupby(run, lambda part: part[1] is Place.COMMENT):
+            if is_comment:
+                self._one_by_one(list(group), Place.COMMENT)
+            else:
+                self._decide(list(group), separator)
+        if separator:
+            self._author(separator)
+        self.after_angle = self.in_angle
+        self.in_angle = separator == "<"
+
+    def _decide(self, run: list[tuple[str | int, Place]], separator: str) -> None:
         place = self._place_of(run, separator)
-        if not has_values:
-            self._author(run)
+        if not any(isinstance(part, int) for part, _ in run):
+            self._one_by_one(run, place)
+        elif self.after_angle:
+            raise DataError(f"header field {self.name} has an expression after an address")
         elif place is Place.PHRASE and not all(
             isinstance(part, int) or (_PLAIN_PHRASE.match(part) and "=?" not in part) for part, _ in run
         ):
             # the author's part of it is more than words: each value stands for itself
             self._one_by_one(run, Place.WORDS)
         elif place in (Place.PHRASE, Place.ADDRESS, Place.ANGLE, Place.MAILBOX):
-            if self.after_angle and place is not Place.ANGLE:
-                raise DataError(f"header field {self.name} has an expression after an address")
             self.items.append(Item(place, tuple([part for part, _ in run])))
         else:
             self._one_by_one(run, place)
-        if separator:
-            self._author([(separator, Place.AUTHOR)])
-        self.after_angle = self.in_angle
-        self.in_angle = separator == "<"
 
     def _place_of(self, run: list[tuple[str | int, Place]], separator: str) -> Place:
         if self.kind is Kind.PARAMETERS:
@@ -293,17 +318,14 @@ class _Finder:
     def _one_by_one(self, run: list[tuple[str | int, Place]], place: Place) -> None:
         for part, inner in run:
             if isinstance(part, str):
-                self._author([(part, inner)])
+                self._author(part)
             else:
                 self.items.append(Item(place if inner is Place.AUTHOR else inner, (part,)))
 
-    def _author(self, run: list[tuple[str | int, Place]]) -> None:
-        text = "".join([str(part) for part, _ in run])
+    def _author(self, text: str) -> None:
         if self.items and self.items[-1].place is Place.AUTHOR:
-            text = str(self.items[-1].parts[0]) + text
-            self.items.pop()
-        if text:
-            self.items.append(Item(Place.AUTHOR, (text,)))
+            text = str(self.items.pop().parts[0]) + text
+        self.items.append(Item(Place.AUTHOR, (text,)))
 
 
 def find_places(author: tuple[str, ...], kind: Kind, name: str) -> list[Item]:

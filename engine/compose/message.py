@@ -104,13 +104,15 @@ class Composer:
         self._forms.prove()
         # the header: text, and places that are filled in for each message
         self._header: list[str] = []
-        self._merged: list[tuple[int, int, Merger]] = []
+        # fields that a template fills in: place (None in a part inside), piece, merger
+        self._merged: list[tuple[int | None, int, Merger]] = []
         self._date_place = self._id_place = self._to_place = -1
         self._mime_places: dict[str, int] = {}
         self._mime_texts: dict[str, str] = dict.fromkeys(_MIME_KEYS, "")
         self._mime_kept: dict[Changes, tuple[str, str, str]] = {}
         self._needs_smtputf8 = self._forms.needs_utf8()
         self._plan_header(source)
+        self._prove_fields(source)
         self._date_kept = (-1, "")
         self._single: Composed | None = None
 
@@ -181,8 +183,11 @@ class Composer:
             for place, piece, merger in self._merged:
                 value = merger.merge(texts[piece].split(MARK))
                 line, needs = self._write_merged(merger, value, address)
-                header[place] = line
                 needs_smtputf8 |= needs
+                if place is None:
+                    texts[piece] = line
+                else:
+                    header[place] = line
         if self._date_place >= 0:
             header[self._date_place] = self._date(now)
         if self._id_place >= 0:
@@ -231,14 +236,19 @@ class Composer:
         return version, content_type, encoding
 
     def _plan_header(self, source: Source) -> None:
-        for item in source.part.fields:
-            piece = source.piece_of(item)
+        names: set[str] = set()
+        merged = source.part.merged
+        inner = source.mergers.keys() - merged.values()
+        self._merged = [(None, piece, source.mergers[piece]) for piece in sorted(inner)]
+        for number, item in enumerate(source.part.fields):
+            piece = merged.get(number)
             if item.key in _LEFT_OUT:
                 continue
             if item.key == "message-id" and self._personalised and piece is None:
                 continue
+            names.add(item.key)
             if piece is not None:
-                self._merged.append((self._place(), piece, source.merged[piece]))
+                self._merged.append((self._place(), piece, source.mergers[piece]))
                 continue
             text, needs_smtputf8 = write_field(item)
             self._needs_smtputf8 |= needs_smtputf8
@@ -247,10 +257,9 @@ class Composer:
                 self._mime_texts[item.key] = text
             else:
                 self._header.append(text)
-        names = {item.key for item in source.part.fields}
         if "date" not in names:
             self._date_place = self._place()
-        if "message-id" not in names or (self._personalised and not self._has_merged("message-id")):
+        if "message-id" not in names:
             self._id_place = self._place()
         if self._personalised and "to" not in names:
             self._to_place = self._place()
@@ -258,8 +267,16 @@ class Composer:
             if key not in self._mime_places:
                 self._mime_places[key] = self._place()
 
-    def _has_merged(self, key: str) -> bool:
-        return any(merger.key == key for _, _, merger in self._merged)
+    def _prove_fields(self, source: Source) -> None:
+        if self._program is None:
+            return
+        for number, merger in source.mergers.items():
+            author = self._program.authors[number]
+            if author is not None:
+                try:
+                    merger.prove(author)
+                except DataError as error:
+                    raise DataError(error.message, line=source.pieces[number].line) from None
 
     def _place(self) -> int:
         """A new place in the header that is filled in later."""

@@ -47,7 +47,8 @@ class Part:
         glue: of a multipart: what stands before, between and after its children, delimiters included.
         opaque: why it may only go as it stands, "" if it may be encoded anew.
         has_header: False for a part that is only octets, without a header and an empty line.
-        slot: number of the text that a template puts in place of the body.
+        slot: number of the piece of a template that takes the place of the body.
+        merged: by its place among `fields`, the number of the piece that takes the place of a field.
     """
 
     fields: list[Field]
@@ -60,6 +61,7 @@ class Part:
     opaque: str = ""
     has_header: bool = True
     slot: int | None = None
+    merged: dict[int, int] = field(default_factory=dict)
 
     @property
     def is_text(self) -> bool:
@@ -67,8 +69,8 @@ class Part:
 
     @property
     def is_constant(self) -> bool:
-        """Whether no template puts anything into it."""
-        return self.slot is None and all(child.is_constant for child in self.children)
+        """Whether no template changes its body."""
+        return self.slot is None and all(child.is_constant and not child.merged for child in self.children)
 
     def field_or_none(self, key: str) -> Field | None:
         """The first field of that name (in lower case)."""

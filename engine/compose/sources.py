@@ -1,8 +1,8 @@
 """The source of a job: a message, or a template and the pieces of it that are filled in.
 
 Layer: sans-I/O.  Spec: issue text "Message", "Bad input" (errors before anything is queued).
-Invariants: in a template every field of the message's header and every text part that holds a tag is a piece; what is
-not a piece stays as it is.  Attachments, parts that are not text and forwarded messages are never filled in.
+Invariants: in a template every header field and every text that holds a tag is a piece; what is not a piece stays as
+it is.  The contents of attachments and of parts that are not text, and forwarded messages, are never filled in.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from .addresses import mailboxes
 from .forms import declared_charset
 from .headers import Field, kind_of, split_header
 from .merging import Merger
-from .parameters import parse_parameters
 from .parts import CONTENT_TRANSFER_ENCODING, CONTENT_TYPE, IDENTITY, Part, parse_message
 from .template import Piece, has_tags
 from .transfer import decode
@@ -33,18 +32,14 @@ class Source:
     """What was read.
 
     Attributes:
-        part: the message; parts of it that a template fills in have their `slot`.
+        part: the message; what a template fills in has its `slot` and `merged`.
         pieces: of the template, in the order in which they are rendered; empty for a plain message.
-        merged: by the number of its piece, each field that a template fills in.
+        mergers: by the number of its piece, each header field that a template fills in.
     """
 
     part: Part
     pieces: list[Piece] = field(default_factory=list)
-    merged: dict[int, Merger] = field(default_factory=dict)
-
-    def piece_of(self, item: Field) -> int | None:
-        """The number of the piece that is this field's value."""
-        return next((number for number, merger in self.merged.items() if merger.name == item.name), None)
+    mergers: dict[int, Merger] = field(default_factory=dict)
 
 
 def read_source(octets: bytes, *, is_template: bool) -> Source:
@@ -66,9 +61,10 @@ def read_source(octets: bytes, *, is_template: bool) -> Source:
         raise DataError("the message has no From field")
     source = Source(part, statements)
     if is_template:
-        _find_fields(source)
-        _find_texts(source, octets)
-    if source.piece_of(sender) is None:
+        for filled in _filled_parts(part):
+            _find_fields(source, filled, octets)
+            _find_text(source, filled, octets)
+    if part.fields.index(sender) not in part.merged:
         _require_sender(sender)
     _require_charset(part)
     return source
@@ -81,38 +77,38 @@ def _take_statements(lines: list[tuple[int, bytes]]) -> list[Piece]:
     return [Piece(_decode(line, number), number, is_silent=True) for number, line in taken]
 
 
-def _find_fields(source: Source) -> None:
-    for item in source.part.fields:
-        if not has_tags(item.raw.decode(errors="replace")):
-            continue
-        if item.key in STRUCTURE:
-            raise DataError(f"header field {item.name} cannot be filled in by a template", line=item.line)
-        if any(merger.name == item.name for merger in source.merged.values()):
-            raise DataError(f"second header field {item.name} that is filled in by the template", line=item.line)
-        source.merged[len(source.pieces)] = Merger(item.name, kind_of(item.key))
-        source.pieces.append(Piece(item.value(), item.line, is_field=True))
-
-
-def _find_texts(source: Source, octets: bytes) -> None:
-    for leaf in _filled_parts(source.part):
-        text = None if leaf.children else _template_text(leaf)
-        if text is None:
-            continue
-        at = octets.find(leaf.body) if leaf.encoding in IDENTITY else -1
-        line = octets.count(b"\n", 0, at) + 1 if at >= 0 else 1
-        leaf.slot = len(source.pieces)
-        source.pieces.append(Piece(text, line, is_html=_is_markup(leaf.content_type.value)))
-
-
 def _filled_parts(part: Part) -> Iterator[Part]:
     """The part and those in it, without what a forwarded message holds."""
     yield part
     if not part.content_type.value.startswith("message/"):
         for child in part.children:
-            for item in child.fields:
-                if has_tags(item.raw.decode(errors="replace")):
-                    raise DataError(f"header field {item.name} of a part in the message cannot be filled in")
             yield from _filled_parts(child)
+
+
+def _find_fields(source: Source, part: Part, octets: bytes) -> None:
+    for place, item in enumerate(part.fields):
+        if not has_tags(item.raw.decode(errors="replace")):
+            continue
+        line = item.line or _line_of(item.raw, octets)
+        if item.key in STRUCTURE:
+            raise DataError(f"header field {item.name} cannot be filled in by a template", line=line)
+        number = len(source.pieces)
+        part.merged[place] = number
+        source.mergers[number] = Merger(item.name, kind_of(item.key))
+        source.pieces.append(Piece(item.value(), line, is_field=True))
+
+
+def _find_text(source: Source, part: Part, octets: bytes) -> None:
+    text = None if part.children else _template_text(part)
+    if text is not None:
+        part.slot = len(source.pieces)
+        line = _line_of(part.body, octets) if part.encoding in IDENTITY else 1
+        source.pieces.append(Piece(text, line, is_html=_is_markup(part.content_type.value)))
+
+
+def _line_of(inner: bytes, octets: bytes) -> int:
+    """The line of the source in which a part of it begins."""
+    return octets.count(b"\n", 0, max(0, octets.find(inner))) + 1
 
 
 def _template_text(leaf: Part) -> str | None:
@@ -137,7 +133,7 @@ def _is_markup(media_type: str) -> bool:
 
 def _is_attachment(leaf: Part) -> bool:
     disposition = leaf.field_or_none("content-disposition")
-    return disposition is not None and parse_parameters(disposition.value()).value == "attachment"
+    return disposition is not None and disposition.value().partition(";")[0].strip().lower() == "attachment"
 
 
 def _require_sender(item: Field) -> None:

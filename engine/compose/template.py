@@ -71,6 +71,10 @@ class Piece:
 class Program:
     """A compiled template.
 
+    Attributes:
+        authors: of each piece, the texts before, between and after its values, if they are the same for all data; None
+            where conditions or loops decide.
+
     Raises:
         DataError: the template cannot be compiled; with the line.
     """
@@ -80,6 +84,7 @@ class Program:
         self._count = len(pieces)
         body: list[nodes.Node] = []
         trees = [self._parse(piece) for piece in pieces]
+        self.authors = [_author_texts(tree) for tree in trees]
         whole = self._whole([node for tree in trees for node in tree.body])
         try:
             self._names = _required_names(whole)
@@ -189,6 +194,19 @@ def _writes(tree: nodes.Template) -> bool:
         elif not isinstance(node, (nodes.Macro, nodes.AssignBlock)):
             open_nodes += node.iter_child_nodes()
     return False
+
+
+def _author_texts(tree: nodes.Template) -> tuple[str, ...] | None:
+    texts = [""]
+    for output in tree.body:
+        if not isinstance(output, nodes.Output):
+            return None
+        for node in output.nodes:
+            if isinstance(node, nodes.TemplateData):
+                texts[-1] += node.data
+            else:
+                texts.append("")
+    return tuple(texts)
 
 
 def _required_names(whole: nodes.Template) -> tuple[tuple[str, int], ...]:

@@ -82,8 +82,11 @@ def test_a_name_that_is_no_column_is_found_before_anything_is_queued(
         ("{% if vip %}X-Priority: 1{% endif %}\n\n", 2),
         ("{{ x }}: y\n\n", 2),
         ("X-{{ x }}: y\n\n", 2),
-        ("X-A: {{ x }}\nX-A: {{ y }}\n\n", 3),
+        ("To: {{ x }}\nTo: {{ y }}\n\n", 3),
         ("X-A: {{ x\n}}\n\n", 3),
+        ('To: "{{ x }} <{{ email }}>\n\n', 2),
+        ("Cc: ({{ x }}\n\n", 2),
+        ("Cc: <a@b> {{ x }}\n\n", 2),
         ("\n{{ x }} \0", 3),
     ],
 )
@@ -246,10 +249,42 @@ def test_a_template_that_is_not_in_its_charset(charset: str) -> None:
         composer_for(source, is_template=True)
 
 
-def test_a_tag_in_the_header_of_a_part_is_refused() -> None:
-    source = MULTIPART.replace("filename=x.csv", 'filename="{{ name }}.csv"')
-    with pytest.raises(DataError, match=r"Content-Disposition.*part"):
-        composer_for(source, is_template=True)
+def test_the_header_of_a_part_is_filled_in() -> None:
+    source = MULTIPART.replace("filename=x.csv", 'filename="{{ name }} {{ row.name }}.csv"')
+    source = source.replace(
+        "Content-Type: application/json\n", "Content-Type: application/json\nContent-ID: <{{ id }}@x>\n"
+    )
+    for name in ("Bob", 'Jörg "x"; y=z', "a, b"):
+        for eightbit in (True, False):
+            content = render(source, {"name": name, "id": 7}, eightbit=eightbit)
+            parts = list(parsed(content).iter_attachments())
+            assert parts[0].get_filename() == f"{name} {name}.csv"
+            assert parts[1]["Content-ID"] == "<7@x>"
+            assert [octets for kind, octets in leaves(content) if kind == "application/json"] == [b'{"{{ x }}": 1}']
+    for name, number, reason in (("a\nb", 7, "line break"), ("a", "x> <y", "Content-ID")):
+        with pytest.raises(DataError, match=reason):
+            compose(source, {"name": name, "id": number})
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        ("text/csv", "text/{{ x }}", None),
+        ("text/csv", 'text/csv; name="{{ x }}"', 21),
+        ("filename=x.csv", "filename={{ x }", None),
+        ("filename=x.csv", "filename={{ x + }}", 22),
+        ("Transfer-Encoding: base64", "Transfer-Encoding: {{ x }}", None),
+    ],
+)
+def test_a_tag_in_the_header_of_a_part_where_none_can_be(old: str, new: str, line: int | None) -> None:
+    with pytest.raises(DataError) as caught:
+        composer_for(MULTIPART.replace(old, new), is_template=True)
+    assert line is None or caught.value.line == line
+
+
+def test_fields_of_one_name() -> None:
+    source = FROM + "X-A: {{ x }}\nX-A: fixed\nX-A: {{ y }}\nx-a: {{ x }}\n\n"
+    assert parsed(render(source, {"x": "1", "y": "2"})).get_all("X-A") == ["1", "fixed", "2", "1"]
 
 
 def test_a_message_that_is_no_template_keeps_its_braces() -> None:
