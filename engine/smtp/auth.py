@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 #: of PBKDF2; arbitrary, a tenth of a second or so, against the 4096 of RFC 7677 and some 10,000 in practice
 MAX_ITERATIONS: Final = 250_000
-#: octets of a decoded challenge; arbitrary, real ones have some hundred
-MAX_CHALLENGE_OCTETS: Final = 8192
 
 _ITERATIONS: Final = re.compile(r"(?:^|,)i=([0-9]{1,9})(?:,|$)")
 

@@ -22,7 +22,7 @@ from ..errors import DeliveryError, RemoteProtocolError, TlsPolicyError
 from ..policy.plan import TlsLevel
 from . import capabilities, commands, replies
 from ._wire import ReplyParser
-from .auth import MAX_CHALLENGE_OCTETS, MECHANISMS
+from .auth import MECHANISMS
 from .failure import (
     ERRNO_AUTH_PROBLEM,
     ERRNO_AUTH_REQUIRED,
@@ -307,14 +307,12 @@ class Opening:
 
 
 def _challenge(reply: Reply) -> bytes:
+    """The challenge in the last line of a 334; its length is bounded by that of a line."""
     text = reply.lines[-1].strip()
     try:
-        challenge = base64.b64decode(text, validate=True)
+        return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         raise RemoteProtocolError("a challenge that is not base64", text) from None
-    if len(challenge) > MAX_CHALLENGE_OCTETS:
-        raise RemoteProtocolError("a challenge that is too long", text)
-    return challenge
 
 
 def _tls_required(reason: str) -> TlsPolicyError:

@@ -102,6 +102,35 @@ async def test_a_sink_that_refuses_at_random_and_one_message_after_the_other(win
     assert (len(outcome["4"]), len(outcome["5"])) == (deferred, failed)
 
 
+@pytest.mark.parametrize("offered", [ALL, ("PIPELINING",), ()], ids=["all", "PIPELINING", "nothing"])
+async def test_only_what_is_in_doubt_can_arrive_twice(offered: tuple[str, ...]) -> None:
+    """Bulk-sending rule 6, with a sink that hangs up at any point of a transaction."""
+    sent = {id(given): given for given in messages(150)}
+    doubtful: set[int] = set()
+    sink_options = SinkOptions(server=ServerOptions(extensions=offered, drop=0.1), seed=3, keep_messages=1000)
+    async with open_sink(sink_options) as sink:
+        memory = HostMemory()
+        left = dict(sent)
+        while left:
+            memory.rung = Rung.WINDOWED
+            session = await open_session(HOST, sink.port, options(window=4), TlsContexts(), memory)
+            sender = await Sender(left.values()).run(session)
+            await session.aclose()
+            for result in sender.results:
+                number = id(result.transaction)
+                if result.final is not None and result.final.is_success:
+                    del left[number]
+                elif result.in_doubt:
+                    doubtful.add(number)
+        arrived = [message.octets for message in sink.messages]
+    by_octets = {given.content.octets: number for number, given in sent.items()}
+    assert set(arrived) == set(by_octets)
+    twice = {by_octets[octets] for octets in arrived if arrived.count(octets) > 1}
+    assert twice
+    assert twice <= doubtful
+    assert len(arrived) - len(sent) <= len(doubtful)
+
+
 # The pull model
 
 

@@ -370,9 +370,22 @@ def test_no_password_in_clear_unless_told() -> None:
     assert started.take_output().startswith(b"AUTH PLAIN")
 
 
+def test_a_challenge_without_measure() -> None:
+    started = secured("LOGIN", auth=USER)
+    challenge = b"".join(b"334-%s\r\n" % (b"A" * 4000) for _ in range(3)) + b"334 " + b"A" * 4000 + b"\r\n"
+    talk(started, b"", b"AUTH LOGIN\r\n", challenge, encoded(b"user"))
+    # A line is shorter than what is taken, so only the last one counts.
+    assert started.action is OpeningAction.RECEIVE
+
+
 def test_a_password_that_a_mechanism_cannot_say_leads_to_the_next() -> None:
     started = secured("PLAIN LOGIN", auth=("user", "a\0b"))
     assert started.take_output() == b"AUTH LOGIN\r\n"
+
+
+def test_what_comes_after_the_end_was_not_asked_for() -> None:
+    error = error_of(talk(opening(), BANNER, EHLO, offers(), b"").receive, b"250 x\r\n")
+    assert error.errno == -19
 
 
 # Everything else
