@@ -14,10 +14,8 @@ import json
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
-import msgpack
-
 from ._loading import Loading
-from ._rows import COUNT_COLUMNS, RETRY_COLUMNS, retry_from_row
+from ._rows import COUNT_COLUMNS, RETRY_COLUMNS, pack_members, retry_from_row
 from ._schema import EXPIRES, NEVER, SERVED
 from .model import NUMBER_BITS, Claim, JobCounts, JobState, OutboxEvent, OutcomeKind, RecipientState, SettleResult
 from .store import NoSuchJob
@@ -169,7 +167,7 @@ class Leasing(Loading):
         if ids:
             cursor = self._db.execute(
                 "INSERT INTO leases (owner, since, until, remaining, members) VALUES (?, ?, ?, ?, ?)",
-                (owner, now, until, len(ids), msgpack.packb(ids)),
+                (owner, now, until, len(ids), pack_members(ids)),
             )
             assert cursor.lastrowid is not None
             epoch = cursor.lastrowid

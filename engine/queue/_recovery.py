@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import msgpack
 
 from ._leasing import Leasing
+from ._rows import unpack_members
 from ._schema import TO_BE_REMOVED
 from .journal import Journal, JournalContents, journal_path, read_living, take_dead
 from .model import JobState, OutboxEvent, Outcome, OutcomeKind, Recovered, Recovery, RecoveryKind
@@ -191,7 +192,7 @@ class Recovering(Leasing):
         self, engine: int, epoch: int, members: bytes, contents: JournalContents, findings: _Findings
     ) -> None:
         """Settle one lease by what the journal says of its recipients."""
-        ids: list[int] = msgpack.unpackb(members)
+        ids = unpack_members(members)
         rows = self._db.execute(
             "SELECT id, address, attempts FROM recipients WHERE epoch = ? AND state = 1"
             " AND id IN (SELECT value FROM json_each(?))",

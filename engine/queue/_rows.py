@@ -6,11 +6,15 @@ Invariant: the column lists here and the functions beside them agree.
 
 from __future__ import annotations
 
-from typing import Any, Final
+import itertools
+from typing import TYPE_CHECKING, Any, Final
 
 import msgpack
 
 from .model import Job, JobCounts, JobState, RecipientView, RetryRecord, Status
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 JOB_COLUMNS: Final = (
     "id, name, sender, state, loader IS NOT NULL, is_template, personalised, created_at, start_at, expires_at,"
@@ -28,6 +32,18 @@ RETRY_COLUMNS: Final = "key, first_failed_at, last_try_at, next_try_at, errno, m
 
 #: a row as sqlite3 gives it: its types are those of the schema
 Row = tuple[Any, ...]
+
+
+def pack_members(ids: Iterable[int]) -> bytes:
+    """Recipient ids of a lease as msgpack: the least, then differences, so that most take an octet and not nine."""
+    ordered = sorted(ids)
+    packed: bytes = msgpack.packb([after - before for before, after in itertools.pairwise([0, *ordered])])
+    return packed
+
+
+def unpack_members(packed: bytes) -> list[int]:
+    """The ids, in order."""
+    return list(itertools.accumulate(msgpack.unpackb(packed)))
 
 
 def job_from_row(row: Row) -> Job:
