@@ -191,6 +191,11 @@ cdef inline int join_marks(int first, int second) noexcept:
     return TAINTED
 
 
+cdef inline int part_mark(int mark) noexcept:
+    # a part of quoted text, or what is made of parts, is not quoted any more: an escape may be cut in two
+    return TAINTED if mark else CLEAN
+
+
 cdef inline int mark_of(object value) except -1:
     if type(value) is bytes:
         return CLEAN
@@ -786,7 +791,7 @@ cdef int match(Frame frame, State state, object subject, int subject_mark, objec
     if groups is None:
         return 0
     frame.groups = groups
-    frame.groups_mark = subject_mark
+    frame.groups_mark = part_mark(subject_mark)
     return 1
 
 
@@ -808,7 +813,7 @@ cdef int inlist(Frame frame, State state, object subject, object members, int ma
         item = octets(each)
         if PyBytes_GET_SIZE(item) == PyBytes_GET_SIZE(one) and order(one, item, caseless) == 0:
             frame.value = item
-            frame.value_mark = mark
+            frame.value_mark = part_mark(mark)
             return 1
     spend(state, len(items), 0)
     return 0
@@ -819,7 +824,7 @@ cdef object substitute(Code code, Frame frame, State state, object subject, obje
     """`sg`: like Perl's s///g; the replacement is expanded for each match with `$0`, `$1` …"""
     # constant pattern and replacement were compiled with the program
     regex = hooks.compile_regex(pattern) if PyBytes_CheckExact(pattern) else pattern
-    cdef int subject_mark = mark[0]
+    cdef int subject_mark = part_mark(mark[0])
     cdef tuple groups = frame.groups
     cdef int groups_mark = frame.groups_mark
     cdef list out = []
@@ -856,6 +861,7 @@ cdef object substitute(Code code, Frame frame, State state, object subject, obje
             piece_mark = CLEAN
             piece = nested(program, frame, state, &piece_mark)
             mark[0] = join_marks(mark[0], piece_mark)
+        mark[0] = part_mark(mark[0])
         out.append(piece)
         spend(state, 1, len(piece))
         after_empty = start == end
@@ -960,7 +966,7 @@ cdef int split_into(Frame frame, State state, int a, object text, int mark, int 
         items = split(source, at, separator)
     frame.slots[a] = iter(items)
     frame.slots[a + 1] = separator
-    frame.marks[a] = mark
+    frame.marks[a] = part_mark(mark)
     frame.marks[a + 1] = CLEAN
     return 0
 
