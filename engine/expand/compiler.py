@@ -268,7 +268,9 @@ class Compiler:
         self._wraps.append((start, len(self._out) // 5, before, after))
 
     def _number(self, node: Node, slot: int) -> None:
-        self._emit(Op.NUMBER, slot, self._value(node.parts[0]))
+        text = self._value(node.parts[0])
+        self._emit(Op.NUMBER, self._new(), text)
+        self._emit(Op.MOVE, slot, text)
 
     # -- items with a yes and a no string ----------------------------------------------------------------------------
 
@@ -280,7 +282,7 @@ class Compiler:
         sets = {part.kind for part in test.walk()}
         names = {part.data for part in test.walk() if part.kind == "test"}
         saved_value = self._save(Op.SAVE_VALUE, bool(sets & _SET_VALUE or names & {"inlist", "inlisti"}))
-        saved_groups = self._save(Op.SAVE_GROUPS, "match" in names)
+        saved_groups = self._save(Op.SAVE_GROUPS, "match" in names or "matchlist" in sets)
         other, end = _Label(), _Label()
         self._condition(test, other, False)
         self._fill(tree.text(b"true") if yes.kind == "absent" else yes, slot)
@@ -303,7 +305,11 @@ class Compiler:
             self._emit(what, slot)
 
     def _choice(self, node: Node, slot: int) -> None:
-        operands = self._values(node.parts[:-2])
+        operands = [self._value(node.parts[0])]
+        check = items.CHECKS.get(node.data)
+        if check is not None:
+            self._call(self._new(), check, operands)
+        operands += self._values(node.parts[1:-2])
         if isinstance(node.data, tuple):
             self._seam(slot, partial(runtime.certificate_field, node.data[1]), operands)
         elif node.data == "env":

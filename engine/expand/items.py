@@ -67,15 +67,20 @@ _PAIR: Final = re.compile(
 )
 
 
+def check_key(key: bytes) -> None:
+    """Raises ExpandError when the key of `extract` is empty."""
+    if not key.strip(_SPACE):
+        raise ExpandError('first argument of "extract" must not be empty')
+
+
 def extract_key(key: bytes, text: bytes) -> bytes | None:
     """The value of the first ``key=value`` in `text` with that key, whatever the case of its letters.
 
     Raises:
         ExpandError: the key is empty.
     """
+    check_key(key)
     wanted = key.strip(_SPACE).lower()
-    if not wanted:
-        raise ExpandError('first argument of "extract" must not be empty')
     at, end = 0, len(text)
     while True:
         while at < end and text[at] in _SPACE:
@@ -90,18 +95,23 @@ def extract_key(key: bytes, text: bytes) -> bytes | None:
         at = match.end()
 
 
+def check_number(number: bytes) -> None:
+    """Raises ExpandError when the first argument of `listextract` is no number."""
+    digits = number.strip(_SPACE)
+    if not digits:
+        raise ExpandError('first argument of "listextract" must not be empty')
+    if not re.fullmatch(rb"-?[0-9]*", digits):
+        raise ExpandError('first argument of "listextract" must be numeric')
+
+
 def list_extract(number: bytes, text: bytes) -> bytes | None:
     """The item of a list with that number, counted from the right when negative.
 
     Raises:
         ExpandError: the number is none.
     """
-    digits = number.strip(_SPACE)
-    if not digits:
-        raise ExpandError('first argument of "listextract" must not be empty')
-    if not re.fullmatch(rb"-?[0-9]*", digits):
-        raise ExpandError('first argument of "listextract" must be numeric')
-    wanted = _field_number(digits)
+    check_number(number)
+    wanted = _field_number(number)
     found = split_list(text)
     if wanted < 0:
         wanted += len(found) + 1
@@ -146,6 +156,9 @@ CALLS: Final[dict[str, Callable[..., bytes]]] = {
 NUMERIC: Final = frozenset(["hash", "length", "nhash", "substr"])
 #: items whose result is clean whatever went in (X-24)
 CLEANING: Final = frozenset(["hash", "nhash"])
+
+#: items whose first argument is looked at before the others are evaluated
+CHECKS: Final[dict[str, Callable[[bytes], None]]] = {"extract_key": check_key, "listextract": check_number}
 
 CHOICES: Final[dict[str, Callable[..., bytes | None]]] = {
     "extract_json": functools.partial(jsontext.extract, strings=False),

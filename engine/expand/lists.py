@@ -65,6 +65,8 @@ class ItemList:
     """
 
     kind: ClassVar[str] = ""
+    #: whether a match sets `$0`, `$1` … in a condition
+    sets_groups: ClassVar[bool] = False
     __slots__ = ("_items", "_named", "always", "is_pure", "source")
 
     def __init__(self, items: tuple[_Item, ...], named: NamedLists | None, source: bytes) -> None:
@@ -158,28 +160,36 @@ class ItemList:
         raise NotImplementedError
 
     def shown(self, subject: Subject, scope: Scope | None) -> bytes | None:
-        """What `$value` becomes in a condition: lookup data, else the item that matched; None for no match."""
-        return self._match(subject, scope, show=True)
+        """What `$value` becomes in a condition: lookup data, else the item that matched; None for no match.
 
-    def _match(self, subject: Subject, scope: Scope | None, *, show: bool = False) -> bytes | None:
+        `$0`, `$1` … of the scope become the parts that wildcards and regular expressions stand for.
+        """
+        return self._match(subject, scope, show=True, groups=self.sets_groups)
+
+    def _match(
+        self, subject: Subject, scope: Scope | None, *, show: bool = False, groups: bool = False
+    ) -> bytes | None:
         """The value of the match (lookup data, or nothing worth having), or None.
 
         Args:
             show: where there is no lookup data, the item that matched instead.
+            groups: whether to set `$0`, `$1` …
         """
         negated = False
         for item in self._items:
             negated = item.negated
             test = item.test
             if isinstance(test, ItemList):
-                found = test._match(subject, scope, show=show)
+                found = test._match(subject, scope, show=show, groups=groups)
             elif isinstance(test, patterns.Pattern):
                 found = test.match(subject, scope)
                 if show and found is not None:
                     found = test.shown(item.source, found)
+                    if groups and scope is not None:
+                        scope.groups = test.groups(subject)
             else:
                 expanded = self._expanded(test, scope)
-                found = None if expanded is None else expanded._match(subject, scope, show=show)
+                found = None if expanded is None else expanded._match(subject, scope, show=show, groups=groups)
             if found is not None:
                 return None if negated else found
         return b"" if negated else None
@@ -216,6 +226,7 @@ class DomainList(ItemList):
     """Domains: `*`, `*tail`, `^regex`, `name`, `type;lookup`; letters are compared without case."""
 
     kind = "domain"
+    sets_groups = True
     __slots__ = ()
 
     def match(self, domain: str | bytes, scope: Scope | None = None) -> bytes | None:
@@ -246,13 +257,14 @@ class _InNamedList(patterns.Pattern):
         self.is_pure = items.is_pure
 
     def match(self, subject: Subject, scope: Scope | None) -> bytes | None:
-        return self._items.shown(subject, scope)
+        return self._items._match(subject, scope, show=True)
 
 
 class LocalPartList(ItemList):
     """Local parts: `*`, `*tail`, `^regex`, `name`, `type;lookup`; letters are compared without case."""
 
     kind = "local_part"
+    sets_groups = True
     __slots__ = ()
 
     def match(self, local_part: str | bytes, scope: Scope | None = None) -> bytes | None:

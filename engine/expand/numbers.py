@@ -12,6 +12,7 @@ from typing import Final
 from ..errors import ExpandError
 from .regexes import text as as_text
 
+_SPACE: Final = b" \t\n\v\f\r"
 MAXIMUM: Final = (1 << 63) - 1
 MINIMUM: Final = -(1 << 63)
 _SUFFIX: Final = {0x6B: 1 << 10, 0x6D: 1 << 20, 0x67: 1 << 30}
@@ -38,13 +39,14 @@ def integer(text: bytes, *, non_negative: bool = False) -> int:
         return int(text)
     match = _INTEGER.match(text)
     if not match:
-        if not text.strip(b" \t\n\v\f\r"):
+        if not text.strip(_SPACE):
             return 0
-        raise ExpandError(f'integer expected but "{as_text(text)}" found')
+        raise ExpandError(f'integer expected but "{as_text(text.lstrip(_SPACE))}" found')
+    text = text.lstrip(_SPACE)
     digits = match[1]
     number = int(digits) if len(digits) < _DIGITS_LIMIT else (MINIMUM - 1 if digits[:1] == b"-" else MAXIMUM + 1)
     overflow = not MINIMUM <= number <= MAXIMUM
-    rest = text[match.end() :]
+    rest = text[len(digits) :]
     if not overflow:
         if number < 0 and non_negative:
             raise ExpandError(f'non-negative integer expected but "{as_text(text)}" found')
@@ -134,12 +136,9 @@ class _Evaluation:
         while (octet := self.peek()) in (0x2B, 0x2D):
             self.at += 1
             second = self.product()
-            # the rules are Exim's: that of the sum looks at the left side only, and is careful by half
-            half = MAXIMUM // 2
-            if octet == 0x2B and abs(number) >= half:
-                raise self.fail("overflow in sum")
-            if octet == 0x2D and ((number >= half and second <= -half) or (number <= -half and second >= half)):
-                raise self.fail("overflow in difference")
+            # the rule is Exim's: it looks at the left side only, and is careful by half
+            if number >= MAXIMUM // 2:
+                raise self.fail("overflow in sum" if octet == 0x2B else "overflow in difference")
             number = wrap(number + second if octet == 0x2B else number - second)
         return number
 

@@ -161,7 +161,7 @@ def _from_base(text: bytes, name: str, digits: bytes, base: str) -> bytes:
     number = numbers.from_base(text, digits)
     if number is None:
         raise ExpandError(f'argument for {name} operator is "{as_text(text)}", which is not a base {base} number')
-    return b"%d" % number
+    return b"%d" % numbers.wrap(number)
 
 
 def _digest(algorithm: str, *, upper_case: bool = True) -> Callable[[bytes], bytes]:

@@ -207,27 +207,27 @@ def _tolerant(parser: Parser, start: int, first: Node, read: Callable[[], Node])
         if not conditional:
             raise
         parser.at, parser.depth, parser.conditional = start, depth, conditional
-        if not _skip_extract(parser):
-            raise
+        try:
+            _skip_extract(parser)
+        except SyntaxFailure:
+            if parser.in_body:
+                raise
+            raise error from None
         message = error.message_or_brace
         return tree.seq([*error.before, Node("fail", (), tree.Failure(message, error.column))])
 
 
-def _skip_extract(parser: Parser) -> bool:
-    try:
-        for _ in range(5):
-            if parser.skip_space() != _OPEN:
-                break
-            parser.braced()
-        if parser.skip_space() != _CLOSE and parser.source.startswith(b"fail", parser.at):
-            parser.at += 4
-            parser.skip_space()
-    except SyntaxFailure:
-        return False
+def _skip_extract(parser: Parser) -> None:
+    for _ in range(5):
+        if parser.skip_space() != _OPEN:
+            break
+        parser.braced()
+    if parser.skip_space() != _CLOSE and parser.source.startswith(b"fail", parser.at):
+        parser.at += 4
+        parser.skip_space()
     if parser.peek() != _CLOSE:
-        return False
+        parser.fail_brace("missing '}' closing extract")
     parser.at += 1
-    return True
 
 
 def _listextract(parser: Parser) -> Node:
@@ -278,11 +278,15 @@ def _list_item(name: str) -> Callable[[Parser], Node]:
             parser.fail_brace(f"missing '{{' for first arg of {name}")
         read = [list_argument(parser)]
         suffix = f' inside "{name}" ' + ("condition" if name == "filter" else "item")
-        try:
-            if name == "reduce":
+        if name == "reduce":
+            try:
                 if parser.skip_space() != _OPEN:
                     parser.fail_brace("missing '{' for second arg of reduce")
                 read.append(parser.braced())
+            except SyntaxFailure as error:
+                _with_before(error, read)
+                raise
+        try:
             if parser.skip_space() != _OPEN:
                 parser.fail_brace(f"missing '{{' for last arg of {name}")
             parser.at += 1
@@ -306,12 +310,14 @@ def _list_item(name: str) -> Callable[[Parser], Node]:
 
 def _inner(parser: Parser, name: str) -> Node:
     parser.conditional += 1
+    parser.in_body += 1
     try:
         inner = condition(parser) if name == "filter" else parser.string(in_braces=True)
     except SyntaxFailure as error:
         error.message = f'{error.message} inside "{name}" item'
         raise
     parser.conditional -= 1
+    parser.in_body -= 1
     return inner
 
 

@@ -87,6 +87,8 @@ class Parser:
         self.swallowed = False
         #: how many branches that may be skipped we are in
         self.conditional = 0
+        #: how many bodies of filter, map and reduce we are in, which Exim reads over before it evaluates them
+        self.in_body = 0
 
     # -- small steps -------------------------------------------------------------------------------------------------
 

@@ -91,6 +91,15 @@ class Pattern:
         """What `$value` becomes in a condition; `source` is the item as written, `found` what `match` gave."""
         return found or source
 
+    def groups(self, subject: Subject) -> tuple[bytes, ...]:
+        """What `$0`, `$1` … become in a condition when this matched."""
+        return _marked(subject, subject.folded or b"")
+
+
+def _marked(subject: Subject, *parts: bytes) -> tuple[bytes, ...]:
+    """Parts of a subject, which are as tainted as that."""
+    return tuple([taint(part) for part in parts]) if is_tainted(subject.text) else parts
+
 
 class Anything(Pattern):
     """`*`"""
@@ -99,6 +108,10 @@ class Anything(Pattern):
 
     def match(self, subject: Subject, scope: Scope | None) -> bytes | None:
         return b""
+
+    def groups(self, subject: Subject) -> tuple[bytes, ...]:
+        text = subject.folded or b""
+        return _marked(subject, text, text)
 
 
 class Nothing(Pattern):
@@ -134,6 +147,10 @@ class Tail(Pattern):
     def match(self, subject: Subject, scope: Scope | None) -> bytes | None:
         return b"" if subject.folded is not None and subject.folded.endswith(self._tail) else None
 
+    def groups(self, subject: Subject) -> tuple[bytes, ...]:
+        text = subject.folded or b""
+        return _marked(subject, text, text[: len(text) - len(self._tail)])
+
 
 class Matching(Pattern):
     """`^regex`, without case"""
@@ -147,6 +164,10 @@ class Matching(Pattern):
         if subject.folded is None:
             return None
         return b"" if self._regex.search(subject.text) is not None else None
+
+    def groups(self, subject: Subject) -> tuple[bytes, ...]:
+        found = self._regex.search(subject.text) or ()
+        return _marked(subject, subject.text, *found[1:])
 
 
 class Network(Pattern):
