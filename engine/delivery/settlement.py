@@ -302,7 +302,7 @@ class Settlement:
                 in_doubt=deferral.in_doubt,
             )
             if deferral.is_frozen:
-                batch.frozen.append(Filter(job_id=claim.job_id, address=claim.address))
+                batch.frozen.append(Filter(recipient_id=claim.recipient_id))
 
     def _conclude(self, batch: _Batch, result: SettleResult, now: float) -> Settled:
         """After the commit: what is to be counted, and the lines that only now are true."""
