@@ -160,6 +160,26 @@ async def test_none_means_not_now_and_is_asked_again() -> None:
         await session.quit()
 
 
+async def test_replies_that_come_while_we_send_lead_on_to_the_next_message() -> None:
+    flight = "C: MAIL\nS: 250 ok\nC: RCPT\nS: 250 ok\n<chunk>\nS: 250 queued\n"
+    opening = CHUNKED.replace("S: 250-PIPELINING\n", "")
+    async with in_memory(opening + flight * 3) as (stream, mx):
+        session = await open_on(stream)
+        send_all = stream.send_all
+
+        async def slow(data: bytes | bytearray | memoryview) -> None:
+            await send_all(data)
+            await trio.testing.wait_all_tasks_blocked()
+
+        stream.send_all = slow  # type: ignore[method-assign]
+        sender = await Sender(messages(3)).run(session)
+        assert len(sender.results) == 3
+        assert all(result.final is not None for result in sender.results)
+        await mx.wait_done()
+        assert mx.done
+        await session.aclose()
+
+
 async def test_the_host_may_allow_no_more_messages() -> None:
     async with open_sink(SinkOptions(server=ServerOptions(max_messages=3))) as sink:
         session = await open_session(HOST, sink.port, options(), TlsContexts(), HostMemory())
