@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from ..errors import DataError, DeliveryError, Scope, StoreError
+from ..errors import DataError, DeliveryError, LeaseLost, Scope, StoreError
 from ..logs.facts import ConnectionFacts, Fact, FactKind
 from ..queue.model import OutcomeKind
 from ..queue.schedule import message_key, recipient_key
@@ -225,6 +225,12 @@ class Carrier:
             work: Work = transaction.tag  # type: ignore[assignment]  # set by _begin
             flights += [(claim.recipient_id, claim.epoch) for claim in work.claims]
         self._journal.begin(flights, self._host_label)
+        # only now is it sure that nobody took a lease over without seeing that we began: this process may have slept
+        now, holds = self._core.clock(), self._core.leases.holds
+        for transaction in transactions:
+            work = transaction.tag  # type: ignore[assignment]  # set by _begin
+            if not all(holds(claim, now) for claim in work.claims):
+                raise LeaseLost("the lease of a recipient ran out before its message could be sent")
 
     def _on_result(self, result: TransactionResult) -> None:
         work: Work = result.transaction.tag  # type: ignore[assignment]  # set by _begin
