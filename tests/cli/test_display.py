@@ -34,6 +34,7 @@ from engine.cli.display import (
 from engine.delivery.progress import Progress
 from engine.errors import DataError
 from engine.queue.model import OutcomeKind
+from fakes.peers import require
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 
@@ -257,10 +258,15 @@ async def test_a_stream_that_cannot_be_written_ends_the_display_only() -> None:
         await wait_until(lambda: not [one for one in threading.enumerate() if one.name == "outrider-display"])
 
 
-@contextlib.contextmanager
-def terminal() -> Iterator[tuple[IO[str], int]]:
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[IO[str], int]]:
     """A pseudo-terminal: the file of the program's end, and the descriptor of the other one."""
-    ours, theirs = pty.openpty()
+    monkeypatch.setenv("TERM", "xterm")
+    try:
+        ours, theirs = pty.openpty()
+    except OSError as error:
+        require(False, f"no pseudo-terminal to be had: {error}")
+        raise
     try:
         with os.fdopen(theirs, "w") as stream:
             yield stream, ours
@@ -268,49 +274,51 @@ def terminal() -> Iterator[tuple[IO[str], int]]:
         os.close(ours)
 
 
-async def test_on_a_terminal_it_is_live_and_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TERM", "xterm")
-    with terminal() as (stream, other_end):
-        os.set_blocking(other_end, False)
-        seen = bytearray()
+async def test_on_a_terminal_it_is_live_and_leaves_nothing_behind(terminal: tuple[IO[str], int]) -> None:
+    stream, other_end = terminal
+    os.set_blocking(other_end, False)
+    seen = bytearray()
 
-        def text() -> str:
-            with contextlib.suppress(BlockingIOError):
-                seen.extend(os.read(other_end, 1 << 20))
-            return seen.decode()
+    def text() -> str:
+        with contextlib.suppress(BlockingIOError):
+            seen.extend(os.read(other_end, 1 << 20))
+        return seen.decode()
 
-        assert is_live(stream)
-        progress = Progress(total=100)
-        async with show(progress, title="letter.eml", stream=stream, interval_s=0.01):
-            progress.delivered = 40
-            await wait_until(lambda: "40 of 100" in ANSI.sub("", text()))
-        end = text()
+    assert is_live(stream)
+    progress = Progress(total=100)
+    async with show(progress, title="letter.eml", stream=stream, interval_s=0.01):
+        progress.delivered = 40
+        await wait_until(lambda: "40 of 100" in ANSI.sub("", text()))
+    end = text()
     assert "\x1b[?25l" in end, "the cursor was hidden"
     assert end.rindex("\x1b[?25h") > end.rindex("\x1b[?25l"), "and is back"
     assert end.rstrip().endswith("\x1b[2K"), "the picture was erased"
 
 
-async def test_a_terminal_that_is_stopped_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_terminal_that_is_stopped_holds_up_nobody(
+    terminal: tuple[IO[str], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As after Ctrl-S: nobody reads, the buffer of the terminal is full, every write waits."""
-    monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(display, "_LAST_WRITE_S", 0.05)
-    with terminal() as (stream, other_end):
-        progress, turns = Progress(total=10**6), 0
-        async with show(progress, title="x" * 50, stream=stream, interval_s=0.0005):
-            began = time.monotonic()
-            while time.monotonic() < began + 0.5:
-                progress.delivered += 1
-                turns += 1
-                await trio.sleep(0.001)
-        # let the thread go, so that it does not outlive its terminal
-        while any(thread.name == "outrider-display" for thread in threading.enumerate()):
-            os.read(other_end, 1 << 16)
+    stream, other_end = terminal
+    progress, turns = Progress(total=10**6), 0
+    async with show(progress, title="x" * 50, stream=stream, interval_s=0.0005):
+        began = time.monotonic()
+        while time.monotonic() < began + 0.5:
+            progress.delivered += 1
+            turns += 1
             await trio.sleep(0.001)
+    # let the thread go, so that it does not outlive its terminal
+    while any(thread.name == "outrider-display" for thread in threading.enumerate()):
+        os.read(other_end, 1 << 16)
+        await trio.sleep(0.001)
     assert turns > 5
 
 
-def test_what_cannot_move_its_cursor_is_not_live(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_move_its_cursor_is_not_live(
+    terminal: tuple[IO[str], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert not is_live(io.StringIO())
-    with terminal() as (stream, _):
-        monkeypatch.setenv("TERM", "dumb")
-        assert not is_live(stream)
+    assert is_live(terminal[0])
+    monkeypatch.setenv("TERM", "dumb")
+    assert not is_live(terminal[0])
