@@ -128,6 +128,18 @@ def mailboxes(value: str) -> list[str]:
     return found
 
 
+def for_header(text: str) -> str:
+    """An address from outside, as it may stand in a header field.
+
+    Raises:
+        DataError: it is no address, or could be read as an encoded-word, which some readers decode even here.
+    """
+    address = str(parse_address(text))
+    if "=?" in address:
+        raise DataError(f"address {text!r} reads as an encoded-word (RFC 2047)")
+    return address
+
+
 def _spec_of(run: list[Token]) -> str:
     """An addr-spec without the white space and the comments that may stand around its words, not between two."""
     spec = ""

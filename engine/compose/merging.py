@@ -29,8 +29,7 @@ import re
 from typing import Final, NamedTuple
 
 from ..errors import DataError
-from ..values import parse_address
-from .addresses import SPECIAL, escape_comment, escape_quoted, quote, tokens, unquote
+from .addresses import SPECIAL, escape_comment, escape_quoted, for_header, quote, tokens, unquote
 from .headers import Kind
 from .words import LONG_WORD, MARK, encode_words
 
@@ -145,7 +144,7 @@ class Merger:
 
     def _address(self, text: str) -> str:
         try:
-            return str(parse_address(text.strip(" \t")))
+            return for_header(text.strip(" \t"))
         except DataError as error:
             raise DataError(f"header field {self.name}: {error.message}") from None
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from ..errors import DataError
 from ..values import parse_address, parse_domain
-from .addresses import mailboxes
+from .addresses import for_header, mailboxes
 from .forms import NAMES, Changes, Forms
 from .headers import encode_field, write_field
 from .parts import CONTENT_TRANSFER_ENCODING, CONTENT_TYPE
@@ -193,7 +193,7 @@ class Composer:
         if self._id_place >= 0:
             header[self._id_place] = f"Message-ID: <E{message_id}@{self._host_name}>\r\n"
         if self._to_place >= 0:
-            header[self._to_place] = f"To: {address}\r\n"
+            header[self._to_place] = f"To: {for_header(address)}\r\n"
             needs_smtputf8 |= not address.isascii()
         return Composed(self, message_id, header, texts, needs_smtputf8)
 
@@ -203,7 +203,7 @@ class Composer:
                 raise DataError("the From field comes out empty")
             if merger.key != "to":
                 return "", False
-            value = address
+            value = for_header(address)
         if merger.key == "from" and not mailboxes(value):
             raise DataError("the From field comes out without an address")
         return encode_field(merger.name, value)

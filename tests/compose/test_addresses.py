@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.compose.addresses import encode_structured, escape_comment, mailboxes, quote, tokens, unquote
@@ -14,7 +14,6 @@ PIECES = st.sampled_from([*'"\\()<>,;:@.[] \ta', "ü", '"q"', "(c)", "x@y", "=?u
 fields = st.lists(PIECES, max_size=14).map("".join)
 
 
-@settings(max_examples=100)
 @given(st.one_of(fields, st.text(max_size=20)))
 def test_tokens_make_up_the_text(text: str) -> None:
     try:
@@ -85,7 +84,6 @@ def test_what_are_no_mailboxes(value: str) -> None:
         mailboxes(value)
 
 
-@settings(max_examples=100)
 @given(fields, st.booleans())
 def test_any_field_has_a_form_or_a_reason(value: str, is_addresses: bool) -> None:
     try:
@@ -100,7 +98,6 @@ def test_any_field_has_a_form_or_a_reason(value: str, is_addresses: bool) -> Non
 names = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Zl", "Zp")), min_size=1, max_size=30)
 
 
-@settings(max_examples=100)
 @given(st.lists(st.tuples(names, st.sampled_from(["a@b.example", "c@bücher.example"])), min_size=1, max_size=3))
 def test_display_names_say_what_they_said(boxes: list[tuple[str, str]]) -> None:
     value = ", ".join(f"{quote(name)} <{address}>" for name, address in boxes)

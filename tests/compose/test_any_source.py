@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from engine.errors import DataError
@@ -92,14 +92,12 @@ def try_every_form(source: bytes, *, personalised: bool = False) -> None:
                 assert_fit(rendered, eightbit=eightbit, smtputf8=smtputf8)
 
 
-@settings(max_examples=250)
 @given(sources)
 def test_octets_after_a_sender(tail: bytes) -> None:
     with contextlib.suppress(DataError):
         try_every_form(b"From: a@b.example\n" + tail)
 
 
-@settings(max_examples=100)
 @given(st.binary(max_size=300))
 @example(b"")
 @example(b"\xef\xbb\xbf")
@@ -110,7 +108,6 @@ def test_any_octets_at_all(source: bytes) -> None:
         try_every_form(source, personalised=True)
 
 
-@settings(max_examples=100)
 @given(st.binary(max_size=4000), st.sampled_from([b"text/plain", b"application/pdf", b"message/rfc822", b"text/x"]))
 def test_any_body(body: bytes, media_type: bytes) -> None:
     with contextlib.suppress(DataError):

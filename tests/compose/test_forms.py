@@ -6,7 +6,7 @@ import base64
 import quopri
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.errors import DataError
@@ -74,7 +74,6 @@ def nested(inner: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
 trees = st.recursive(st.one_of(texts, files), nested, max_leaves=5)
 
 
-@settings(max_examples=80)
 @given(trees, st.booleans())
 def test_every_part_says_what_it_said(tree: bytes, crlf: bool) -> None:
     source = SENDER + b"MIME-Version: 1.0\n" + tree
@@ -85,7 +84,6 @@ def test_every_part_says_what_it_said(tree: bytes, crlf: bool) -> None:
         assert leaves(render(source, eightbit=eightbit)) == expected
 
 
-@settings(max_examples=60)
 @given(trees)
 def test_what_is_ascii_and_short_goes_octet_for_octet(tree: bytes) -> None:
     source = (SENDER + b"MIME-Version: 1.0\n" + tree).replace(b"\r\n", b"\n")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from engine.compose.headers import Kind
@@ -97,7 +97,6 @@ def text_of(value: str) -> str:
 GOOD = {"name": "Bob", "note": "x", "first": "A.", "subject": "", "token": "t", "reply": "r@example.org"}
 
 
-@settings(max_examples=100)
 @given(st.dictionaries(st.sampled_from(list(GOOD)), values, max_size=2).map(lambda data: {**GOOD, **data}))
 @example(GOOD)
 @example({"name": "=?", "note": "=?x", "first": "=", "subject": "?=", "token": "=?", "reply": "=? <r@example.org>"})
@@ -123,7 +122,6 @@ def test_data_add_no_field_and_no_address(data: dict[str, str]) -> None:
             assert message["Content-Type"] == 'text/plain; charset="utf-8"'
 
 
-@settings(max_examples=100)
 @given(values)
 def test_the_text_of_a_subject_is_what_was_merged(value: str) -> None:
     with contextlib.suppress(DataError):
@@ -132,7 +130,6 @@ def test_the_text_of_a_subject_is_what_was_merged(value: str) -> None:
         assert text_of(str(subject)) == text_of(f"Re: {value}!")
 
 
-@settings(max_examples=100)
 @given(values)
 def test_the_text_of_a_display_name_is_what_was_merged(value: str) -> None:
     with contextlib.suppress(DataError):
@@ -143,7 +140,6 @@ def test_the_text_of_a_display_name_is_what_was_merged(value: str) -> None:
         assert text_of(mailbox.display_name).replace(" ", "") == text_of(value).replace(" ", "")
 
 
-@settings(max_examples=100)
 @given(values)
 def test_a_bare_value_is_one_mailbox_or_an_error(value: str) -> None:
     with contextlib.suppress(DataError):
@@ -181,6 +177,8 @@ def test_a_line_break_or_control_character_in_a_header_is_an_error(place: str, v
         ("|", Kind.ADDRESSES, ["Smith, Bob <b@c>"], None),
         ("|", Kind.ADDRESSES, ["Bob S. <b@c>"], '"Bob S." <b@c>'),
         ("|", Kind.ADDRESSES, ["b@c, d@e"], None),
+        ("|", Kind.ADDRESSES, ["=?utf-8?q?x?=@c"], None),
+        ("<|>", Kind.ADDRESSES, ['"=?utf-8?q?x?="@c'], None),
         ("|, x@y", Kind.ADDRESSES, ["b@c"], "b@c, x@y"),
         ("|@example.org", Kind.ADDRESSES, ["bob"], "bob@example.org"),
         ("|@example.org", Kind.ADDRESSES, ["x@y, bob"], None),

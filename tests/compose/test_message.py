@@ -152,6 +152,12 @@ def test_an_address_that_needs_smtputf8() -> None:
         assert composed.render(eightbit=False, smtputf8=True).content == rendered.content
 
 
+def test_an_address_that_reads_as_an_encoded_word_stands_in_no_header() -> None:
+    with pytest.raises(DataError, match="encoded-word"):
+        compose(PLAIN, address="=?utf-8?q?=0A?=@example.org", personalised=True)
+    assert render("To: all@x.example\n" + PLAIN, address="=?utf-8?q?=0A?=@example.org", personalised=True)
+
+
 def test_smtputf8_by_data() -> None:
     composer = composer_for("From: a@b.example\nTo: {{ email }}\nCc: {{ x }} <c@d.example>\n\nx\n", is_template=True)
     assert not composer.compose("bob@example.org", {"x": "Jörg"}, MESSAGE_ID, NOW).needs_smtputf8

@@ -9,7 +9,7 @@ import tracemalloc
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from engine.compose import BadRow, Format, Recipient, read_recipients
@@ -157,7 +157,6 @@ def test_a_quote_that_is_never_closed_keeps_all_it_swallowed() -> None:
 cells = st.text(st.characters(codec="utf-8", exclude_characters="\0\r"), max_size=20)
 
 
-@settings(max_examples=100)
 @given(st.lists(st.tuples(cells, cells), max_size=8), st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]))
 def test_what_pythons_csv_writes_is_read_back(rows: list[tuple[str, str]], quoting: int) -> None:
     file = io.StringIO()
@@ -241,7 +240,6 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=100)
 @given(st.dictionaries(st.text(st.characters(codec="utf-8"), max_size=8), JSON, max_size=4), st.booleans())
 def test_what_pythons_json_writes_is_read_back(data: dict[str, object], ascii_only: bool) -> None:
     data = {key: value for key, value in data.items() if key.casefold() != "email"}
@@ -298,7 +296,6 @@ def test_a_format_that_is_given_is_taken() -> None:
 # anything
 
 
-@settings(max_examples=100)
 @given(st.binary(max_size=200), st.sampled_from([None, *Format]))
 @example(b"\xef\xbb", None)
 @example(b"\xef\xbb\xbf", None)
@@ -312,7 +309,6 @@ def test_any_octets_end_in_rows_or_one_error(octets: bytes, format: Format | Non
     assert all(isinstance(row, Recipient) or row.reason for row in rows)
 
 
-@settings(max_examples=100)
 @given(
     st.lists(
         st.sampled_from([b"x@y", b",", b'"', b"\n", b"\r\n", b"\r", b"a", b"\0", b"\xff", b" ", "ü".encode()]),

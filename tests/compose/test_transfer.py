@@ -6,7 +6,7 @@ import base64
 import quopri
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from engine.compose import transfer
@@ -41,7 +41,6 @@ def test_lines_that_are_too_long(lengths: list[int], ends: bool) -> None:
     assert transfer.has_long_line(data) == any(length > 998 for length in lengths)
 
 
-@settings(max_examples=100)
 @given(lines)
 def test_quoted_printable(text: bytes) -> None:
     encoded = transfer.encode_quoted_printable(text)
@@ -67,7 +66,6 @@ def test_the_shorter_encoding(data: bytes, is_text: bool) -> None:
     assert transfer.is_wire_ready(encoded, eightbit=False)
 
 
-@settings(max_examples=100)
 @given(lines)
 @example(b"=41" * 400)
 @example(b"a=\r\n" * 3 + b"=C3=BC" * 30)

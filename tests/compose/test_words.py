@@ -6,7 +6,7 @@ from email.header import decode_header, make_header
 from itertools import pairwise
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from engine.compose.words import MARK, encode_text, encode_words, fold, is_encoded_word
@@ -19,7 +19,6 @@ def decoded(text: str) -> str:
     return str(make_header(decode_header(text)))
 
 
-@settings(max_examples=100)
 @given(texts, st.integers(0, 120))
 @example("ü" * 200, 0)
 @example("\U0001f600" * 100, 40)
@@ -42,7 +41,6 @@ def seen(text: str) -> str:
     return " ".join(text.split())
 
 
-@settings(max_examples=100)
 @given(
     st.lists(
         st.one_of(st.sampled_from(["plain", "=?utf-8?q?x?=", "ü", "w" * 1200, "=?", "a=?b"]), texts),
@@ -86,7 +84,6 @@ def test_what_an_encoded_word_is(word: str, is_one: bool) -> None:
     assert is_encoded_word(word) == is_one
 
 
-@settings(max_examples=100)
 @given(st.sampled_from(["X", "Subject", "X-" + "n" * 70]), st.text("ab \tü,", max_size=300))
 def test_folding_changes_only_white_space(name: str, value: str) -> None:
     value = value.strip(" \t")
