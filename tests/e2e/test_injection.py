@@ -20,7 +20,16 @@ from engine.actions.lookups import LookupOptions, LookupRegistry
 from engine.errors import ExpandError
 from engine.expand import Scope, compile_text
 from engine.expand.taint import taint
-from fakes.databases import HOST, MARIADB_PORT, POSTGRESQL_PORT, REDIS_PORT, mariadb, postgresql, redis_keys
+from fakes.databases import (
+    HOST,
+    MARIADB_PORT,
+    MARIADB_USER,
+    POSTGRESQL_PORT,
+    REDIS_PORT,
+    mariadb,
+    postgresql,
+    redis_keys,
+)
 from fakes.fault_proxy import open_fault_proxy
 from fakes.searching import in_thread
 
@@ -297,7 +306,7 @@ async def test_nothing_of_a_refused_statement_reaches_the_server(
     targets: dict[str, Target], kind: str, port: int
 ) -> None:
     async with open_fault_proxy(HOST, port) as proxy:
-        user = {"pgsql": "postgres/postgres/", "mysql": "/root/", "redis": "0/"}[kind]
+        user = {"pgsql": "postgres/postgres/", "mysql": f"/{MARIADB_USER}/", "redis": "0/"}[kind]
         registry = LookupRegistry(LookupOptions(**{f"{kind}_servers": (f"{HOST}:{proxy.port}/{user}",)}))  # type: ignore[arg-type]
         for text in targets[kind].unquoted:
             message = await in_thread(expand, text, "MARK'; FLUSHALL", registry)

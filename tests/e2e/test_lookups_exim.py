@@ -18,7 +18,7 @@ from engine.actions.lookups import LookupOptions, LookupRegistry
 from engine.errors import ExpandError
 from engine.expand import ExpandOptions, Scope, compile_text
 from fakes.cdb_file import make_cdb
-from fakes.databases import HOST, MARIADB_PORT, MARIADB_SOCKET, POSTGRESQL_SOCKET, mariadb, postgresql
+from fakes.databases import HOST, MARIADB_PORT, MARIADB_SOCKET, MARIADB_USER, POSTGRESQL_SOCKET, mariadb, postgresql
 from fakes.peer_exim import EximOracle
 from fakes.peers import free_port
 
@@ -103,6 +103,15 @@ NETWORKS = b"""1.2.3.4: a
 300.1.1.1: bad
 "0.0.0.0/0": rest
 """
+
+WILD_KEYS = """exact EXACT x.tail.com .tail.com X.TAIL.COM ytailx re123 RE12 abc ABC xneg zzneg never q a.oracle.test
+upper UPPER n5 x.$primary_hostname"""
+
+ADDRESSES = """1.2.3.4 10.1.2.3 10.0.0.0/8 10.1.0.0/16 ::1 2001:db8::5 2001:DB8:1:: * 8.8.8.8 fe80::1 foo 1.2.3
+::ffff:1.2.3.4 1.2.3.4/32 01.2.3.4 0:0::1"""
+
+NAMES = """list sub link dangling pipe none . .. sub/file sub/.. /list //list ../list ..x sub/. * sub/ ./list a/
+link/x"""
 
 CDB = [
     (b"a", b"1"),
@@ -260,51 +269,14 @@ def test_lsearch(pair: Pair) -> None:
 
 
 def test_wildlsearch(pair: Pair) -> None:
-    keys = [
-        "exact",
-        "EXACT",
-        "x.tail.com",
-        ".tail.com",
-        "X.TAIL.COM",
-        "ytailx",
-        "re123",
-        "RE12",
-        "abc",
-        "ABC",
-        "xneg",
-        "zzneg",
-        "never",
-        "q",
-        "a.oracle.test",
-        "upper",
-        "UPPER",
-        "n5",
-        "x.$primary_hostname",
-    ]
+    keys = WILD_KEYS.split()
     pair.compare(key_lines("wildlsearch wildlsearch* partial-wildlsearch wildlsearch,ret=key", keys, "{dir}/wild"))
     pair.compare(key_lines("nwildlsearch nwildlsearch* nwildlsearch,ret=full", keys, "{dir}/patterns"))
 
 
 def test_iplsearch(pair: Pair) -> None:
-    keys = [
-        "1.2.3.4",
-        "10.1.2.3",
-        "10.0.0.0/8",
-        "10.1.0.0/16",
-        "::1",
-        "2001:db8::5",
-        "2001:DB8:1::",
-        "*",
-        "8.8.8.8",
-        "fe80::1",
-        "foo",
-        "1.2.3",
-        "::ffff:1.2.3.4",
-        "1.2.3.4/32",
-        "01.2.3.4",
-        "0:0::1",
-    ]
-    pair.compare(key_lines("iplsearch iplsearch* iplsearch,ret=full iplsearch,ret=key", keys, "{dir}/networks"))
+    kinds = "iplsearch iplsearch* iplsearch,ret=full iplsearch,ret=key"
+    pair.compare(key_lines(kinds, ADDRESSES.split(), "{dir}/networks"))
 
 
 def test_cdb(pair: Pair) -> None:
@@ -313,31 +285,9 @@ def test_cdb(pair: Pair) -> None:
 
 
 def test_dsearch(pair: Pair) -> None:
-    keys = [
-        "list",
-        "sub",
-        "link",
-        "dangling",
-        "pipe",
-        "none",
-        ".",
-        "..",
-        "sub/file",
-        "sub/..",
-        "/list",
-        "//list",
-        "../list",
-        "..x",
-        "sub/.",
-        "*",
-        "sub/",
-        "./list",
-        "a/",
-        "link/x",
-    ]
     kinds = """dsearch dsearch,ret=full dsearch,filter=file dsearch,filter=dir dsearch,filter=subdir dsearch*
         partial-dsearch dsearch,ret=key"""
-    pair.compare(key_lines(kinds, [*keys, "link to sub", ""], "{dir}"))
+    pair.compare(key_lines(kinds, [*NAMES.split(), "link to sub", ""], "{dir}"))
     # the last line of its run: Exim shows the error of it for later keys that a filter leaves out
     pair.compare(key_lines("dsearch", ["x" * 300], "{dir}"))
 
@@ -418,21 +368,7 @@ QUOTED = [
     "*()=#<>,+;",
     " x ",
 ]
-TYPES = [
-    "mysql",
-    "pgsql",
-    "sqlite",
-    "oracle",
-    "nisplus",
-    "ldap",
-    "ldap_dn",
-    "lsearch",
-    "dnsdb",
-    "passwd",
-    "nonesuch",
-    "mysql_x",
-    "pgsql_dn",
-]
+TYPES = "mysql pgsql sqlite oracle nisplus ldap ldap_dn lsearch dnsdb passwd nonesuch mysql_x pgsql_dn"
 
 
 def test_quote_operators(pair: Pair) -> None:
@@ -440,7 +376,7 @@ def test_quote_operators(pair: Pair) -> None:
     lines = []
     for text in QUOTED:
         shown = escaped(text).replace("\n", "\\n").replace("\t", "\\t").replace("\r", "\\r").replace("\b", "\\b")
-        lines += [f"${{quote_{name}:{shown}}}" for name in TYPES]
+        lines += [f"${{quote_{name}:{shown}}}" for name in TYPES.split()]
     missing = {"oracle", "nisplus"}
     pair.compare([line for line in lines if not any(f"quote_{name}:" in line for name in missing)])
 
@@ -520,15 +456,15 @@ def test_mysql(pair: Pair) -> None:
         [
             *queries("mysql", *statements),
             *queries("mysql,servers=nowhere", "SELECT 5"),
-            *queries(f"mysql,servers={HOST}::{MARIADB_PORT}//root/", "SELECT 5"),
+            *queries(f"mysql,servers={HOST}::{MARIADB_PORT}//{MARIADB_USER}/", "SELECT 5"),
             *queries("mysql,servers=(/tmp/foo)/a/b/c", "SELECT 5"),
             *queries("mysql,servers=localhost(/tmp/foo)/a/b/c", "SELECT 5"),
-            *queries(f"mysql,servers=localhost({MARIADB_SOCKET})//root/", "SELECT 5"),
-            *queries(f"mysql,servers=localhost({MARIADB_SOCKET})[group]//root/", "SELECT 5"),
+            *queries(f"mysql,servers=localhost({MARIADB_SOCKET})//{MARIADB_USER}/", "SELECT 5"),
+            *queries(f"mysql,servers=localhost({MARIADB_SOCKET})[group]//{MARIADB_USER}/", "SELECT 5"),
             *queries("mysql,servers=localhost/a/b", "SELECT 5"),
             *queries("mysql,servers=localhost/a", "SELECT 5"),
             *queries("mysql,servers=a/b/c/d/e", "SELECT 5"),
-            *queries(f"mysql,servers={HOST}/no_such_database/root/", "SELECT 5"),
+            *queries(f"mysql,servers={HOST}/no_such_database/{MARIADB_USER}/", "SELECT 5"),
             *queries("mysql", "servers=nowhere;SELECT 5", "servers=nowhere SELECT 5"),
             *queries("mysql", "BEGIN"),
         ]

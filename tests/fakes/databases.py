@@ -24,6 +24,8 @@ HOST = "127.0.0.1"
 POSTGRESQL_PORT = 5432
 MARIADB_PORT = 3306
 REDIS_PORT = 6379
+#: who may do everything in MariaDB, without a password
+MARIADB_USER = "root"
 #: as the servers of Debian have them
 POSTGRESQL_SOCKET = "/var/run/postgresql/.s.PGSQL.5432"
 MARIADB_SOCKET = "/run/mysqld/mysqld.sock"
@@ -83,11 +85,11 @@ class Mariadb:
 
     def server(self, port: int = MARIADB_PORT) -> str:
         """The item of `mysql_servers` for it; in a list its colon must be doubled."""
-        return f"{HOST}:{port}/{self.name}/root/"
+        return f"{HOST}:{port}/{self.name}/{MARIADB_USER}/"
 
     @property
     def socket_server(self) -> str:
-        return f"localhost({MARIADB_SOCKET})/{self.name}/root/"
+        return f"localhost({MARIADB_SOCKET})/{self.name}/{MARIADB_USER}/"
 
     def run(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
         with self.connection.cursor() as cursor:
@@ -100,7 +102,7 @@ def mariadb() -> Iterator[Mariadb]:
     """Make a database and drop it at the end."""
     require_service(HOST, MARIADB_PORT, "MariaDB")
     name = _name()
-    connection: Any = pymysql.connect(host=HOST, user="root", autocommit=True, charset="utf8mb4")
+    connection: Any = pymysql.connect(host=HOST, user=MARIADB_USER, autocommit=True, charset="utf8mb4")
     with connection:
         with connection.cursor() as cursor:
             cursor.execute(f"CREATE DATABASE {name} CHARACTER SET utf8mb4")

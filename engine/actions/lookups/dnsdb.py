@@ -153,7 +153,7 @@ def _srv(question: Question, rdata: Any) -> bytes:
 
 
 def _soa(question: Question, rdata: Any) -> bytes:
-    if question.inner is None:
+    if not question.inner:
         return _host(rdata.mname)
     numbers = (rdata.serial, rdata.refresh, rdata.retry, rdata.expire, rdata.minimum)
     return _fields(question, _host(rdata.mname), _host(rdata.rname), *(b"%d" % number for number in numbers))
@@ -261,13 +261,15 @@ class Dnsdb:
                 shown = [kind.show(question, rdata) for rdata in answer.rrset or ()]
                 items += [item for item in shown if item is not None]
                 authenticated = authenticated and self._is_authentic(answer)
-                ttl_s = min(ttl_s, max(0.0, answer.expiration - answer_time(answer)))
-        if not items:
+                ttl_s = min(ttl_s, answer.chaining_result.minimum_ttl)
+        value = question.separator.join(items)
+        # a null MX (RFC 7505) has a name without text, and nothing is nothing found
+        if not value:
             if failed:
                 raise Deferral("")
             return None
         known = None if question.dnssec is Mode.NEVER else authenticated
-        return Result(bounded(question.separator.join(items)), ttl_s=ttl_s, authenticated=known)
+        return Result(bounded(value), ttl_s=ttl_s, authenticated=known)
 
     def _walk(self, question: Question, kind: _Kind, name: bytes, rdtype: str) -> dns.resolver.Answer | None:
         try:
@@ -314,11 +316,6 @@ class Dnsdb:
 
     def close(self) -> None:
         """Nothing stays open between questions."""
-
-
-def answer_time(answer: dns.resolver.Answer) -> float:
-    """When `answer` came, on the clock of its `expiration`."""
-    return float(answer.expiration - answer.chaining_result.minimum_ttl)
 
 
 def _owner(name: bytes, rdtype: str) -> dns.name.Name:

@@ -107,7 +107,8 @@ async def test_types(monkeypatch: pytest.MonkeyPatch) -> None:
         assert await ask("mx=a.test") == "10 mx1.a.test\n20 mx2.a.test"
         assert await ask(">,,/ mx=a.test") == "10/mx1.a.test,20/mx2.a.test"
         assert await ask("mxh=a.test") == "mx1.a.test\nmx2.a.test"
-        assert await ask("mxh=null.test") == ""
+        assert await ask("mxh=null.test") is None
+        assert await ask("mx=null.test") == "0 "
         assert await ask("a.test") == 'first\nwith "quotes"'
         assert await ask(">:; txt=a.test") == 'firstsecond:with "quotes"'
         assert await ask(">:,+ txt=a.test") == 'first+second:with "quotes"'
@@ -115,6 +116,7 @@ async def test_types(monkeypatch: pytest.MonkeyPatch) -> None:
         assert await ask("ns=a.test") == "ns.a.test"
         assert await ask("zns=x.y.a.test") == "ns.a.test"
         assert await ask("soa=x.a.test") == "ns.a.test"
+        assert await ask(">:; soa=a.test") == "ns.a.test"
         assert await ask(">:,  soa=a.test") == "ns.a.test host.a.test 1 2 3 4 5"
         assert await ask("srv=_x._tcp.a.test") == "1 2 25 mx1.a.test"
         assert await ask("csa=a.test") == "Y mx1.a.test"

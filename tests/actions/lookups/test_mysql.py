@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from engine.actions.lookups import LookupOptions, LookupRegistry, Timeouts, mysql
 from engine.expand.quoting import quote_mysql
-from fakes.databases import HOST, MARIADB_PORT, MARIADB_SOCKET, Mariadb
+from fakes.databases import HOST, MARIADB_PORT, MARIADB_SOCKET, MARIADB_USER, Mariadb
 from fakes.fault_proxy import (
     TO_CLIENT,
     TO_SERVER,
@@ -192,8 +192,8 @@ def test_sockets(my: Mariadb) -> None:
         # the host "localhost" is the socket, too
         for server in (
             my.socket_server,
-            f"localhost/{my.name}/root/",
-            f"localhost({MARIADB_SOCKET})[group]/{my.name}/root/",
+            f"localhost/{my.name}/{MARIADB_USER}/",
+            f"localhost({MARIADB_SOCKET})[group]/{my.name}/{MARIADB_USER}/",
         ):
             registry = with_servers(server)
             assert look(registry, "mysql", "SELECT database()") == my.name.encode()
@@ -201,7 +201,7 @@ def test_sockets(my: Mariadb) -> None:
 
 
 def test_log_ins_that_are_refused() -> None:
-    message = failure(with_servers(f"{HOST}/no_such_database/root/"), "mysql", "SELECT 1")
+    message = failure(with_servers(f"{HOST}/no_such_database/{MARIADB_USER}/"), "mysql", "SELECT 1")
     assert message.endswith("MYSQL connection failed: Unknown database 'no_such_database'")
     message = failure(with_servers(f"{HOST}//nobody/secret"), "mysql", "SELECT 1")
     assert f"MYSQL connection failed: Access denied for user 'nobody'@'{HOST}'" in message
