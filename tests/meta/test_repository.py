@@ -12,7 +12,9 @@ import subprocess
 import pytest
 import typer.main
 
+from engine import app
 from engine.cli.main import cli
+from engine.config import loads
 from fakes.peers import PROJECT, peers_directory, require
 
 MAKEFILE = (PROJECT / "Makefile").read_text()
@@ -89,6 +91,13 @@ def test_the_architecture_of_the_readme_names_the_rooms_that_are_there() -> None
     text = README.read_text()
     rooms = {path.parent.name for path in (PROJECT / "engine").glob("*/__init__.py")}
     assert {room for room in rooms if f"{room}/" not in text} == set()
+
+
+def test_the_configuration_of_the_readme_can_be_used() -> None:
+    blocks = re.findall(r"^```toml\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
+    assert blocks
+    for block in blocks:
+        app.check(loads(block.encode(), "README.md"))
 
 
 def test_the_readme_keeps_its_length() -> None:
