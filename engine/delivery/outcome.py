@@ -138,4 +138,6 @@ def _refused(stage: Stage, reply: Reply, text: str) -> Ending:
 
 def _of_error(error: DeliveryError, from_mx: bool | None, *, in_doubt: bool) -> Ending:
     end = End.IN_DOUBT if in_doubt else _OF_SCOPE[error.scope]
+    if error.permanent and end in (End.MESSAGE_WAITS, End.RECIPIENT_WAITS):
+        end = End.FAILED  # it cannot be sent to this host in any form
     return Ending(end, error.message, error.errno, Failure(error.retry_name, from_mx=from_mx))

@@ -90,6 +90,13 @@ def test_whose_reply_is_missing_is_in_doubt_once_the_content_has_left() -> None:
     assert [ending.end for ending in endings(said)] == [End.IN_DOUBT, End.IN_DOUBT, End.IN_DOUBT, End.FAILED]
 
 
+@pytest.mark.parametrize(("scope", "end"), [(Scope.MESSAGE, End.FAILED), (Scope.HOST, End.HOST_ERROR)])
+def test_a_message_that_fits_no_host_fails(scope: Scope, end: End) -> None:
+    """A permanent error of the host is not the message's fault: the next host may take it (RT-1)."""
+    said = result(error=DeliveryError("SMTPUTF8 is not offered", scope=scope, permanent=True))
+    assert [ending.end for ending in endings(said)] == [end]
+
+
 def test_the_rest_after_452_goes_again_at_once() -> None:
     """RT-4."""
     said = result(3, mail=OK, recipients=[OK, Reply(452, b"452 too many"), None], rest=[1, 2], data=GO_ON, final=OK)
