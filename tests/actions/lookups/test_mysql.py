@@ -127,13 +127,13 @@ def test_a_session_that_was_changed_is_not_used_again(lookups: LookupRegistry, c
     assert settings.endswith(b"=0 ")
 
 
-def test_a_server_without_backslash_escapes(my: Mariadb) -> None:
-    before = my.run("SELECT @@GLOBAL.init_connect, @@GLOBAL.sql_mode")
-    assert "NO_BACKSLASH_ESCAPES" not in before[0][1]
-    # what a server with the mode says in its greeting; the statement that ends the mode is sent whatever it says
-    registry = with_servers(my.server())
-    assert look(registry, "mysql", "SELECT @@sql_mode LIKE '%BACKSLASH%'") == b"0"
-    registry.close()
+def test_escapes_are_put_back_when_a_procedure_took_them_away(lookups: LookupRegistry, my: Mariadb) -> None:
+    my.run("CREATE PROCEDURE take_escapes() SET SESSION sql_mode = 'NO_BACKSLASH_ESCAPES'")
+    number = look(lookups, "mysql", "SELECT connection_id()")
+    look(lookups, "mysql", "CALL take_escapes()")
+    assert look(lookups, "mysql", "SELECT 'a\\\\b\\'c'") == b"a\\b'c"
+    lookups.forget()
+    assert look(lookups, "mysql", "SELECT connection_id()") == number
 
 
 def test_a_long_result_is_refused_and_the_next_one_comes(
