@@ -1,19 +1,50 @@
 """Decide whether a certificate chain proves what a TLSA RRset demands.
 
-Layer: sans-I/O.  Spec: RFC 6698 §2.1, RFC 7671 §4, §5.1, §5.2, §9, RFC 7672 §3; R18 to R38 of the TLS requirements.
+Layer: sans-I/O.  Spec: RFC 6698 §2.1, RFC 7671 §4 (usable), §5.1 (DANE-EE), §5.2 (DANE-TA), §9 (digest agility), RFC
+7672 §3.1 and §3.2 (names); R18 to R38 of the TLS requirements.
+Input: raw records, DER certificates, names and a time.  Output: a `Verdict`.
+
+DANE-EE is octets against octets: no parser sees the certificate, and neither names nor dates nor a chain count (R25).
+Only when none of its records matches, DANE-TA is tried (R28).  Its anchors are the certificates of the chain behind
+the leaf that a record names, and the certificates that ``2 0 0`` records hold; a path from the leaf to one of them has
+to verify, and the leaf to have one of the names.  The leaf itself is never an anchor (R30) but for a ``2 1 0`` record
+whose key signed it: where no path ends at an anchor, the keys of such records are held against the signature of its
+topmost certificate.
+The dates of an anchor count, too, as the newer OpenSSL has it (R35).
+Invariants: the verdict does not depend on the order of the records, nor on that of the certificates behind the leaf
+where it says ``match``; whatever is not understood is not trusted; judging never raises for what the octets are.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
+
+from . import _certmatch, tlsa
+from . import chain as paths
+from .names import certificate_names
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from datetime import datetime
+
+    from OpenSSL import crypto
 
 #: how a judgement ends; only ``match`` authenticates
 Status = Literal["match", "no-match", "name-mismatch", "unusable", "invalid-chain"]
+#: certificates of a chain that are looked at; OpenSSL's limit of depth
+MAX_CERTIFICATES: Final = 100
+
+_TA: Final = tlsa.Usage.DANE_TA
+_EE: Final = tlsa.Usage.DANE_EE
+#: first octets of records that hold a certificate or a bare key in full
+_FULL_CERTIFICATE: Final = bytes((_TA, tlsa.Selector.CERT, tlsa.Matching.FULL))
+_FULL_KEY: Final = bytes((_TA, tlsa.Selector.SPKI, tlsa.Matching.FULL))
+_REFERENCE: Final = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*\Z", re.ASCII)
+#: a wildcard is a whole first label before at least two more (OpenSSL's rule)
+_WILDCARD: Final = re.compile(r"\*((?:\.[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?){2,})\Z", re.ASCII)
+_PLAIN_LABEL: Final = re.compile(r"[a-z0-9-]+\Z", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +59,8 @@ class Verdict:
             caller's to say).
         usage: 2 (DANE-TA) or 3 (DANE-EE) of the record that matched, for ``name-mismatch`` and ``invalid-chain`` too
             where one did; None otherwise.
-        depth: index in the chain as verified of what the record names: 0 for the leaf; for DANE-TA the number of
-            certificates below the trust anchor.  None where nothing matched.
+        depth: index, in the path from the leaf, of the certificate that the record names, 0 for the leaf; for a bare
+            key of a ``2 1 0`` record that of the certificate it signed.  None where no path was verified.
         record: index of that record in the sequence that was given (the first of equal ones), or None.
         reason: what happened, in words for a person; printable ASCII, one line.
         error: OpenSSL's number of the verification error for ``invalid-chain`` (9 not yet valid, 10 expired, …),
@@ -61,4 +92,150 @@ def judge(records: Sequence[bytes], chain: Sequence[bytes], names: Sequence[str]
             none of them DANE-TA never matches (R38).
         now: aware time for the dates of the certificates (DANE-TA only; DANE-EE knows no dates, R25).
     """
-    raise NotImplementedError
+    records = records if isinstance(records, tuple) else tuple(records)
+    in_force = tlsa.well_formed(records)
+    of_leaf = [rdata for rdata in in_force if rdata[0] == _EE]
+    found = _certmatch.match(of_leaf, chain[:1])
+    if found:
+        rdata = of_leaf[found[0][0]]
+        return Verdict("match", int(_EE), 0, in_force[rdata], f"{_kind(rdata)} matches the certificate")
+    in_force = {rdata: index for rdata, index in in_force.items() if tlsa.is_decodable(rdata)}
+    if not in_force:
+        return Verdict("unusable", reason=_why_all_unusable(records))
+    if not chain:
+        return Verdict("invalid-chain", reason="the peer sent no certificate")
+    of_anchors = {rdata: index for rdata, index in in_force.items() if rdata[0] == _TA}
+    if not of_anchors:
+        return _no_match(in_force)
+    return _AnchorJudge(of_anchors, chain[:MAX_CERTIFICATES], now).judge(names) or _no_match(in_force)
+
+
+class _AnchorJudge:
+    """DANE-TA: tries the anchors that the records name, then the bare keys.
+
+    Args:
+        records: usable records of usage 2: raw rdata -> index.
+        chain: leaf first, not empty.
+    """
+
+    def __init__(self, records: dict[bytes, int], chain: Sequence[bytes], now: datetime) -> None:
+        self._records = records
+        self._rows = list(records)
+        self._chain = chain
+        self._now = now
+
+    def judge(self, names: Sequence[str]) -> Verdict | None:
+        """The verdict, or None if no record has to do with the chain."""
+        leaf = paths.load_or_none(self._chain[0])
+        if leaf is None:
+            return Verdict("invalid-chain", reason="the certificate of the server cannot be decoded")
+        sent = [certificate for der in self._chain[1:] if (certificate := paths.load_or_none(der)) is not None]
+        anchors = self._anchors(paths.encoded(leaf))
+        path = paths.verify(leaf, sent, [certificate for certificate, _ in anchors.values()], self._now)
+        if path.topmost is not None:
+            key = self._bare_key(path.topmost)
+            if key is not None:
+                path = paths.verify(leaf, sent, [path.topmost], self._now)
+                return self._conclude(path, key, names, is_key=True)
+        if path.certificates:
+            return self._conclude(path, anchors[paths.encoded(path.certificates[-1])][1], names)
+        matched = sorted(row for _, row in anchors.values())
+        if not matched or (path.error in paths.NO_ANCHOR and not self._is_sent(matched)):
+            return None
+        return self._conclude(path, matched[0], names)
+
+    def _anchors(self, leaf: bytes) -> dict[bytes, tuple[crypto.X509, bytes]]:
+        """What a path may end at: DER -> certificate and the record that names it; never the leaf (R30)."""
+        named = [(self._rows[row], self._chain[1 + number]) for row, number in self._matches()]
+        named += [(rdata, rdata[len(_FULL_CERTIFICATE) :]) for rdata in self._rows if _is(rdata, _FULL_CERTIFICATE)]
+        anchors: dict[bytes, tuple[crypto.X509, bytes]] = {}
+        for rdata, der in sorted(named):
+            certificate = paths.load_or_none(der)
+            if certificate is not None:
+                # as OpenSSL writes it, to be found again in a path
+                anchors.setdefault(paths.encoded(certificate), (certificate, rdata))
+        anchors.pop(leaf, None)
+        return anchors
+
+    def _matches(self) -> list[tuple[int, int]]:
+        return _certmatch.match(self._rows, self._chain[1:])
+
+    def _is_sent(self, rows: Sequence[bytes]) -> bool:
+        """Whether one of the anchors came from the server: then the chain was meant to lead to it."""
+        return any(
+            self._rows[row] in rows for row, number in self._matches() if self._chain[1 + number] != self._chain[0]
+        )
+
+    def _bare_key(self, topmost: crypto.X509) -> bytes | None:
+        """The ``2 1 0`` record whose key signed the topmost certificate of the path."""
+        for rdata in self._rows:
+            if _is(rdata, _FULL_KEY) and paths.is_signed_by(topmost, rdata[len(_FULL_KEY) :]):
+                return rdata
+        return None
+
+    def _conclude(self, path: paths.Path, rdata: bytes, names: Sequence[str], *, is_key: bool = False) -> Verdict:
+        index = self._records[rdata]
+        what = f"{_kind(rdata)} names the trust anchor"
+        error, depth, text = path.error, path.depth, path.text
+        if not error:
+            error, depth = paths.weakness(path.certificates, is_anchored_by_key=is_key)
+            text = "its key or digest is too weak"
+        if error:
+            reason = f"{what}, but the chain does not verify: {text} (error {error} at depth {depth})"
+            return Verdict("invalid-chain", int(_TA), None, index, reason, error)
+        at = len(path.certificates) - 1
+        if not covers(self._chain[0], names):
+            wanted = ", ".join(_shown(name) for name in names) or "any name: none was given"
+            return Verdict("name-mismatch", int(_TA), at, index, f"{what}, but the certificate is not for {wanted}")
+        return Verdict("match", int(_TA), at, index, f"{what} at depth {at}" + (" by its key alone" if is_key else ""))
+
+
+def covers(certificate: bytes, names: Iterable[str]) -> bool:
+    """Whether a DER certificate is for one of `names` (R37): DNS entries of the alternative name, else common names.
+
+    Stricter than `names.certificate_matches`: a name in the certificate must not end with a dot, and what a wildcard
+    stands for is letters, digits and hyphens.
+    """
+    patterns = certificate_names(certificate)
+    return any(_name_matches(pattern, name) for name in names for pattern in patterns)
+
+
+def _name_matches(pattern: str, name: str) -> bool:
+    name = name.lower().removesuffix(".") if name.isascii() else ""
+    if not _REFERENCE.match(name):
+        return False
+    if pattern == name:
+        return True
+    wildcard = _WILDCARD.match(pattern)
+    if wildcard is None:
+        return False
+    label, _, parent = name.partition(".")
+    return f".{parent}" == wildcard[1] and _PLAIN_LABEL.match(label) is not None
+
+
+def _no_match(in_force: Iterable[bytes]) -> Verdict:
+    kinds = ", ".join(sorted({_kind(rdata) for rdata in in_force}, reverse=True))
+    return Verdict("no-match", reason=f"no record matches the chain (usable: {kinds})")
+
+
+def _why_all_unusable(records: Sequence[bytes]) -> str:
+    if not records:
+        return "there is no TLSA record"
+    reason = tlsa.why_unusable(min(records))
+    return (
+        f"no TLSA record is usable: {reason}" if len(set(records)) == 1 else f"no TLSA record is usable; one: {reason}"
+    )
+
+
+def _is(rdata: bytes, head: bytes) -> bool:
+    return rdata[: len(head)] == head
+
+
+def _kind(rdata: bytes) -> str:
+    return f"{rdata[0]} {rdata[1]} {rdata[2]}"
+
+
+def _shown(name: str) -> str:
+    """A name as one can print it, whatever it is."""
+    text = "".join(char if "!" <= char <= "~" else "?" for char in name[:255])
+    return text or "(empty)"

@@ -49,7 +49,8 @@ def certificate_names(der: bytes) -> tuple[str, ...]:
             names = [value for value in values if isinstance(value, str)]
     except (ValueError, x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
         return ()
-    return tuple(name.lower() for name in names)
+    # The lower case of some letters outside ASCII is inside: U+212A is no k.
+    return tuple(name.lower() for name in names if name.isascii())
 
 
 def name_matches(pattern: str, name: str) -> bool:
