@@ -86,6 +86,9 @@ class State:
     depth: int
     def __init__(self) -> None: ...
 
+class Frame:
+    """What one run of a program changes; `Code.evaluate` makes it."""
+
 class Code:
     @property
     def constant(self) -> bytes | None: ...

@@ -5,6 +5,7 @@ Input: a folded tree.  Output: a `Code`.
 An instruction is five numbers; an operand from 0 up is a slot, one below 0 the constant at ~operand.  Slots are given
 out like a stack: a node's result stands below whatever was needed to compute it.  A condition is compiled to jumps: to
 a label when its truth is as wanted, else on to what follows.
+Long because each kind of node has a method here, all of which give out slots of one stack and jumps of one program.
 """
 
 from __future__ import annotations
