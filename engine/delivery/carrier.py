@@ -20,7 +20,7 @@ from ..queue.model import OutcomeKind
 from ..queue.schedule import message_key, recipient_key
 from ..smtp import Content, Transaction
 from .hosterrors import bare_connection, key_of, log_host_error, on_host_error, on_host_success, settle_without_host
-from .outcome import End, endings
+from .outcome import EXPIRED_TEXT, End, endings
 from .settlement import Deferral
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 IDLE_S: Final = 2.0
 #: seconds to wait after trouble of our own (no disk), or of one connection beside others, before the next is tried
 BREATH_S: Final = 1.0
+#: seconds between looks at a queue that takes no outcomes, while nothing new may be begun
+STUCK_S: Final = 0.2
 #: how often work is begun again when a connection that had already served others breaks under it
 MAX_RESTARTS: Final = 3
 
@@ -98,7 +100,10 @@ class Carrier:
                 return
             if self._is_worn_out() or core.stopping.is_set():
                 break
-            if not site.has_work_for(self._number) and not await self._wait_for_work():
+            if core.settlement.is_stuck:
+                await trio.sleep(STUCK_S)
+            elif not site.has_work_for(self._number) and (site.waiting or not await self._wait_for_work()):
+                # what waits is for other hosts of the site: whoever serves it needs our place
                 break
         await session.quit()
 
@@ -119,7 +124,7 @@ class Carrier:
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(watch, nursery.cancel_scope)
-            await self._core.pool.wait_for_work(self._site, IDLE_S)
+            await self._core.pool.wait_for_work(self._site, self._number, IDLE_S)
             nursery.cancel_scope.cancel()
         return not gone and self._site.has_work_for(self._number)
 
@@ -141,6 +146,11 @@ class Carrier:
         now = core.clock()
         if not work.taken_at:
             work.taken_at = now
+        expires_at = work.context.job.expires_at
+        if expires_at is not None and now >= expires_at:
+            for claim in work.claims:
+                self._core.fail(work.context, claim, EXPIRED_TEXT)
+            return None
         if not core.leases.holds(work.claims[0], now) or len(work.claims) > 1:
             work.claims = [claim for claim in work.claims if self._still_holds(claim, now)]
             if not work.claims:
@@ -400,7 +410,7 @@ class Carrier:
             work,
             claims=[claim for claim, _ in members],
             tried=work.tried | 1 << self._number,
-            last=[self._message_deferral(work, claim, ending) for claim, ending in members],
+            last={claim.recipient_id: self._message_deferral(work, claim, ending) for claim, ending in members},
         )
         if site.may_be_served(onward, core.clock()):
             site.put_back(onward)
@@ -435,7 +445,7 @@ class Carrier:
         core, site = self._core, self._site
         if error.scope is Scope.MESSAGE:
             return  # not the host's fault; the message was put off by `_on_result`
-        others = site.established > 1
+        others = site.established_to[self._number] > 1
         if self._ended > 1 or others:
             # RT-14: what happens to a connection that has served others, or beside others, says little about the host
             log_host_error(core, error, self._facts)
@@ -446,6 +456,8 @@ class Carrier:
 
     def _check_progress(self) -> None:
         """A host that takes connections and no messages would keep us connecting for ever."""
-        if not self._ended and self._site.has_work_for(self._number) and not self._core.stopping.is_set():
+        core = self._core
+        may_begin = not core.stopping.is_set() and not core.settlement.is_stuck
+        if not self._ended and may_begin and self._site.has_work_for(self._number):
             error = DeliveryError("the host ended the session before it took a message", retry_name="lost_connection")
-            on_host_error(self._core, self._site, self._number, error, self._facts)
+            on_host_error(core, self._site, self._number, error, self._facts)

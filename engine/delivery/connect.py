@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from ..errors import ConfigError, DeliveryError, ExpandError, TlsPolicyError
+from ..errors import ConfigError, DeliveryError, ExpandError, LocalProtocolError, TlsPolicyError
 from ..logs.facts import Fact, FactKind
 from ..net.session import SessionOptions, open_session
 from ..policy.plan import CLEAR, TlsLevel
@@ -53,7 +53,7 @@ async def connect(core: Core, site: Site, number: int) -> Session:
         return await _open(core, site, number, replace(decisions, plan=CLEAR))
     except ExpandError as error:
         raise DeliveryError(error.message, errno=_ERRNO_EXPANSION) from error
-    except ConfigError as error:
+    except (ConfigError, LocalProtocolError) as error:
         raise DeliveryError(str(error), errno=_ERRNO_EXPANSION) from error
 
 
@@ -86,12 +86,14 @@ def _scope(core: Core, site: Site, number: int) -> ExpandScope:
 
 
 async def _open(core: Core, site: Site, number: int, decisions: HostDecisions) -> Session:
-    options = site.transport.options
+    host, options = site.hosts[number], site.transport.options
+    # an interface of the other family is not for this host
+    interface = options.interface if (":" in options.interface) == (":" in host.address) else ""
     memory = site.memory.get(number)
     if memory is None:
         memory = site.memory[number] = HostMemory()
     return await open_session(
-        site.hosts[number],
+        host,
         port_of(site, number),
         SessionOptions(
             helo_name=decisions.helo_name,
@@ -105,7 +107,7 @@ async def _open(core: Core, site: Site, number: int, decisions: HostDecisions) -
             command_timeout_s=options.command_timeout,
             data_timeout_s=options.data_timeout,
             final_timeout_s=options.final_timeout,
-            interface=options.interface or None,
+            interface=interface or None,
         ),
         core.contexts,
         memory,

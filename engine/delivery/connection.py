@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from ..errors import DeliveryError, Scope
+from ..queue.store import QueueLocked
 from .carrier import Carrier
 from .connect import connect
 from .hosterrors import bare_connection, judge_hosts, log_host_error, on_host_error, settle_unservable
@@ -28,33 +29,40 @@ BREATH_S: Final = 1.0
 
 async def serve(core: Core, site: Site) -> None:
     """Serve one site until nothing waits for it, or the engine stops."""
-    if not site.is_judged:
-        await judge_hosts(core, site)
-        settle_unservable(core, site)
+    while not site.is_judged and not core.stopping.is_set():
+        try:
+            await judge_hosts(core, site)
+        except QueueLocked:
+            await trio.sleep(BREATH_S)
+        else:
+            settle_unservable(core, site)
     while not core.stopping.is_set():
-        number = site.next_host(core.clock())
+        number = core.pool.take_host(site)
         if number is None:
             return
-        site.connections_to[number] = site.connections_to.get(number, 0) + 1
         try:
-            if not await _serve_host(core, site, number):
-                return
+            goes_on = await _serve_host(core, site, number)
         finally:
-            site.connections_to[number] -= 1
+            is_wanted = core.pool.leave_host(site, number)
+        if not goes_on or is_wanted or core.pool.is_contended:
+            return  # others come first; if there is work left, the pool lets us stand in line
 
 
 async def _serve_host(core: Core, site: Site, number: int) -> bool:
     """Connect to one host and serve it; False when the site wants no further connection for now."""
     try:
-        session = await connect(core, site, number)
+        with core.until_stopped() as scope:
+            session = await connect(core, site, number)
     except DeliveryError as error:
         return await _on_refused(core, site, number, error)
+    if scope.cancelled_caught:
+        return False
     carrier = Carrier(core, site, number, session)
-    site.established += 1
+    site.established_to[number] = site.established_to.get(number, 0) + 1
     try:
         await carrier.run()
     finally:
-        site.established -= 1
+        site.established_to[number] -= 1
         with trio.CancelScope(shield=True):
             await session.aclose()
     return True
@@ -62,10 +70,11 @@ async def _serve_host(core: Core, site: Site, number: int) -> bool:
 
 async def _on_refused(core: Core, site: Site, number: int, error: DeliveryError) -> bool:
     connection = bare_connection(site, number)
-    if error.scope is Scope.LOCAL or (site.established and not error.permanent):
+    established = site.established_to.get(number, 0)
+    if error.scope is Scope.LOCAL or (established and not error.permanent):
         # we, or the host, have no room for one more beside those that work: no fault of the host
         log_host_error(core, error, connection)
-        if site.established:
+        if established:
             site.no_more_until = trio.current_time() + CROWDED_S
             return False
         await trio.sleep(BREATH_S)

@@ -8,6 +8,7 @@ come to them.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ from .progress import NO_SITE
 from .settlement import Deferral
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from ..config import Config
     from ..expand import Scope
@@ -51,6 +52,7 @@ class Core:
         make_scope: variables -> the scope to expand options in.
         threads: runs what may block in expansions (lookups), one at a time.
         stopping: set when nothing new may begin.
+        on_stop: what is called when that happens.
     """
 
     config: Config
@@ -68,13 +70,15 @@ class Core:
     make_scope: Callable[[dict[str, object]], Scope]
     threads: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(1))
     stopping: trio.Event = field(default_factory=trio.Event)
+    on_stop: list[Callable[[], object]] = field(default_factory=list)
     settlement: Settlement = field(init=False)
     pool: Pool = field(init=False)
 
     def stop(self) -> None:
         """Begin nothing new; what is in flight ends in its own time."""
         self.stopping.set()
-        self.pool.wake_all()
+        for notify in self.on_stop:
+            notify()
 
     def scope_for(self, context: JobContext, claim: Claim) -> Scope:
         """The scope in which the options that concern one recipient are expanded."""
@@ -93,6 +97,18 @@ class Core:
                 "message_id": message_id_of(context, claim.number),
             }
         )
+
+    @contextlib.contextmanager
+    def until_stopped(self) -> Iterator[trio.CancelScope]:
+        """A scope that is cancelled when the engine is to stop: for waits in which nothing is in flight."""
+        with trio.CancelScope() as scope:
+            if self.stopping.is_set():
+                scope.cancel()
+            self.on_stop.append(scope.cancel)
+            try:
+                yield scope
+            finally:
+                self.on_stop.remove(scope.cancel)
 
     # how a claim ends
 
@@ -119,8 +135,11 @@ class Core:
         )
 
     def completion_of_job(self, job_id: int) -> Fact | None:
-        """The line that ends the message that all recipients of a job share; None for other jobs."""
-        context = self.jobs.get(job_id)
+        """The line that ends the message that all recipients of a job share; None for other jobs.
+
+        Called in the queue's thread.
+        """
+        context = self.jobs.load_now_or_none(job_id)
         if context is None or context.is_personalised:
             return None
         now = self.clock()

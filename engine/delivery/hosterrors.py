@@ -7,6 +7,7 @@ when no host of its site is left for it.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Final
 
 from ..logs.facts import ConnectionFacts, Fact, FactKind
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from .site import Site
     from .work import Work
 
+#: seconds for which a host that has failed is left alone at least; without a retry rule it would be none (RT-10)
+MIN_DOWN_S: Final = 1.0
 #: errors without a host line: TLS handshake, authentication (LG-5)
 _NO_HOST_LINE: Final = frozenset({-37, -42})
 
@@ -96,7 +99,7 @@ def on_host_error(core: Core, site: Site, number: int, error: DeliveryError, con
     now = core.clock()
     log_host_error(core, error, connection)
     postponed = postpone_host(core, site, number, error, now)
-    site.set_down(number, Down(postponed.next_try_at, error, postponed.timed_out))
+    site.set_down(number, Down(max(postponed.next_try_at, now + MIN_DOWN_S), error, postponed.timed_out))
     settle_unservable(core, site, number)
 
 
@@ -104,9 +107,14 @@ def log_host_error(core: Core, error: DeliveryError, connection: ConnectionFacts
     """The host line of an error (LG-5)."""
     if error.errno in _NO_HOST_LINE:
         return
-    # a system error is told by its number; its text would only say the same again
-    text = "" if error.errno > 0 else error.message
+    text = _text_beside_errno(error)
     core.settlement.tell(Fact(FactKind.HOST, core.clock(), connection=connection, errno=error.errno, text=text))
+
+
+def _text_beside_errno(error: DeliveryError) -> str:
+    """What a line says of an error beside the words of its system error number: nothing twice."""
+    is_same = error.errno > 0 and error.message == os.strerror(error.errno)
+    return "" if is_same else error.message
 
 
 def postpone_host(core: Core, site: Site, number: int, error: DeliveryError, now: float) -> Postponement:
@@ -145,33 +153,24 @@ def settle_without_host(core: Core, site: Site, work: Work, last: int | None = N
     now = core.clock()
     if work.last:
         # some host took the connection and put the message off: that is what is waited for
-        for deferral in work.last:
-            core.settlement.defer(deferral, site.label)
+        for claim in work.claims:
+            core.settlement.defer(work.last[claim.recipient_id], site.label)
         return
-    error = site.down[last].error if last is not None and last in site.down else _latest_error(site)
-    number = last if last is not None else _number_of(site, error)
+    # whoever comes after a host has failed was not tried there
+    error = site.down[last].error if last is not None and last in site.down else None
     until = min((down.until for down in site.down.values()), default=now)
     is_expired = all(number in site.down and site.down[number].expired for number in range(len(site.hosts)))
     for claim in work.claims:
-        if error is None:
+        if error is None or last is None:
             _settle_not_due(core, site, work, claim, until)
         elif error.permanent:
-            _fail_permanently(core, site, work, claim, error, number)
+            _fail_permanently(core, site, work, claim, error, last)
         else:
-            _defer(core, site, work, claim, error, number, until, is_expired=is_expired)
-
-
-def _latest_error(site: Site) -> DeliveryError | None:
-    errors = [down.error for down in site.down.values() if down.error is not None]
-    return errors[-1] if errors else None
-
-
-def _number_of(site: Site, error: DeliveryError | None) -> int:
-    return next((number for number, down in site.down.items() if error is not None and down.error is error), 0)
+            _defer(core, site, work, claim, error, last, until, is_expired=is_expired)
 
 
 def _settle_not_due(core: Core, site: Site, work: Work, claim: Claim, until: float) -> None:
-    """All hosts are known to be down from before (RT-12)."""
+    """All hosts are known to be down (RT-12)."""
     now, options = core.clock(), site.transport.options
     domain = claim.address.rpartition("@")[2]
     verdicts = [Verdict.EXPIRED if down.expired else Verdict.NOT_DUE for down in site.down.values()]
@@ -235,9 +234,11 @@ def _defer(
         transport=site.transport.name,
         connection=bare_connection(site, number),
         errno=error.errno,
-        text=error.message if error.errno <= 0 else "",
+        text=_text_beside_errno(error),
     )
-    if is_expired or is_ultimate_timeout(rule, work.context.job.created_at, core.clock()):
+    # without a rule this host's time is up at once (RT-10), but not that of the others (RT-11)
+    is_old = rule is not None and is_ultimate_timeout(rule, work.context.job.created_at, core.clock())
+    if is_expired or is_old:
         _time_out(core, site, work, claim, fact)
         return
     outcome = claim.outcome(

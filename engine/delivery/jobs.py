@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from ..compose import Composer, message_id
 from ..errors import DataError
+from ..queue.store import NoSuchJob, QueueLocked
 from .work import JobContext
 
 if TYPE_CHECKING:
@@ -97,10 +98,14 @@ class Jobs:
         return await self._database.call(self._load, job_id)
 
     async def load_or_none(self, job_id: int) -> JobContext | None:
-        """As `get` and `load`, with None also for a job that cannot be composed."""
+        """As `get` and `load`, with None also for a job that cannot be composed or cannot be read now."""
+        return self.get(job_id) or await self._database.call(self.load_now_or_none, job_id)
+
+    def load_now_or_none(self, job_id: int) -> JobContext | None:
+        """As `load_or_none`, for the queue's thread."""
         try:
-            return self.get(job_id) or await self.load(job_id)
-        except DataError:
+            return self.get(job_id) or self._load(job_id)
+        except (DataError, NoSuchJob, QueueLocked):
             return None
 
     def _load(self, job_id: int) -> JobContext | None:

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from ..smtp import Reply, TransactionResult
 
 
+#: what a recipient is told whose job has expired (LG-4 has the other way to run out of time)
+EXPIRED_TEXT: Final = "the job of this recipient has expired"
+
+
 class End(enum.Enum):
     """What becomes of a recipient."""
 

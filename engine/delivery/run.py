@@ -97,8 +97,9 @@ async def _deliver(core: Core, scheduler: Scheduler) -> None:
 async def _cut_off_when_stopped(core: Core, scope: trio.CancelScope) -> None:
     await core.stopping.wait()
     await trio.sleep(core.config.main.shutdown_timeout)
-    text = f"{core.pool.open_count} connections cut off: shutdown_timeout is over"
-    core.settlement.tell(Fact(FactKind.NOTE, core.clock(), text=text))
+    if core.pool.open_count:
+        text = f"{core.pool.open_count} connections cut off: shutdown_timeout is over"
+        core.settlement.tell(Fact(FactKind.NOTE, core.clock(), text=text))
     scope.cancel()
 
 
@@ -158,20 +159,21 @@ async def _recover(core: Core) -> None:
         )
         core.settlement.tell(Fact(FactKind.NOTE, core.clock(), text=text))
     for recovered in recovery.recipients:
-        core.settlement.tell(await _recovered_fact(core, recovered))
+        await _tell_recovered(core, recovered)
     for job_id in recovery.held_jobs:
         text = f"job {job_id} is held: its loading was cut off after part of it could have been sent"
         core.settlement.tell(Fact(FactKind.NOTE, core.clock(), text=text))
     for job_id in recovery.completed:
-        completion = core.completion_of_job(job_id)
+        completion = await core.database.call(core.completion_of_job, job_id)
         if completion is not None:
             core.settlement.tell(completion)
 
 
-async def _recovered_fact(core: Core, recovered: Recovered) -> Fact:
+async def _tell_recovered(core: Core, recovered: Recovered) -> None:
+    """Log how one recipient ended whose engine could not."""
     context = await core.jobs.load_or_none(recovered.job_id)
     connection = ConnectionFacts(recovered.host, "", 0) if recovered.host else None
-    return Fact(
+    fact = Fact(
         _RECOVERED_KINDS[recovered.kind],
         core.clock(),
         message_id=message_id_of(context, recovered.number) if context is not None else "",
@@ -181,6 +183,9 @@ async def _recovered_fact(core: Core, recovered: Recovered) -> Fact:
         text=recovered.text,
         job=str(recovered.job_id),
     )
+    is_settled = recovered.kind in (RecoveryKind.DELIVERED, RecoveryKind.FAILED)
+    for line in core.completed(fact, context) if is_settled else (fact,):
+        core.settlement.tell(line)
 
 
 def _only(group: BaseExceptionGroup[Exception]) -> BaseException:

@@ -23,8 +23,11 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from ..errors import DataError
+from ..logs.facts import Fact, FactKind
+from ..queue.store import QueueFull, QueueLocked
 from ..values import parse_address
 from .jobs import message_id_of
+from .outcome import EXPIRED_TEXT
 from .routing import Routed, Unrouteable
 from .site import Site
 from .work import Work
@@ -48,8 +51,8 @@ MAX_ROUTING: Final = 100
 MAX_IDLE_SITES: Final = 20_000
 #: seconds between looks for what other processes added to the queue
 POLL_S: Final = 1.0
-#: what an expired recipient is told (LG-4 has the other way to run out of time)
-_EXPIRED_TEXT: Final = "the job of this recipient has expired"
+#: seconds between looks while something is due that another engine is about to take
+MIN_WAIT_S: Final = 0.05
 
 
 class Scheduler:
@@ -71,6 +74,7 @@ class Scheduler:
         self._unrouted: dict[str, list[Member]] = {}
         self._sites: dict[tuple[object, ...], Site] = {}
         self._settled = trio.Event()
+        self._told = ""
         self.held = 0
 
     def on_settled(self, settled: Settled) -> None:
@@ -83,25 +87,44 @@ class Scheduler:
 
     async def run(self, nursery: trio.Nursery) -> None:
         """Claim until there is nothing left to do, or `Core.stopping` is set; `nursery` gets the tasks that route."""
+        while not self._core.stopping.is_set():
+            # made anew before anything is looked at: what is settled from here on wakes the waits below
+            self._settled = trio.Event()
+            try:
+                if await self._step(nursery):
+                    return
+            except (QueueLocked, QueueFull) as error:
+                # connections go on meanwhile; nothing was claimed
+                self._tell_trouble(error)
+                await self._wait_settled(POLL_S)
+
+    async def _step(self, nursery: trio.Nursery) -> bool:
+        """Claim once, or wait for a reason to; True when there is nothing left to do."""
         core = self._core
         high = core.config.main.claim_size * HIGH_WATER_BATCHES
-        while not core.stopping.is_set():
-            # made anew before anything is looked at: what is settled from here on wakes the wait below
-            self._settled = trio.Event()
-            if self.held >= high or core.settlement.is_stuck:
-                await self._wait_settled(POLL_S)
-                continue
-            claims = await self._claim()
-            if claims:
-                await self._dispatch(claims, nursery)
-                continue
-            if await self.fail_expired():
-                continue
-            due_at = await self._next_due_at()
-            if self._is_over(due_at):
-                return
-            now = core.clock()
-            await self._wait_settled(POLL_S if due_at is None else min(POLL_S, max(0.01, due_at - now)))
+        if self.held >= high or core.settlement.is_stuck:
+            await self._wait_settled(POLL_S)
+            return False
+        claims = await self._claim()
+        self._told = ""
+        if claims:
+            await self._dispatch(claims, nursery)
+            return False
+        if await self.fail_expired():
+            return False
+        due_at = await self._next_due_at()
+        if await self._is_done(due_at):
+            return True
+        now = core.clock()
+        await self._wait_settled(POLL_S if due_at is None else min(POLL_S, max(MIN_WAIT_S, due_at - now)))
+        return False
+
+    def _tell_trouble(self, error: QueueLocked | QueueFull) -> None:
+        """Say once what the queue has to say, until it takes a claim again."""
+        if self._told != str(error):
+            self._told = str(error)
+            text = f"queue: {error}; will try again"
+            self._core.settlement.tell(Fact(FactKind.NOTE, self._core.clock(), text=text))
 
     async def _claim(self) -> list[Claim]:
         core, main = self._core, self._core.config.main
@@ -120,24 +143,31 @@ class Scheduler:
     async def fail_expired(self) -> bool:
         """Fail what is left of jobs that are past their time; whether there was anything."""
         core, main = self._core, self._core.config.main
+        store = core.database.store
         found = False
         while not core.stopping.is_set():
             claims = await core.database.call(
-                core.database.store.claim_expired, core.engine.owner, main.claim_size, core.clock(), main.lease_time
+                store.claim_expired, core.engine.owner, main.claim_size, core.clock(), main.lease_time, self._job_id
             )
             if not claims:
                 break
             found = True
             self._hold(claims)
             for claim in claims:
-                core.fail(await core.jobs.load_or_none(claim.job_id), claim, _EXPIRED_TEXT)
+                core.fail(await core.jobs.load_or_none(claim.job_id), claim, EXPIRED_TEXT)
             await self._wait_settled(POLL_S)
         return found
 
-    def _is_over(self, due_at: float | None) -> bool:
+    async def _is_done(self, due_at: float | None) -> bool:
         if self.held or not self._drain:
             return False
-        return due_at is None or (not self._wait and due_at > self._core.clock())
+        if not self._wait:
+            return due_at is None or due_at > self._core.clock()
+        if due_at is not None or self._job_id is None:
+            return due_at is None
+        # another engine may have the rest in its hands
+        counts = await self._core.database.call(self._core.database.store.counts, self._job_id)
+        return counts.leased == 0
 
     async def _next_due_at(self) -> float | None:
         return await self._core.database.call(self._core.database.store.next_due_at, self._job_id)
@@ -159,6 +189,10 @@ class Scheduler:
                 context = core.jobs.get(claim.job_id) or await core.jobs.load(claim.job_id)
             except DataError as error:
                 core.fail(None, claim, f"the message of this job cannot be composed: {error}")
+                continue
+            except QueueLocked as error:
+                self._tell_trouble(error)
+                core.settlement.release(claim)
                 continue
             if context is None:
                 core.fail(None, claim, "the job of this recipient is gone")
@@ -203,8 +237,13 @@ class Scheduler:
         core = self._core
         if isinstance(route, Routed):
             site = self._site(route)
-            for work in _pieces(members, site.transport.options.max_rcpt):
-                site.add(work)
+            max_rcpt = site.transport.options.max_rcpt or math.inf
+            for work in _pieces(members, max_rcpt):
+                last = None if work.context.is_personalised else site.last_waiting
+                if last is not None and last.can_take(work, max_rcpt):
+                    last.claims += work.claims
+                else:
+                    site.add(work)
             core.pool.on_work(site)
         elif isinstance(route, Unrouteable):
             for context, claim in members:
@@ -247,8 +286,8 @@ class Scheduler:
         self._unrouted.clear()
 
 
-def _pieces(members: list[Member], max_rcpt: int) -> list[Work]:
-    """What goes together in one transaction: recipients of one message, `max_rcpt` (0: any number) at a time."""
+def _pieces(members: list[Member], max_rcpt: float) -> list[Work]:
+    """What goes together in one transaction: recipients of one message, `max_rcpt` at a time."""
     pieces: list[Work] = []
     shared: dict[int, tuple[JobContext, list[Claim]]] = {}
     for context, claim in members:
@@ -256,9 +295,8 @@ def _pieces(members: list[Member], max_rcpt: int) -> list[Work]:
             pieces.append(Work(context, [claim], message_id_of(context, claim.number)))
         else:
             shared.setdefault(claim.job_id, (context, []))[1].append(claim)
-    limit = max_rcpt or math.inf
     for context, claims in shared.values():
-        size = int(min(limit, len(claims)))
+        size = int(min(max_rcpt, len(claims)))
         message_id = message_id_of(context, 0)
         pieces += [Work(context, claims[start : start + size], message_id) for start in range(0, len(claims), size)]
     return pieces

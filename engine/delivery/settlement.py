@@ -205,10 +205,8 @@ class Settlement:
         while True:
             await self._wake.wait()
             self._wake = trio.Event()
-            # a batch is never half done: the shield holds for the commit, which is bounded by the store
-            with trio.CancelScope(shield=True):
-                while self._entries or self._retry_updates or self._retry_deletes:
-                    await self._commit()
+            while self._entries or self._retry_updates or self._retry_deletes:
+                await self._commit()
             if self._closing:
                 return
 
@@ -236,7 +234,9 @@ class Settlement:
         last_tries = 0
         while True:
             try:
-                settled = await self._database.call(self._write, batch)
+                # a batch is never half done: the shield holds for the commit, which is bounded by the store
+                with trio.CancelScope(shield=True):
+                    settled = await self._database.call(self._write, batch)
                 break
             except (QueueFull, QueueLocked) as error:
                 if not self.is_stuck:
@@ -282,7 +282,9 @@ class Settlement:
         for entry, deferral in deferred:
             claim, fact = deferral.claim, deferral.fact
             previous = updates.get(deferral.key) or known.get(deferral.key)
-            if previous is not None and previous.last_try_at == now:
+            # a domain whose routing was put off before it was this recipient's turn stays put off for all alike
+            is_shared = deferral.created_at is None and previous is not None and now < previous.next_try_at
+            if previous is not None and (is_shared or previous.last_try_at == now):
                 postponed = self._retries.as_is(previous)  # others of this batch have failed on the same key
             else:
                 postponed = self._retries.postpone(deferral, previous, now)

@@ -6,7 +6,8 @@ design.md "Speed": per recipient only table look-ups and appends.
 A site is a transport with the ordered hosts of one or more domains.  Work that waits stands in deques by the set of
 hosts it has already tried (a bit mask, nearly always 0), so taking the next piece for a host is a look at one or two
 deque heads, whatever the length.  A host may serve a piece of work if no host of a better preference could: one that
-it has not tried, that is not down, and that hosts_max_try still allows.
+it has not tried, that is not down, and that hosts_max_try still allows.  How many connections a host may have over all
+sites is the pool's business.
 Invariants: a piece of work is in one deque or in one connection's hands, never both; `waiting` counts those in deques;
 work for which no host is left is taken out by `take_unservable`, so work that waits always has a host.
 """
@@ -18,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     import trio
 
@@ -55,8 +56,10 @@ class Site:
         records: host number -> its retry record, once `is_judged` tells that they were read.
         memory: host number -> what the pipelining ladder has learned of the host.
         decisions: host number -> what the options say of it, where nothing that can change was looked at.
-        connections: connection tasks alive; connections_to: the same by host number; established: with a session that
-            has been greeted.
+        connections: connection tasks alive; connections_to: the same by host number; established_to: those with a
+            session that has been greeted.
+        is_blocked: every host that may serve what waits has all the connections that it may have, those of other sites
+            included.
         idlers: events of connections that wait for work.
     """
 
@@ -70,7 +73,8 @@ class Site:
     decisions: dict[int, HostDecisions] = field(default_factory=dict)
     connections: int = 0
     connections_to: dict[int, int] = field(default_factory=dict)
-    established: int = 0
+    established_to: dict[int, int] = field(default_factory=dict)
+    is_blocked: bool = False
     idlers: list[trio.Event] = field(default_factory=list)
     waiting: int = 0
     #: monotonic second until which no further connection is opened, after the site refused one it had beside others
@@ -118,15 +122,25 @@ class Site:
             queue and self._allowed_hosts(tried) >> host & 1 for tried, queue in self._ready.items()
         )
 
-    def next_host(self, now: float) -> int | None:
-        """The host to connect to next: of those that may serve what waits, the one with the fewest connections."""
+    def wanted_hosts(self, now: float) -> list[int]:
+        """The hosts that may serve something that waits."""
         self._forget_down(now)
         wanted = 0
         for tried, queue in self._ready.items():
             if queue:
                 wanted |= self._allowed_hosts(tried)
-        hosts = [number for number in range(len(self.hosts)) if wanted >> number & 1]
+        return [number for number in range(len(self.hosts)) if wanted >> number & 1]
+
+    def next_host(self, now: float, is_full: Callable[[int], bool] = lambda _: False) -> int | None:
+        """The host to connect to next: of those that may serve what waits, the one with the fewest connections."""
+        hosts = [number for number in self.wanted_hosts(now) if not is_full(number)]
         return min(hosts, key=lambda number: (self.connections_to.get(number, 0), number), default=None)
+
+    @property
+    def last_waiting(self) -> Work | None:
+        """The last of what no host has tried yet."""
+        queue = self._ready.get(0)
+        return queue[-1] if queue else None
 
     def set_down(self, host: int, down: Down) -> None:
         """Let nothing go to `host` until `down.until`."""
@@ -157,8 +171,9 @@ class Site:
         if len(attempted) >= options.hosts_max_try_hardlimit:
             return 0
         servable = [number for number in range(len(self.hosts)) if not tried >> number & 1 and number not in self.down]
-        if len(attempted) >= options.hosts_max_try:
-            # RT-13: each further MX level gets one try
+        # RT-13: a host whose time is up is no try, and each further MX level gets one
+        counted = [number for number in attempted if (down := self.down.get(number)) is None or not down.expired]
+        if len(counted) >= options.hosts_max_try:
             seen = {self.hosts[number].preference for number in attempted}
             servable = [number for number in servable if self.hosts[number].preference not in seen]
         if not servable:

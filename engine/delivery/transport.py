@@ -9,6 +9,7 @@ runs; a program with a lookup in it makes `is_pure` False, and its decisions are
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -80,6 +81,7 @@ class Transport:
                 )
             elif row.metadata["kind"] is Kind.EXPANDED_LIST:
                 hosts[row.name] = compile_list(HostList, value, named, key, file)
+        _check_interface(options.interface, f"transports.{name}.interface", file)
         is_pure = all(program.is_pure for program in programs.values()) and all(
             items.is_pure for items in hosts.values()
         )
@@ -154,6 +156,14 @@ class Transport:
 _OF_HOST: Final = frozenset(
     {"host", "host_address", "host_port", "primary_hostname", "router_name", "transport_name", "domain"}
 )
+
+
+def _check_interface(text: str, key: str, file: str) -> None:
+    try:
+        if text:
+            ipaddress.ip_address(text)
+    except ValueError:
+        raise ConfigError(f"{text!r} is not an IP address", file=file or None, key=key) from None
 
 
 def compile_list(kind: Any, value: Any, named: NamedLists, key: str, file: str) -> Any:

@@ -49,7 +49,8 @@ class Work:
         restarts: how often it was begun and broken off through no fault of its own.
         message_id: Exim-form id.
         taken_at: UTC epoch seconds at which a connection took it up first; 0 before.
-        last: for each claim, how the last host put the message off; what is settled when no host is left.
+        last: recipient id -> how the last host put the message off; what is settled when no host is left.  It may tell
+            of recipients that are settled since.
     """
 
     context: JobContext
@@ -58,4 +59,14 @@ class Work:
     tried: int = 0
     restarts: int = 0
     taken_at: float = 0.0
-    last: list[Deferral] | None = None
+    last: dict[int, Deferral] | None = None
+
+    def can_take(self, other: Work, max_rcpt: float) -> bool:
+        """Whether the recipients of `other` may go in the same transaction, both untouched so far."""
+        return (
+            self.message_id == other.message_id
+            and self.context.job.id == other.context.job.id
+            and not self.restarts
+            and self.last is None
+            and len(self.claims) + len(other.claims) <= max_rcpt
+        )
