@@ -70,6 +70,11 @@ class Snapshot:
     elapsed_s: float
     left_s: float | None
 
+    @property
+    def is_loading(self) -> bool:
+        """Recipients are being queued and nothing is sent yet."""
+        return bool(self.phase) and not self.total and not self.connections and not self.done
+
     @classmethod
     def take(cls, progress: Progress, title: str, now: float) -> Snapshot:
         """What `progress` says at `now`."""
@@ -236,6 +241,8 @@ def picture(snapshot: Snapshot, width: int) -> RenderableType:
         head.add_column(no_wrap=True, justify="right")
         cells.append(Text(duration(snapshot.elapsed_s), style="dim"))
     head.add_row(*cells)
+    if snapshot.is_loading:
+        return head
     counts = Text(no_wrap=True, overflow="ellipsis")
     for word, number, style in _counts(snapshot):
         counts.append(word, style="dim").append(f" {number:,}   ", style=style if number else "dim")
@@ -246,11 +253,12 @@ def picture(snapshot: Snapshot, width: int) -> RenderableType:
 
 def plain_line(snapshot: Snapshot) -> str:
     """One line for a log, a pipe or a terminal that cannot do more."""
+    if snapshot.is_loading:
+        line = f"{snapshot.phase} {snapshot.loaded:,} recipients"
+        return f"{snapshot.title}: {line}" if snapshot.title else line
     parts = [f"{word} {number:,}" for word, number, _ in _counts(snapshot)]
     if snapshot.total:
         parts.insert(0, f"{snapshot.done:,} of {snapshot.total:,}")
-    elif snapshot.loaded:
-        parts.insert(0, f"{snapshot.loaded:,} recipients")
     if snapshot.phase:
         parts.insert(0, snapshot.phase)
     parts.append(f"{snapshot.rate:,.0f}/s")

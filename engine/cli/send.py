@@ -12,7 +12,7 @@ import secrets
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import replace
 from pathlib import Path  # noqa: TC003 - typer reads the annotations
 from typing import TYPE_CHECKING, Annotated, BinaryIO
@@ -29,12 +29,12 @@ from ..delivery.loading import load as load_job
 from ..errors import DataError
 from ..queue.model import JobState, NewJob
 from ..values import parse_address, parse_interval
-from .display import summary, tell_summary
+from .display import show, summary, tell_summary
 from .exits import Exit, exit_on_error
 from .running import run_with_signals
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from ..delivery.core import Core
     from ..queue.model import Job
@@ -118,9 +118,9 @@ def send(
                 options=replace(options, salt=secrets.token_bytes(16), fingerprint=mark).to_mapping(),
             )
 
-            def queue_job() -> Job:
+            def queue_job() -> Loaded:
                 with _Rejects(rejects, skip_invalid) as bad:
-                    done = load_job(
+                    return load_job(
                         core.database.store,
                         core.engine.owner,
                         new_job,
@@ -130,20 +130,30 @@ def send(
                         on_bad=bad.write if skip_invalid else None,
                         progress=core.progress,
                     )
+
+            async def queue_and_tell() -> Job:
+                # bad rows that are told one by one would run through a live display
+                async with AsyncExitStack() as shown:
+                    if not skip_invalid or rejects is not None:
+                        core.progress.phase = "queueing"
+                        await shown.enter_async_context(show(core.progress, title=new_job.name))
+                    done = await core.database.call(queue_job)
+                core.progress.phase = ""
+                core.progress.started_at = None
                 _tell_loaded(done, rejects)
                 return done.job
 
-            return trio.run(_send, core, job, queue_job, wait, queue_only, as_json)
+            return trio.run(_send, core, job, queue_and_tell, wait, queue_only, as_json)
 
 
 async def _send(
-    core: Core, job: Job | None, queue_job: Callable[[], Job], wait: bool, queue_only: bool, as_json: bool
+    core: Core, job: Job | None, queue_job: Callable[[], Awaitable[Job]], wait: bool, queue_only: bool, as_json: bool
 ) -> int:
     store = core.database.store
     if job is not None:
         _tell(_known_job(job))
     else:
-        job = await core.database.call(queue_job)
+        job = await queue_job()
     if queue_only:
         await core.database.call(store.retire, core.engine, core.clock())
         _print_job(job.id, as_json)
@@ -246,9 +256,13 @@ def _open_recipients(name: str) -> BinaryIO:
 
 def _spooled(source: BinaryIO) -> BinaryIO:
     copy = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
-    while block := source.read(_COPY_OCTETS):
-        copy.write(block)
-    copy.seek(0)
+    try:
+        while block := source.read(_COPY_OCTETS):
+            copy.write(block)
+        copy.seek(0)
+    except OSError as error:
+        copy.close()
+        raise DataError(f"recipients cannot be copied to {tempfile.gettempdir()}: {error.strerror}") from None
     return copy
 
 
@@ -264,13 +278,14 @@ class _Rejects:
         if self._path is None:
             _tell(f"line {row.line}: {row.reason}" if row.line else row.reason)
             return
-        if self._file is None:
-            try:
-                self._file = self._stack.enter_context(self._path.open("wb"))
-            except OSError as error:
-                raise DataError(f"rejects file {self._path} cannot be written: {error.strerror}") from None
         record = {"line": row.line, "reason": row.reason, "row": row.text}
-        self._file.write(json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
+        try:
+            if self._file is None:
+                # unbuffered, so that a full disk is noticed before the job is whole
+                self._file = self._stack.enter_context(self._path.open("wb", buffering=0))
+            self._file.write(json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
+        except OSError as error:
+            raise DataError(f"rejects file {self._path} cannot be written: {error.strerror}") from None
 
     def __enter__(self) -> _Rejects:
         return self

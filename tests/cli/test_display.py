@@ -126,7 +126,15 @@ def test_a_plain_line_says_the_same() -> None:
     assert plain_line(snapshot(progress)) == (
         "letter.eml: 20 of 50, sent 20, deferred 0, failed 0, 10/s, 1 connection, 3 s left"
     )
-    assert plain_line(snapshot(Progress(loaded=7, phase="queueing"), "")).startswith("queueing, 7 recipients, sent 0")
+    assert plain_line(snapshot(Progress(), "")) == "sent 0, deferred 0, failed 0, 0/s, 0 connections"
+    assert plain_line(snapshot(Progress(phase="stopping", connections=2), "")).startswith("stopping, sent 0, ")
+
+
+def test_while_recipients_are_queued_nothing_is_told_of_sending() -> None:
+    loading = Progress(loaded=1_007, phase="queueing")
+    assert plain_line(snapshot(loading)) == "letter.eml: queueing 1,007 recipients"
+    assert plain_line(snapshot(loading, "")) == "queueing 1,007 recipients"
+    assert len(drawn(picture(snapshot(loading), 100)).splitlines()) == 1
 
 
 @pytest.mark.parametrize(
