@@ -213,13 +213,16 @@ def test_any_toml_is_a_config_or_an_error_that_names_its_key(document: dict[str,
     assert all(router.transport in config.transports for router in config.routers)
 
 
-@given(st.sampled_from(sorted({row.name for row in options()})), st.data())
+_SECTION_OF = {row.name: row.section for row in options()}
+
+
+@given(st.sampled_from(sorted(_SECTION_OF)), st.data())
 def test_a_slip_of_the_finger_is_met_with_the_right_name(name: str, data: st.DataObject) -> None:
     """One letter left out of an option's name: the error offers a name that exists, and nearly always that one."""
     place = data.draw(st.integers(0, len(name) - 1))
     slip = name[:place] + name[place + 1 :]
-    section = next(row.section for row in options() if row.name == name)
-    known = {row.name for row in options() if row.section == section}
+    section = _SECTION_OF[name]
+    known = set(_OPTIONS[section])
     if slip in known or len(name) < 6:
         return
     text = {"routers": "[[routers]]", "retry": "[[retry]]", "transports": "[transports.x]"}.get(section, f"[{section}]")
