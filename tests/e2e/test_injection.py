@@ -332,3 +332,25 @@ def test_a_file_outside_of_the_directory_is_not_found(targets: dict[str, Target]
     text = f"${{lookup{{$local_part}}dsearch,ret=full{{{tmp_path}/inside}}{{found}}{{no}}}}"
     for outside in ("../secret", "..\\secret", "%2e%2e/secret", str(tmp_path / "secret"), "x/../../secret"):
         assert "found" not in expand(text, outside, targets["pgsql"].registry)
+
+
+SEVEN = "sender_address_domain local_part domain host_address host message_exim_id event_data"
+
+
+def test_the_call_of_the_documentation_reaches_the_server_each_time(targets: dict[str, Target]) -> None:
+    """A SELECT of a function that writes, laid out as an `event_action`: for its event only, each time, unharmed."""
+    registry = targets["pgsql"].registry
+    names = SEVEN.split()
+    arguments = ", ".join(f"'${{quote_pgsql:${name}}}'" for name in names)
+    text = f"${{if eq {{msg:delivery}}{{$event_name}} {{${{lookup pgsql {{SELECT * FROM record_Delivery({arguments})}}}} }} {{}}}}"
+    create = f"""CREATE FUNCTION record_Delivery({", ".join(["a text"] + [f"a{number} text" for number in range(6)])})
+        RETURNS text LANGUAGE sql AS 'INSERT INTO inbox
+        VALUES (concat_ws(chr(1), $1, $2, $3, $4, $5, $6, $7)) RETURNING 1'"""
+    expand(f"${{lookup pgsql{{{create.replace('$', chr(92) + '$')}}}}}", "", registry)
+    values = {name: taint(attack.encode()) for name, attack in zip(names, ATTACKS[3:], strict=False)}
+    program = compile_text(text)
+    for event, times in (("msg:complete", 1), ("msg:delivery", 2)):
+        for _ in range(times):
+            result = program.evaluate(Scope({**values, "event_name": event.encode()}, lookups=registry))
+            assert result == (b"1 " if event == "msg:delivery" else b"")
+    assert targets["pgsql"].read() == [b"\x01".join(values[name] for name in names)] * 2
