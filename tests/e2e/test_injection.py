@@ -342,7 +342,8 @@ def test_the_call_of_the_documentation_reaches_the_server_each_time(targets: dic
     registry = targets["pgsql"].registry
     names = SEVEN.split()
     arguments = ", ".join(f"'${{quote_pgsql:${name}}}'" for name in names)
-    text = f"${{if eq {{msg:delivery}}{{$event_name}} {{${{lookup pgsql {{SELECT * FROM record_Delivery({arguments})}}}} }} {{}}}}"
+    call = f"${{lookup pgsql {{SELECT * FROM record_Delivery({arguments})}}}}"
+    text = f"${{if eq {{msg:delivery}}{{$event_name}} {{{call} }} {{}}}}"
     create = f"""CREATE FUNCTION record_Delivery({", ".join(["a text"] + [f"a{number} text" for number in range(6)])})
         RETURNS text LANGUAGE sql AS 'INSERT INTO inbox
         VALUES (concat_ws(chr(1), $1, $2, $3, $4, $5, $6, $7)) RETURNING 1'"""
