@@ -11,6 +11,9 @@ import enum
 from dataclasses import dataclass
 from typing import Final
 
+#: sole element of `Plan.reference_names` when any name will do (host outside tls_verify_cert_hostnames)
+ANY_NAME: Final = "*"
+
 
 class TlsLevel(enum.IntEnum):
     """How much TLS must prove, weakest first; compare with < and >."""
@@ -37,7 +40,9 @@ class Plan:
         reference_names: names of which one must be in the certificate (VERIFIED, DANE-TA), most specific first.
         try_verify: OPPORTUNISTIC or MANDATORY only: verify against trust anchors, tolerate failure (CV=no).
         try_clear: OPPORTUNISTIC only: after a failed handshake reconnect without TLS (tls_tempfail_tryclear, TL-7).
-        tlsa: raw TLSA rdata, usable or not, as answered (DANE only).
+        tlsa: raw TLSA rdata, usable or not, sorted and without repetition (DANE only).
+        authenticates: DANE only: a match counts as verified.  False where the MX records were insecure (R13): the
+            certificate must match, for what that is worth.
         ciphers: OpenSSL cipher list, or None for the context's default.
         reasons: the steps of the decision in order, for `outrider why` and the debug log; not part of `key`.
     """
@@ -49,12 +54,22 @@ class Plan:
     try_clear: bool = False
     tlsa: tuple[bytes, ...] = ()
     ciphers: str | None = None
+    authenticates: bool = True
     reasons: tuple[str, ...] = ()
 
     @property
     def key(self) -> tuple[object, ...]:
         """What pools and session caches are keyed by, beside host name, address and port."""
-        return (self.level, self.sni, self.reference_names, self.try_verify, self.try_clear, self.tlsa, self.ciphers)
+        return (
+            self.level,
+            self.sni,
+            self.reference_names,
+            self.try_verify,
+            self.try_clear,
+            self.tlsa,
+            self.ciphers,
+            self.authenticates,
+        )
 
 
 CLEAR: Final = Plan(TlsLevel.CLEAR)

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from OpenSSL import SSL, crypto
 
 from ..errors import ConfigError
-from ..policy.plan import Plan, TlsLevel
+from ..policy.plan import ANY_NAME, Plan, TlsLevel
 from .engine import TlsEngine, library_text, tls_error
 from .facts import Decide, TlsFacts, distinguished_name
 from .names import certificate_matches
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 #: value of `TlsOptions.verify_certificates` for the trust anchors of the operating system
 SYSTEM: Final = "system"
-#: sole element of `Plan.reference_names` when any name will do (host outside tls_verify_cert_hostnames)
-ANY_NAME: Final = "*"
 #: contexts kept; one is a set of options, so only expansions with many results come near
 _CONTEXT_LIMIT: Final = 256
 #: opportunistic TLS talks to whoever is there; anything beats clear text (R40; Postfix does the same)
@@ -247,7 +245,7 @@ class ClientHandshake:
                 self.fail()
                 raise tls_error(verdict.message or "certificate refused")
             facts = facts.with_verdict(verdict)
-        if self._plan.level is TlsLevel.DANE and not facts.dane:
+        if self._plan.level is TlsLevel.DANE and self._plan.authenticates and not facts.dane:
             # Accepted without a match: never resume what was not proved (R45).
             self._key = None
         self._facts = facts

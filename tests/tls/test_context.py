@@ -13,8 +13,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from OpenSSL import SSL
 
 from engine.errors import ConfigError, TlsPolicyError
-from engine.policy.plan import CLEAR, Plan, TlsLevel
-from engine.tls.context import ANY_NAME, TlsContexts, TlsOptions, server_context
+from engine.policy.plan import ANY_NAME, CLEAR, Plan, TlsLevel
+from engine.tls.context import TlsContexts, TlsOptions, server_context
 from engine.tls.facts import ChainVerdict, Decide, TlsFacts
 from engine.tls.selfmade import make_authority, make_leaf
 from fakes.tls_pairs import MANDATORY, NAME, VERIFIED, anchors, authority, leaf, now, server, shake, verifying
