@@ -7,7 +7,7 @@ only be what the place allows, or the recipient fails with a reason.  No value b
 character into a header.
 
 A rendered field comes as pieces: what the author wrote at even places, merge data at odd ones.  What the author wrote
-decides the places, and is nearly always the same for every recipient, so the places are found once and kept (`find_places`).
+decides the places, and is nearly always the same for every recipient, so they are found once and kept (`find_places`).
 
 | where a value stands                   | what becomes of it                                                        |
 |----------------------------------------|---------------------------------------------------------------------------|
