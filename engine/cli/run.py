@@ -2,11 +2,14 @@
 
 Layer: command line.  Spec: design.md "Command line".
 SIGHUP reads the configuration again: if it can be used, what is in flight ends under the old one and everything after
-that goes by the new one; if it cannot, the error is told and nothing changes.
+that goes by the new one; if it cannot, the error is told and nothing changes.  A SIGHUP that comes between two engines
+is kept for the next.
 """
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
 from pathlib import Path  # noqa: TC003 - typer reads the annotations
 from typing import TYPE_CHECKING, Annotated
@@ -16,7 +19,8 @@ import typer
 
 from .. import app
 from ..config import Config, load
-from ..errors import ConfigError
+from ..delivery.progress import Progress
+from ..errors import ConfigError, EngineError, StoreError
 from .display import tell_summary
 from .exits import Exit, exit_on_error
 from .running import run_with_signals
@@ -33,29 +37,76 @@ def run(
 ) -> int:
     """Deliver what is in the queue, whoever put it there; SIGTERM drains, SIGHUP reads the configuration again."""
     with exit_on_error():
-        loaded = app.with_queue(load(str(config)) if config is not None else Config(), queue)
-        while True:
-            reread: list[Config] = []
-
-            def on_hangup(core: Core, found: list[Config]) -> None:
-                try:
-                    fresh = app.with_queue(load(str(config)), queue) if config is not None else loaded  # noqa: B023
-                    app.check(fresh)
-                except ConfigError as error:
-                    print(f"outrider: the configuration stays as it was: {error}", file=sys.stderr)
-                    return
-                found.append(fresh)
-                core.stop()
-
-            with app.open_engine(loaded, log_to_stderr=not sys.stderr.isatty()) as core:
-                stopped = trio.run(_run, core, drain, lambda core=core, found=reread: on_hangup(core, found))
-            if stopped or not reread:
-                break
-            loaded = reread[-1]
-        tell_summary(core.progress, as_json=as_json)
+        _Daemon(config, queue, drain).run(as_json)
         return Exit.OK
 
 
-async def _run(core: Core, drain: bool, on_hangup: object) -> bool:
-    assert callable(on_hangup)
-    return await run_with_signals(core, drain=drain, title="queue", on_hangup=on_hangup)
+class _Daemon:
+    """One engine after another, each with the configuration that was read last and can be used."""
+
+    def __init__(self, path: Path | None, queue: str | None, drain: bool) -> None:
+        self._path = path
+        self._queue = queue
+        self._drain = drain
+        self._progress = Progress()
+        self._hangups = 0
+        self._config = self._read()
+        self._next: Config | None = None
+
+    def _read(self) -> Config:
+        return app.with_queue(load(str(self._path)) if self._path is not None else Config(), self._queue)
+
+    def run(self, as_json: bool) -> None:
+        before = signal.signal(signal.SIGHUP, self._keep_hangup)
+        try:
+            while self._run_engine():
+                pass
+        finally:
+            signal.signal(signal.SIGHUP, before)
+        tell_summary(self._progress, as_json=as_json)
+
+    def _keep_hangup(self, *_: object) -> None:
+        self._hangups += 1
+
+    def _run_engine(self) -> bool:
+        """Run an engine to its end; True if another is to follow."""
+        with contextlib.ExitStack() as stack:
+            core = self._open(stack)
+            if self._hangups:
+                self._hangups = 0
+                self._on_hangup(core)
+            self._progress.phase = ""
+            stopped = trio.run(self._serve, core)
+        return self._next is not None and not stopped
+
+    def _open(self, stack: contextlib.ExitStack) -> Core:
+        """The next engine; with the configuration before where that of a SIGHUP turns out to be of no use."""
+        fresh, self._next = self._next, None
+        log_to_stderr = not sys.stderr.isatty()
+        if fresh is not None:
+            try:
+                core = stack.enter_context(app.open_engine(fresh, progress=self._progress, log_to_stderr=log_to_stderr))
+            except (ConfigError, StoreError) as error:
+                _tell_refused(error)
+            else:
+                self._config = fresh
+                return core
+        return stack.enter_context(app.open_engine(self._config, progress=self._progress, log_to_stderr=log_to_stderr))
+
+    async def _serve(self, core: Core) -> bool:
+        return await run_with_signals(core, drain=self._drain, title="queue", on_hangup=lambda: self._on_hangup(core))
+
+    def _on_hangup(self, core: Core) -> None:
+        try:
+            fresh = self._read()
+            app.check(fresh)
+        except ConfigError as error:
+            _tell_refused(error)
+            return
+        self._next = fresh
+        core.progress.phase = "reading the configuration"
+        core.stop()
+
+
+def _tell_refused(error: EngineError) -> None:
+    print(f"outrider: the configuration stays as it was: {error}", file=sys.stderr, flush=True)

@@ -2,7 +2,8 @@
 
 Layer: command line.  Spec: design.md "Command line".
 The first SIGTERM or Ctrl-C lets what is in flight end, the second ends at once (the in-flight journal then tells the
-next engine what was under way).  SIGHUP is for whoever asks for it.
+next engine what was under way).  SIGHUP is for whoever asks for it; to others it says that their terminal is gone,
+which is a stop unless it is ignored (nohup).
 """
 
 from __future__ import annotations
@@ -41,21 +42,23 @@ async def run_with_signals(
 
     Args:
         display: show how it goes on.
-        on_hangup: called at SIGHUP, before the engine is stopped.
+        on_hangup: called at SIGHUP instead of stopping.
 
     Raises:
         StoreError: the queue cannot be used any more.
         SystemExit: a second signal came.
     """
     stopped = False
+    watched = [signal.SIGTERM, signal.SIGINT]
+    if on_hangup is not None or signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        watched.append(signal.SIGHUP)
 
     async def watch() -> None:
         nonlocal stopped
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        with trio.open_signal_receiver(*watched) as signals:
             async for number in signals:
-                if number == signal.SIGHUP:
-                    if on_hangup is not None:
-                        on_hangup()
+                if number == signal.SIGHUP and on_hangup is not None:
+                    on_hangup()
                     continue
                 if stopped:
                     sys.exit(INTERRUPTED)
