@@ -32,6 +32,7 @@ from .logs.mainlog import MainLogFormat, parse_selector
 from .logs.writer import LogFile, LogWriter
 from .net.resolver import Resolver
 from .net.system_hosts import LocalAddresses, SystemHosts
+from .net.tlsa_lookup import TlsaLookup
 from .queue.rules import RetryRules
 from .queue.sqlite import open_store
 from .tls.context import TlsContexts
@@ -54,17 +55,21 @@ class Compiled:
 
     config: Config
     host_name: str
+    resolver: Resolver
     routers: RouterChain
     transports: dict[str, Transport]
     rules: RetryRules
     log_format: MainLogFormat
 
 
-def compile_config(config: Config, *, rng: random.Random | None = None) -> Compiled:
+def compile_config(
+    config: Config, *, rng: random.Random | None = None, resolver_type: type[Resolver] = Resolver
+) -> Compiled:
     """Compile every expansion, list, rule and server name of a configuration.
 
     Args:
         rng: shuffles hosts and spreads retries.
+        resolver_type: `Resolver`, or what watches one at work.
 
     Raises:
         ConfigError: naming file, key and column of what is wrong.
@@ -72,7 +77,7 @@ def compile_config(config: Config, *, rng: random.Random | None = None) -> Compi
     try:
         named = named_lists(config)
         dns = config.dns
-        resolver = Resolver(
+        resolver = resolver_type(
             dns.nameservers, trust_ad=_trust_ad(dns.trust_ad), timeout_s=dns.timeout, cache_size=dns.cache_size
         )
         transports = {
@@ -81,6 +86,7 @@ def compile_config(config: Config, *, rng: random.Random | None = None) -> Compi
         return Compiled(
             config=config,
             host_name=host_name(config),
+            resolver=resolver,
             routers=RouterChain(
                 config.routers,
                 resolver,
@@ -185,6 +191,7 @@ def make_core(
         routers=compiled.routers,
         transports=compiled.transports,
         contexts=TlsContexts(),
+        tlsa=TlsaLookup(compiled.resolver),
         jobs=Jobs(database, name),
         leases=Leases(),
         progress=progress,

@@ -148,12 +148,36 @@ class TransportOptions:
         Kind.INTEGER, 4, "transactions in flight on a connection that has earned it", minimum=1
     )
     hosts_avoid_pipelining: ListText = _option(Kind.EXPANDED_LIST, "", "hosts spoken to one command at a time")
+    dnssec_request_domains: ListText = _option(
+        Kind.EXPANDED_LIST, "*", "hosts whose DNSSEC status is heeded, as DANE needs it"
+    )
+    dnssec_require_domains: ListText = _option(Kind.EXPANDED_LIST, "", "hosts whose address must be signed")
+    hosts_try_dane: ListText = _option(Kind.EXPANDED_LIST, "*", "hosts for which DANE is used where it is published")
+    hosts_require_dane: ListText = _option(Kind.EXPANDED_LIST, "", "hosts that get no mail without DANE")
+    dane_require_tls_ciphers: str = _option(
+        Kind.EXPANSION, "", "OpenSSL cipher list for DANE; default: tls_require_ciphers"
+    )
+    dane_insecure_mx: str = _option(
+        Kind.STRING,
+        "dane",
+        "what TLSA records are worth where the MX records are not signed",
+        choices=("may", "encrypt", "dane"),
+    )
+    dane_trust_host_list: bool = _option(
+        Kind.BOOLEAN, True, "whether a host named in the configuration counts as named by a signed MX record (R14)"
+    )
     hosts_avoid_tls: ListText = _option(Kind.EXPANDED_LIST, "", "hosts to which STARTTLS is never sent")
     hosts_require_tls: ListText = _option(Kind.EXPANDED_LIST, "", "hosts that get no mail in clear")
     tls_tempfail_tryclear: bool = _option(Kind.BOOLEAN, True, "a failed TLS start may be retried in clear (TL-3, TL-7)")
     tls_require_ciphers: str = _option(Kind.EXPANSION, "", "OpenSSL cipher list")
     tls_sni: str = _option(Kind.EXPANSION, "", "name sent in the SNI extension; default: the host's")
     tls_verify_certificates: str = _option(Kind.EXPANSION, "system", "trust anchors: `system`, a file or a directory")
+    tls_crl: str = _option(Kind.EXPANSION, "", "revocation lists: a file or a directory")
+    tls_certificate: str = _option(Kind.EXPANSION, "", "file with the certificate to show as a client")
+    tls_privatekey: str = _option(Kind.EXPANSION, "", "file with its private key; default: that of the certificate")
+    tls_verify_cert_hostnames: ListText = _option(
+        Kind.EXPANDED_LIST, "*", "hosts whose certificate must have their name where it is verified"
+    )
     tls_verify_hosts: ListText = _option(Kind.EXPANDED_LIST, "", "hosts whose certificate must verify")
     tls_try_verify_hosts: ListText = _option(
         Kind.EXPANDED_LIST, "*", "hosts whose certificate is verified, failure tolerated"

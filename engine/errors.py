@@ -122,6 +122,9 @@ class DeliveryError(EngineError):
         errno: positive OS error number or one of Exim's negative ones (11.6).
         more_errno: 256 for a connect timeout (11.6), or reply digits << 8; the A/M byte is added by the scheduler.
         retry_name: the error name that retry rules match (RT-7), such as ``refused`` or ``timeout_connect``.
+
+    Attributes:
+        dane_fail: data of the event `dane:fail` (7.6) where DANE was the reason, else "".
     """
 
     def __init__(
@@ -141,6 +144,7 @@ class DeliveryError(EngineError):
         self.errno = errno
         self.more_errno = more_errno
         self.retry_name = retry_name
+        self.dane_fail = ""
 
 
 class TlsPolicyError(DeliveryError):

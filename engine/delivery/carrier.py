@@ -109,6 +109,8 @@ class Carrier:
 
     def _is_worn_out(self) -> bool:
         session = self._session
+        if session.sent_count and trio.current_time() >= session.use_until:
+            return True  # R46, R47: the TLSA records that it was proved by have had their time
         limits = [limit for limit in (self._max_messages, session.max_messages) if limit]
         return bool(limits) and session.sent_count >= min(limits)
 

@@ -1,11 +1,17 @@
-"""Connect to a host of a site as the options of its transport say.
+"""Connect to a host of a site as its options and its policy say.
 
-Layer: orchestration.  Spec: events-dane 8.2 (TL-7), 11.6 (-27, -37).
-What the options say of a host is decided once a connection, or once a site where it cannot change.
+Layer: orchestration.  Spec: events-dane 7.5 (DANE that fails), 7.6, 8.2 (TL-7), 11.6 (-27, -32, -36 to -38);
+dane-tls R4, R41 to R43, R46, R47.
+What the options say of a host is decided once a connection, or once a site where it cannot change; what TLS must prove
+is decided anew when the TLSA answer has had its time, and no connection outlives the decision it was made under.
+Invariants: no connection is made without a decision; under DANE nothing is ever sent in clear, and every failure is
+temporary (R42); what makes a connection good for the recipients of one domain only marks the site as theirs.
 """
 
 from __future__ import annotations
 
+import datetime
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -14,47 +20,134 @@ import trio
 from ..errors import ConfigError, DeliveryError, ExpandError, LocalProtocolError, TlsPolicyError
 from ..logs.facts import Fact, FactKind
 from ..net.session import SessionOptions, open_session
-from ..policy.plan import CLEAR, TlsLevel
+from ..policy.builder import PlanBuilder
+from ..policy.plan import CLEAR, Plan, TlsLevel
+from ..policy.requirement import STARTTLS_NOT_SUPPORTED, VALIDATION_FAILURE, Decision, Refusal
 from ..smtp import HostMemory
-from ..tls.context import TlsOptions
+from ..tls.dane import judge
+from ..tls.facts import ChainVerdict
 from .hosterrors import port_of
+from .site import Policy
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ..expand import Scope as ExpandScope
     from ..net.session import Session
+    from ..policy.hosts import Host
+    from ..tls.context import TlsOptions
+    from ..tls.facts import Decide
     from .core import Core
     from .site import Site
     from .transport import HostDecisions
 
-#: errno of an option that cannot be expanded, and of a failed handshake (11.6)
+#: errno of an option that cannot be expanded, of an address that is not signed, and of a failed handshake (11.6)
 _ERRNO_EXPANSION: Final = -27
+_ERRNO_INSECURE: Final = -32
 _ERRNO_TLS_FAILED: Final = -37
+_ERRNO_TLS_REQUIRED: Final = -38
 
 
 async def connect(core: Core, site: Site, number: int) -> Session:
     """A session with a host.
 
     Raises:
-        DeliveryError, TlsPolicyError: see `open_session`; an option that cannot be expanded or used is one as well.
+        DeliveryError, TlsPolicyError: see `open_session`; a policy that allows no connection, and an option that cannot
+            be expanded or used, are one as well.  `dane_fail` has the data of the event (7.6).
     """
     try:
         decisions = await _decide(core, site, number)
-        try:
-            return await _open(core, site, number, decisions)
-        except TlsPolicyError as error:
-            plan = decisions.plan
-            if error.errno != _ERRNO_TLS_FAILED or not plan.try_clear or plan.level is not TlsLevel.OPPORTUNISTIC:
-                raise
-            host = site.hosts[number]
-            text = (
-                f"{error.message}: delivering unencrypted to H={host.name} [{host.address}] (not in hosts_require_tls)"
-            )
-            core.settlement.tell(Fact(FactKind.NOTE, core.clock(), text=text))
-        return await _open(core, site, number, replace(decisions, plan=CLEAR))
+        policy = await _policy(core, site, number, decisions)
+        session = await _open_as_planned(core, site, number, decisions, policy)
     except ExpandError as error:
         raise DeliveryError(error.message, errno=_ERRNO_EXPANSION) from error
     except (ConfigError, LocalProtocolError) as error:
         raise DeliveryError(str(error), errno=_ERRNO_EXPANSION) from error
+    session.use_until = policy.until
+    return session
+
+
+async def _open_as_planned(core: Core, site: Site, number: int, decisions: HostDecisions, policy: Policy) -> Session:
+    host, plan = site.hosts[number], policy.decision.plan
+    try:
+        return await _open(core, site, number, decisions, plan)
+    except TlsPolicyError as error:
+        if plan.level is TlsLevel.DANE:
+            _tell_dane_failure(core, host, error)
+            raise
+        if error.errno != _ERRNO_TLS_FAILED or not plan.try_clear or plan.level is not TlsLevel.OPPORTUNISTIC:
+            raise
+        text = f"{error.message}: delivering unencrypted to H={host.name} [{host.address}] (not in hosts_require_tls)"
+        core.settlement.tell(Fact(FactKind.NOTE, core.clock(), text=text))
+    return await _open(core, site, number, decisions, CLEAR)
+
+
+def _tell_dane_failure(core: Core, host: Host, error: TlsPolicyError) -> None:
+    """7.5: a failed handshake has a line of its own; what `dane:fail` will tell stays with the error (7.6)."""
+    is_missing = error.errno == _ERRNO_TLS_REQUIRED and "did not offer" in error.message
+    error.dane_fail = STARTTLS_NOT_SUPPORTED if is_missing else VALIDATION_FAILURE
+    if error.errno == _ERRNO_TLS_FAILED:
+        reason = error.message.removeprefix("TLS session: ")
+        text = f"DANE attempt failed; TLS connection to {host.name} [{host.address}]: {reason}"
+        core.settlement.tell(Fact(FactKind.NOTE, core.clock(), text=text))
+
+
+# --- policy -----------------------------------------------------------------------------------------------------------
+
+
+async def _policy(core: Core, site: Site, number: int, decisions: HostDecisions) -> Policy:
+    """What TLS must prove, from TLSA answers that still hold.
+
+    Raises:
+        DeliveryError: no connection may be made to the host for now.
+    """
+    kept = site.policies.get(number)
+    if kept is not None and kept.until > trio.current_time():
+        return kept
+    host = site.hosts[number]
+    is_literal = host.name.startswith("[") or host.name == host.address
+    if decisions.require_dnssec and host.address_secure is not True and not is_literal:
+        text = f"lookup of IP address for {host.name} was insecure"
+        raise DeliveryError(text, errno=_ERRNO_INSECURE, retry_name="lookup")
+    found = await _ask(core, site, number, decisions)
+    if isinstance(found, Decision) and found.depends_on_domain:
+        if site.is_shared and not site.by_domain:
+            # recipients of several domains are here already: only the name of the host itself holds for all of them
+            site.by_domain = True
+            found = await _ask(core, site, number, decisions)
+        site.by_domain = True
+    for line in found.log:
+        core.settlement.tell(Fact(FactKind.NOTE, core.clock(), text=line))
+    if isinstance(found, Refusal):
+        error = DeliveryError(found.message, errno=found.errno, retry_name=found.retry_name)
+        error.dane_fail = found.dane_fail
+        raise error
+    policy = Policy(found, math.inf if found.ttl_s is None else trio.current_time() + found.ttl_s)
+    if site.transport.is_fixed:
+        site.policies[number] = policy
+    return policy
+
+
+async def _ask(core: Core, site: Site, number: int, decisions: HostDecisions) -> Decision | Refusal:
+    builder = PlanBuilder(site.hosts[number], port_of(site, number), decisions.tls, with_domain=not site.is_shared)
+    return await core.tlsa.run(builder)
+
+
+def _judge_by(plan: Plan, clock: Callable[[], float]) -> Decide | None:
+    """Who decides about the chain of certificates: the TLSA records, where there are some."""
+    if plan.level is not TlsLevel.DANE:
+        return None
+
+    def decide(chain: tuple[bytes, ...]) -> ChainVerdict:
+        now = datetime.datetime.fromtimestamp(clock(), datetime.UTC)
+        verdict = judge(plan.tlsa, chain, plan.reference_names, now=now)
+        # R13: what insecure MX records lead to may match, and proves nothing
+        return ChainVerdict(verdict.is_match, verdict.is_match and plan.authenticates, verdict.reason)
+
+    return decide
+
+
+# --- options ----------------------------------------------------------------------------------------------------------
 
 
 async def _decide(core: Core, site: Site, number: int) -> HostDecisions:
@@ -73,7 +166,7 @@ async def _decide(core: Core, site: Site, number: int) -> HostDecisions:
 
 def _scope(core: Core, site: Site, number: int) -> ExpandScope:
     host = site.hosts[number]
-    return core.make_scope(
+    scope = core.make_scope(
         {
             "host": host.name,
             "host_address": host.address,
@@ -83,9 +176,15 @@ def _scope(core: Core, site: Site, number: int) -> ExpandScope:
             "domain": host.domain,
         }
     )
+    scope.dynamic["lookup_dnssec_authenticated"] = _AUTHENTICATED[host.secure]
+    return scope
 
 
-async def _open(core: Core, site: Site, number: int, decisions: HostDecisions) -> Session:
+#: `$lookup_dnssec_authenticated` of a host (section 5)
+_AUTHENTICATED: Final = {True: b"yes", False: b"no", None: b""}
+
+
+async def _open(core: Core, site: Site, number: int, decisions: HostDecisions, plan: Plan) -> Session:
     host, options = site.hosts[number], site.transport.options
     # an interface of the other family is not for this host
     interface = options.interface if (":" in options.interface) == (":" in host.address) else ""
@@ -97,7 +196,7 @@ async def _open(core: Core, site: Site, number: int, decisions: HostDecisions) -
         port_of(site, number),
         SessionOptions(
             helo_name=decisions.helo_name,
-            plan=decisions.plan,
+            plan=plan,
             window=decisions.window,
             auth=decisions.auth,
             auth_required=decisions.auth_required,
@@ -111,5 +210,13 @@ async def _open(core: Core, site: Site, number: int, decisions: HostDecisions) -
         ),
         core.contexts,
         memory,
-        tls_options=TlsOptions(verify_certificates=decisions.trust_anchors or None),
+        decide=_judge_by(plan, core.clock),
+        tls_options=_files_for(plan, decisions.files),
     )
+
+
+def _files_for(plan: Plan, files: TlsOptions) -> TlsOptions:
+    """DN-10: under DANE neither trust anchors nor revocation lists count."""
+    if plan.level is TlsLevel.DANE:
+        return replace(files, verify_certificates=None, crl=None)
+    return files

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ..expand import Scope
     from ..logs.facts import ConnectionFacts
     from ..logs.writer import LogWriter
+    from ..net.tlsa_lookup import TlsaLookup
     from ..queue.model import Claim
     from ..queue.store import Engine
     from ..tls.context import TlsContexts
@@ -64,6 +65,7 @@ class Core:
     routers: RouterChain
     transports: dict[str, Transport]
     contexts: TlsContexts
+    tlsa: TlsaLookup
     jobs: Jobs
     leases: Leases
     progress: Progress

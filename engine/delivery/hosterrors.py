@@ -11,6 +11,7 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from ..logs.facts import ConnectionFacts, Fact, FactKind
+from ..policy.requirement import ERRNO_DANE
 from ..queue.model import OutcomeKind
 from ..queue.rules import Failure
 from ..queue.schedule import (
@@ -235,6 +236,7 @@ def _defer(
         connection=bare_connection(site, number),
         errno=error.errno,
         text=_text_beside_errno(error),
+        with_host=error.errno != ERRNO_DANE,  # DN-7
     )
     # without a rule this host's time is up at once (RT-10), but not that of the others (RT-11)
     is_old = rule is not None and is_ultimate_timeout(rule, work.context.job.created_at, core.clock())

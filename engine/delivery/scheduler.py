@@ -35,6 +35,7 @@ from .work import Work
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ..policy.hosts import Host
     from ..queue.model import Claim
     from .core import Core
     from .routing import Route
@@ -253,12 +254,19 @@ class Scheduler:
                 core.defer_routing(context, claim, route)
 
     def _site(self, route: Routed) -> Site:
-        hosts = [(host.name, host.address, host.port, host.preference, host.secure) for host in route.hosts]
+        hosts = [_identity(host) for host in route.hosts]
         if all(host.preference is not None for host in route.hosts):
             # hosts of one preference stand in an order of chance: domains that differ in nothing else share a site
             hosts.sort(key=repr)
-        key = (route.transport, route.router, tuple(hosts))
+        key: tuple[object, ...] = (route.transport, route.router, tuple(hosts))
+        domain = route.hosts[0].domain
         site = self._sites.get(key)
+        if site is not None and site.by_domain and (site.is_shared or site.hosts[0].domain != domain):
+            # DN-11, R46: what the certificate must name depends on the domain
+            key = (*key, domain)
+            site = self._sites.get(key)
+        elif site is not None and site.hosts[0].domain != domain:
+            site.is_shared = True
         if site is None:
             if len(self._sites) >= MAX_IDLE_SITES:
                 self._forget_idle_sites()
@@ -284,6 +292,14 @@ class Scheduler:
             for _, claim in members:
                 core.settlement.release(claim)
         self._unrouted.clear()
+
+
+def _identity(host: Host) -> tuple[object, ...]:
+    """What two hosts must have in common to be the same for a connection: where it goes, and what DNSSEC said."""
+    return (
+        *(host.name, host.address, host.port, host.preference, host.secure),
+        *(host.mx_secure, host.address_secure, host.alias_secure, host.canonical_name),
+    )
 
 
 def _pieces(members: list[Member], max_rcpt: float) -> list[Work]:

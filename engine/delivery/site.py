@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from ..errors import DeliveryError
     from ..policy.mx import Host
+    from ..policy.requirement import Decision
     from ..queue.model import RetryRecord
     from ..smtp import HostMemory
     from .transport import HostDecisions, Transport
@@ -46,6 +47,14 @@ class Down:
     expired: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What TLS must prove for one host, and until which monotonic second that holds."""
+
+    decision: Decision
+    until: float
+
+
 @dataclass(slots=True, eq=False)
 class Site:
     """One transport and the hosts it sends to, with the work that waits for them.
@@ -56,6 +65,9 @@ class Site:
         records: host number -> its retry record, once `is_judged` tells that they were read.
         memory: host number -> what the pipelining ladder has learned of the host.
         decisions: host number -> what the options say of it, where nothing that can change was looked at.
+        policies: host number -> what TLS must prove, until it has to be looked up again; with `decisions` only.
+        is_shared: it has had work of another domain than that of its hosts.
+        by_domain: names of the next hop count in the policy of a host (DN-11): no more domains are to be added.
         connections: connection tasks alive; connections_to: the same by host number; established_to: those with a
             session that has been greeted.
         is_blocked: every host that may serve what waits has all the connections that it may have, those of other sites
@@ -71,6 +83,9 @@ class Site:
     is_judged: bool = False
     memory: dict[int, HostMemory] = field(default_factory=dict)
     decisions: dict[int, HostDecisions] = field(default_factory=dict)
+    policies: dict[int, Policy] = field(default_factory=dict)
+    is_shared: bool = False
+    by_domain: bool = False
     connections: int = 0
     connections_to: dict[int, int] = field(default_factory=dict)
     established_to: dict[int, int] = field(default_factory=dict)

@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, Any, Final
 from ..config import Kind
 from ..errors import ConfigError, ExpandError, ForcedFailure
 from ..expand import ExpandOptions, Program, Scope, compile_option
-from ..expand.lists import HostList
-from ..policy.plan import CLEAR, Plan, TlsLevel
+from ..expand.lists import DomainList, HostList
+from ..policy.requirement import InsecureMx, TlsChoices
+from ..tls.context import TlsOptions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ..config import TransportOptions
-    from ..expand.lists import NamedLists
+    from ..expand.lists import ItemList, NamedLists
     from ..policy.mx import Host
 
 
@@ -32,19 +33,21 @@ class HostDecisions:
     """What the options of a transport say about one host.
 
     Attributes:
-        plan: what TLS must prove.
+        tls: what the options about TLS and DANE say; policy.builder makes the plan of it.
+        files: trust anchors, revocation lists, our certificate.
         helo_name: the name for EHLO.
         window: transactions in flight at most; 0 keeps to one command at a time.
         auth: (user name, password) to authenticate with, or None; auth_required: no mail without it.
-        trust_anchors: tls_verify_certificates as expanded: ``system``, a file or a directory, or "" for none.
+        require_dnssec: dnssec_require_domains: the host is not used unless its address is signed.
     """
 
-    plan: Plan
+    tls: TlsChoices
+    files: TlsOptions
     helo_name: str
     window: int
     auth: tuple[str, str] | None
     auth_required: bool
-    trust_anchors: str
+    require_dnssec: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,7 @@ class Transport:
     is_fixed: bool
     _programs: Mapping[str, Program]
     _hosts: Mapping[str, HostList]
+    _domains: Mapping[str, DomainList]
 
     @classmethod
     def compile(cls, name: str, options: TransportOptions, named: NamedLists, file: str = "") -> Transport:
@@ -72,6 +76,7 @@ class Transport:
         """
         programs: dict[str, Program] = {}
         hosts: dict[str, HostList] = {}
+        domains: dict[str, DomainList] = {}
         for row in dataclasses.fields(options):
             value: Any = getattr(options, row.name)
             key = f"transports.{name}.{row.name}"
@@ -79,18 +84,19 @@ class Transport:
                 programs[row.name] = compile_option(
                     value, key=key, file=file or None, options=ExpandOptions(lists=named)
                 )
+            elif row.name.startswith("dnssec_"):
+                domains[row.name] = compile_list(DomainList, value, named, key, file)
             elif row.metadata["kind"] is Kind.EXPANDED_LIST:
                 hosts[row.name] = compile_list(HostList, value, named, key, file)
         _check_interface(options.interface, f"transports.{name}.interface", file)
-        is_pure = all(program.is_pure for program in programs.values()) and all(
-            items.is_pure for items in hosts.values()
-        )
+        lists: list[ItemList] = [*hosts.values(), *domains.values()]
+        is_pure = all(program.is_pure for program in programs.values()) and all(items.is_pure for items in lists)
         is_fixed = (
             is_pure
             and all(program.reads <= _OF_HOST for program in programs.values())
-            and not any(b"$" in items.source for items in hosts.values())
+            and not any(b"$" in items.source for items in lists)
         )
-        return cls(name, options, is_pure, is_fixed, programs, hosts)
+        return cls(name, options, is_pure, is_fixed, programs, hosts, domains)
 
     def decide(self, host: Host, scope: Scope) -> HostDecisions:
         """What holds for `host`.  Blocks if not `is_pure`.
@@ -99,40 +105,55 @@ class Transport:
             ExpandError: an option cannot be expanded now; the host cannot be used.
         """
         auth, auth_required = self._auth(host, scope)
+        anchors = self._text("tls_verify_certificates", scope)
         return HostDecisions(
-            plan=self._plan(host, scope),
+            tls=self._tls(host, scope, has_anchors=bool(anchors)),
+            files=TlsOptions(
+                verify_certificates=anchors or None,
+                crl=self._text("tls_crl", scope) or None,
+                certificate=self._text("tls_certificate", scope) or None,
+                private_key=self._text("tls_privatekey", scope) or None,
+            ),
             helo_name=self._text("helo_data", scope),
             window=0 if self._listed("hosts_avoid_pipelining", host, scope) else self.options.pipeline_window,
             auth=auth,
             auth_required=auth_required,
-            trust_anchors=self._text("tls_verify_certificates", scope),
+            require_dnssec=self._is_domain_listed("dnssec_require_domains", host, scope),
         )
 
-    def _plan(self, host: Host, scope: Scope) -> Plan:
-        if self._listed("hosts_avoid_tls", host, scope):
-            return CLEAR
-        required = self._listed("hosts_require_tls", host, scope)
-        anchors = self._text("tls_verify_certificates", scope)
+    def _tls(self, host: Host, scope: Scope, *, has_anchors: bool) -> TlsChoices:
+        options = self.options
         verify = self._listed("tls_verify_hosts", host, scope)
         try_verify = self._listed("tls_try_verify_hosts", host, scope)
-        if anchors and not self.options.tls_verify_hosts and not self.options.tls_try_verify_hosts:
-            verify = True  # TL-1: both unset and anchors given
-        if not anchors:
-            verify = try_verify = False  # TL-9
-        level = TlsLevel.VERIFIED if verify else TlsLevel.MANDATORY if required else TlsLevel.OPPORTUNISTIC
-        if verify and not required:
-            # TL-7: only hosts_require_tls forbids clear text; verification alone is of the TLS that there is
-            reasons: tuple[str, ...] = ("tls_verify_hosts",)
-        else:
-            reasons = ("hosts_require_tls",) if required else ("opportunistic",)
-        return Plan(
-            level,
-            sni=self._text("tls_sni", scope) or host.name,
-            reference_names=(host.name,),
-            try_verify=try_verify and not verify,
-            try_clear=self.options.tls_tempfail_tryclear and not required,
-            ciphers=self._text("tls_require_ciphers", scope) or None,
-            reasons=reasons,
+        if not options.tls_verify_hosts and not options.tls_try_verify_hosts:
+            verify = True  # TL-1: both unset, and anchors given
+        # DN-3: where DNSSEC is not asked for, what it said is not known
+        request = self._is_domain_listed("dnssec_request_domains", host, scope)
+        request = request or self._is_domain_listed("dnssec_require_domains", host, scope)
+        try_dane = self._listed("hosts_try_dane", host, scope)
+        require_dane = self._listed("hosts_require_dane", host, scope)
+        dane_ciphers, dane_ciphers_error = "", ""
+        try:
+            dane_ciphers = self._text("dane_require_tls_ciphers", scope)
+        except ExpandError as error:
+            # section 6: a TLS failure, and only where the list would be used
+            dane_ciphers_error = error.message
+        return TlsChoices(
+            avoid_tls=self._listed("hosts_avoid_tls", host, scope),
+            require_tls=self._listed("hosts_require_tls", host, scope),
+            verify=verify and has_anchors,  # TL-9
+            try_verify=try_verify and has_anchors,
+            any_name=not self._listed("tls_verify_cert_hostnames", host, scope),
+            try_clear=options.tls_tempfail_tryclear,
+            request_dnssec=request,
+            try_dane=try_dane,
+            require_dane=require_dane,
+            insecure_mx=InsecureMx(options.dane_insecure_mx),
+            trust_host_list=options.dane_trust_host_list,
+            sni=self._text("tls_sni", scope),
+            ciphers=self._text("tls_require_ciphers", scope),
+            dane_ciphers=dane_ciphers,
+            dane_ciphers_error=dane_ciphers_error,
         )
 
     def _auth(self, host: Host, scope: Scope) -> tuple[tuple[str, str] | None, bool]:
@@ -145,6 +166,10 @@ class Transport:
     def _listed(self, option: str, host: Host, scope: Scope) -> bool:
         return self._hosts[option].matches(name=host.name, address=host.address, scope=scope)
 
+    def _is_domain_listed(self, option: str, host: Host, scope: Scope) -> bool:
+        """Whether the name of the host is in a domain list, as in Exim, where the transport looks hosts up by name."""
+        return self._domains[option].matches(host.name, scope)
+
     def _text(self, option: str, scope: Scope) -> str:
         try:
             return self._programs[option].evaluate(scope).decode("utf-8", "surrogateescape")
@@ -154,7 +179,10 @@ class Transport:
 
 #: variables that are the same whenever a host is decided on
 _OF_HOST: Final = frozenset(
-    {"host", "host_address", "host_port", "primary_hostname", "router_name", "transport_name", "domain"}
+    {
+        *("host", "host_address", "host_port", "lookup_dnssec_authenticated"),
+        *("primary_hostname", "router_name", "transport_name", "domain"),
+    }
 )
 
 

@@ -15,6 +15,7 @@ than that does not get to say it, and runs into the deadline of the write.
 from __future__ import annotations
 
 import errno
+import math
 import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -221,10 +222,12 @@ class Session:
         memory: what is known of the host.
         is_usable: whether `run` may be called; once False it stays so.
         sent_count: transactions begun on this connection.
+        use_until: monotonic second after which its policy has to be looked up again (R46, R47); set by who opened it.
     """
 
     def __init__(self, stream: trio.abc.Stream, client: Client, facts: SessionFacts, options: SessionOptions) -> None:
         self.facts = facts
+        self.use_until = math.inf
         self._stream = stream
         self._start_send: Callable[[bytes | memoryview], bool] | None = None
         self._finish_send: Callable[[], Awaitable[None]] | None = None

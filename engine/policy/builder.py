@@ -116,8 +116,12 @@ class PlanBuilder:
             self._say("7.2", "neither hosts_try_dane nor hosts_require_dane: no DANE")
             self.result = without_dane(host, choices, tuple(self._steps))
             return
-        bases, step = base_domains(host)
-        self._steps.append(step)
+        bases: tuple[str, ...] = ()
+        if choices.request_dnssec:
+            bases, step = base_domains(host)
+            self._steps.append(step)
+        else:
+            self._say("DN-3", "dnssec_request_domains: what DNSSEC says of the host is not heeded")
         signed = has_signed_way(host, choices)
         if bases and not signed:
             self._say("R13", "what led to its name is insecure")

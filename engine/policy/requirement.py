@@ -72,7 +72,8 @@ class TlsChoices:
         verify, try_verify: in tls_verify_hosts (or TL-1), tls_try_verify_hosts, with trust anchors to verify by (TL-9).
         any_name: not in tls_verify_cert_hostnames.
         try_clear: tls_tempfail_tryclear.
-        try_dane, require_dane: in hosts_try_dane, hosts_require_dane; both False where the AD bit is not asked for.
+        request_dnssec: what DNSSEC said of the host may be heeded (DN-3).
+        try_dane, require_dane: in hosts_try_dane, hosts_require_dane.
         insecure_mx: see `InsecureMx`.
         trust_host_list: hosts that the configuration names are as good as a signed MX record (R14).
         sni: tls_sni; empty for the host's name.
@@ -86,6 +87,7 @@ class TlsChoices:
     try_verify: bool = False
     any_name: bool = False
     try_clear: bool = True
+    request_dnssec: bool = True
     try_dane: bool = True
     require_dane: bool = False
     insecure_mx: InsecureMx = InsecureMx.DANE
