@@ -5,14 +5,14 @@ Layer: sans-I/O.  Spec: RFC 6698 §2.1, RFC 7671 §4 (usable), §5.1 (DANE-EE), 
 Input: raw records, DER certificates, names and a time.  Output: a `Verdict`.
 
 DANE-EE is octets against octets: no parser sees the certificate, and neither names nor dates nor a chain count (R25).
-Only when none of its records matches, DANE-TA is tried (R28).  Its anchors are the certificates of the chain behind
-the leaf that a record names, and the certificates that ``2 0 0`` records hold; a path from the leaf to one of them has
-to verify, and the leaf to have one of the names.  The leaf itself is never an anchor (R30) but for a ``2 1 0`` record
-whose key signed it: where no path ends at an anchor, the keys of such records are held against the signature of its
-topmost certificate.
-The dates of an anchor count, too, as the newer OpenSSL has it (R35).
-Invariants: the verdict does not depend on the order of the records, nor on that of the certificates behind the leaf
-where it says ``match``; whatever is not understood is not trusted; judging never raises for what the octets are.
+Only when none of its records matches, DANE-TA is tried (R28): on the path that OpenSSL takes from the leaf upwards over
+the certificates that were sent, and those that ``2 0 0`` records hold, the first certificate that a record names is the
+anchor.  The path to it has to verify, and the leaf to have one of the names.  The leaf itself is never an anchor (R30)
+but for a ``2 1 0`` record whose key signed it: where no certificate of the path is named, the keys of such records are
+held against the signature of the topmost one.  This is what OpenSSL's own DANE does, so it is not more lenient
+anywhere; it is stricter in that the dates of an anchor count (R35), and the digest of a signature by a bare key.
+Invariants: the verdict does not depend on the order of the records; whatever is not understood is not trusted; judging
+never raises for what the octets are.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 Status = Literal["match", "no-match", "name-mismatch", "unusable", "invalid-chain"]
 #: certificates of a chain that are looked at; OpenSSL's limit of depth
 MAX_CERTIFICATES: Final = 100
+#: X509_V_ERR_UNABLE_TO_GET_ISSUER_CERT_LOCALLY
+_NO_ISSUER: Final = 20
 
 _TA: Final = tlsa.Usage.DANE_TA
 _EE: Final = tlsa.Usage.DANE_EE
@@ -111,10 +113,10 @@ def judge(records: Sequence[bytes], chain: Sequence[bytes], names: Sequence[str]
 
 
 class _AnchorJudge:
-    """DANE-TA: tries the anchors that the records name, then the bare keys.
+    """DANE-TA: looks for the first anchor on the way up from the leaf, then for a bare key at the end of the way.
 
     Args:
-        records: usable records of usage 2: raw rdata -> index.
+        records: usable records of usage 2: raw rdata -> index, sorted.
         chain: leaf first, not empty.
     """
 
@@ -129,65 +131,55 @@ class _AnchorJudge:
         leaf = paths.load_or_none(self._chain[0])
         if leaf is None:
             return Verdict("invalid-chain", reason="the certificate of the server cannot be decoded")
-        sent = [certificate for der in self._chain[1:] if (certificate := paths.load_or_none(der)) is not None]
-        anchors = self._anchors(paths.encoded(leaf))
-        path = paths.verify(leaf, sent, [certificate for certificate, _ in anchors.values()], self._now)
-        if path.topmost is not None:
-            key = self._bare_key(path.topmost)
-            if key is not None:
-                path = paths.verify(leaf, sent, [path.topmost], self._now)
-                return self._conclude(path, key, names, is_key=True)
-        if path.certificates:
-            return self._conclude(path, anchors[paths.encoded(path.certificates[-1])][1], names)
-        matched = sorted(row for _, row in anchors.values())
-        if not matched or (path.error in paths.NO_ANCHOR and not self._is_sent(matched)):
-            return None
-        return self._conclude(path, matched[0], names)
+        # What DNS gives comes first, so that no other certificate of the same authority stands before it (R33).
+        given = [rdata[len(_FULL_CERTIFICATE) :] for rdata in self._rows if _is(rdata, _FULL_CERTIFICATE)]
+        others = {der: certificate for der in (*given, *self._chain[1:]) if (certificate := paths.load_or_none(der))}
+        path = paths.path_from(leaf, list(others.values()), self._now)
+        # as OpenSSL writes it -> as it was sent: the octets that count
+        sent = {paths.encoded(certificate): der for der, certificate in others.items()}
+        ways = [sent.get(der, der) for der in map(paths.encoded, path[1:])]
+        found = _certmatch.match(self._rows, ways)
+        if found:
+            row, number = found[0]
+            return self._conclude(path[: number + 2], self._rows[row], names)
+        key = self._bare_key(path)
+        if key is not None:
+            return self._conclude(path, key, names, is_key=True)
+        unreached = _certmatch.match(self._rows, [der for der in self._chain[1:] if der != self._chain[0]])
+        if unreached:
+            rdata = self._rows[unreached[0][0]]
+            reason = f"{_names_anchor(rdata)}, but the chain does not lead to it"
+            return Verdict("invalid-chain", int(_TA), None, self._records[rdata], reason, _NO_ISSUER)
+        return None
 
-    def _anchors(self, leaf: bytes) -> dict[bytes, tuple[crypto.X509, bytes]]:
-        """What a path may end at: DER -> certificate and the record that names it; never the leaf (R30)."""
-        named = [(self._rows[row], self._chain[1 + number]) for row, number in self._matches()]
-        named += [(rdata, rdata[len(_FULL_CERTIFICATE) :]) for rdata in self._rows if _is(rdata, _FULL_CERTIFICATE)]
-        anchors: dict[bytes, tuple[crypto.X509, bytes]] = {}
-        for rdata, der in sorted(named):
-            certificate = paths.load_or_none(der)
-            if certificate is not None:
-                # as OpenSSL writes it, to be found again in a path
-                anchors.setdefault(paths.encoded(certificate), (certificate, rdata))
-        anchors.pop(leaf, None)
-        return anchors
-
-    def _matches(self) -> list[tuple[int, int]]:
-        return _certmatch.match(self._rows, self._chain[1:])
-
-    def _is_sent(self, rows: Sequence[bytes]) -> bool:
-        """Whether one of the anchors came from the server: then the chain was meant to lead to it."""
-        return any(
-            self._rows[row] in rows for row, number in self._matches() if self._chain[1 + number] != self._chain[0]
-        )
-
-    def _bare_key(self, topmost: crypto.X509) -> bytes | None:
+    def _bare_key(self, path: Sequence[crypto.X509]) -> bytes | None:
         """The ``2 1 0`` record whose key signed the topmost certificate of the path."""
         for rdata in self._rows:
-            if _is(rdata, _FULL_KEY) and paths.is_signed_by(topmost, rdata[len(_FULL_KEY) :]):
+            if _is(rdata, _FULL_KEY) and path and paths.is_signed_by(path[-1], rdata[len(_FULL_KEY) :]):
                 return rdata
         return None
 
-    def _conclude(self, path: paths.Path, rdata: bytes, names: Sequence[str], *, is_key: bool = False) -> Verdict:
+    def _conclude(
+        self, path: Sequence[crypto.X509], rdata: bytes, names: Sequence[str], *, is_key: bool = False
+    ) -> Verdict:
         index = self._records[rdata]
-        what = f"{_kind(rdata)} names the trust anchor"
-        error, depth, text = path.error, path.depth, path.text
-        if not error:
-            error, depth = paths.weakness(path.certificates, is_anchored_by_key=is_key)
-            text = "its key or digest is too weak"
-        if error:
-            reason = f"{what}, but the chain does not verify: {text} (error {error} at depth {depth})"
-            return Verdict("invalid-chain", int(_TA), None, index, reason, error)
-        at = len(path.certificates) - 1
+        what = _names_anchor(rdata)
+        outcome = paths.verify(path, self._now)
+        if not outcome.error:
+            outcome = paths.weakness(path, is_anchored_by_key=is_key)
+        if outcome.error:
+            reason = f"{what}, but the chain does not verify: {outcome.text} at depth {outcome.depth}"
+            return Verdict("invalid-chain", int(_TA), None, index, reason, outcome.error)
+        at = len(path) - 1
         if not covers(self._chain[0], names):
             wanted = ", ".join(_shown(name) for name in names) or "any name: none was given"
             return Verdict("name-mismatch", int(_TA), at, index, f"{what}, but the certificate is not for {wanted}")
-        return Verdict("match", int(_TA), at, index, f"{what} at depth {at}" + (" by its key alone" if is_key else ""))
+        how = f", whose key signed the certificate at depth {at}" if is_key else f" at depth {at}"
+        return Verdict("match", int(_TA), at, index, what + how)
+
+
+def _names_anchor(rdata: bytes) -> str:
+    return f"{_kind(rdata)} names the trust anchor"
 
 
 def covers(certificate: bytes, names: Iterable[str]) -> bool:
