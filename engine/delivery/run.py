@@ -24,7 +24,7 @@ from .scheduler import Scheduler
 from .settlement import Settlement
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from ..queue.model import Recovered, Recovery
     from .core import Core
@@ -145,9 +145,17 @@ async def _sweep(core: Core) -> None:
 async def _recover(core: Core) -> None:
     """Clear up after engines that are gone, and log what is known of what they were doing."""
 
+    def log_before_the_commit(recipients: Sequence[Recovered]) -> None:
+        # a kill right after the commit must not hide what was in doubt
+        core.log.write([fact for recovered in recipients for fact in _recovered_facts(core, recovered)])
+
     def recover() -> Recovery:
-        store = core.database.store
-        return store.recover(core.engine.owner, core.clock(), in_doubt_delay_s=core.config.main.in_doubt_delay)
+        return core.database.store.recover(
+            core.engine.owner,
+            core.clock(),
+            in_doubt_delay_s=core.config.main.in_doubt_delay,
+            witness=log_before_the_commit,
+        )
 
     recovery = await core.database.call(recover)
     if recovery.engines or recovery.recipients:
@@ -158,8 +166,6 @@ async def _recover(core: Core) -> None:
             f" {recovery.released} given back"
         )
         core.settlement.tell(Fact(FactKind.NOTE, core.clock(), text=text))
-    for recovered in recovery.recipients:
-        await _tell_recovered(core, recovered)
     for job_id in recovery.held_jobs:
         text = f"job {job_id} is held: its loading was cut off after part of it could have been sent"
         core.settlement.tell(Fact(FactKind.NOTE, core.clock(), text=text))
@@ -169,9 +175,9 @@ async def _recover(core: Core) -> None:
             core.settlement.tell(completion)
 
 
-async def _tell_recovered(core: Core, recovered: Recovered) -> None:
-    """Log how one recipient ended whose engine could not."""
-    context = await core.jobs.load_or_none(recovered.job_id)
+def _recovered_facts(core: Core, recovered: Recovered) -> tuple[Fact, ...]:
+    """The lines of one recipient whose engine could not write them.  In the queue's thread."""
+    context = core.jobs.load_now_or_none(recovered.job_id)
     connection = ConnectionFacts(recovered.host, "", 0) if recovered.host else None
     fact = Fact(
         _RECOVERED_KINDS[recovered.kind],
@@ -184,8 +190,7 @@ async def _tell_recovered(core: Core, recovered: Recovered) -> None:
         job=str(recovered.job_id),
     )
     is_settled = recovered.kind in (RecoveryKind.DELIVERED, RecoveryKind.FAILED)
-    for line in core.completed(fact, context) if is_settled else (fact,):
-        core.settlement.tell(line)
+    return core.completed(fact, context) if is_settled else (fact,)
 
 
 def _only(group: BaseExceptionGroup[Exception]) -> BaseException:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from .journal import DeadJournal
-    from .store import Describe
+    from .store import Describe, Witness
 
 _KINDS: Final = {
     OutcomeKind.DELIVERED: RecoveryKind.DELIVERED,
@@ -38,7 +38,11 @@ IN_DOUBT_TEXT: Final = "in doubt: the message was sent and the engine ended befo
 class _Findings:
     """What one recovery gathers."""
 
-    def __init__(self, owner: int, now: float, delay_s: float, describe: Describe) -> None:
+    def __init__(
+        self, owner: int, now: float, delay_s: float, describe: Describe, witness: Witness | None = None
+    ) -> None:
+        self._witness = witness
+        self._witnessed = 0
         self.owner = owner
         self.now = now
         self.delay_s = delay_s
@@ -49,6 +53,12 @@ class _Findings:
         self.completed: list[int] = []
         self.removed: list[int] = []
         self.held: list[int] = []
+
+    def tell_witness(self) -> None:
+        """What a commit is about to settle; called just before it."""
+        fresh, self._witnessed = self.recipients[self._witnessed :], len(self.recipients)
+        if fresh and self._witness is not None:
+            self._witness(fresh)
 
     def result(self) -> Recovery:
         return Recovery(
@@ -124,9 +134,10 @@ class Recovering(Leasing):
         *,
         in_doubt_delay_s: float = DEFAULT_IN_DOUBT_DELAY_S,
         describe: Describe | None = None,
+        witness: Witness | None = None,
     ) -> Recovery:
         self._not_in_group("recover")
-        findings = _Findings(owner, now, in_doubt_delay_s, describe or describe_in_doubt)
+        findings = _Findings(owner, now, in_doubt_delay_s, describe or describe_in_doubt, witness)
         with self._errors():
             engines = self._db.execute("SELECT id, boot_id FROM engines WHERE id <> ?", (owner,)).fetchall()
         for dead, boot_id in engines:
@@ -151,6 +162,7 @@ class Recovering(Leasing):
                 if self._db.execute("SELECT 1 FROM engines WHERE id = ?", (dead,)).fetchone():
                     self._clear(dead, contents, findings)
                     findings.engines.append(dead)
+                    findings.tell_witness()
             is_done = True
         finally:
             journal.close(remove=is_done)
@@ -184,6 +196,7 @@ class Recovering(Leasing):
                     # read inside the transaction: what the engine begins from here on is after the end of its lease
                     contents = read_living(journal_path(self.path, engine))
                     self._take_back(engine, epoch, members, contents, findings)
+                findings.tell_witness()
         if orphaned:
             with self._writing():
                 self._db.execute("UPDATE outbox SET owner = ? WHERE owner = 0", (findings.owner,))

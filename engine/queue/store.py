@@ -116,6 +116,8 @@ class Engine:
 
 #: makes the events to be committed with something that was recovered
 Describe = Callable[["Recovered"], Iterable["OutboxEvent"]]
+#: is told of recipients that are about to be settled by a recovery
+Witness = Callable[["Sequence[Recovered]"], None]
 
 
 class Store(Protocol):
@@ -139,12 +141,15 @@ class Store(Protocol):
         *,
         in_doubt_delay_s: float = DEFAULT_IN_DOUBT_DELAY_S,
         describe: Describe | None = None,
+        witness: Witness | None = None,
     ) -> Recovery:
         """Clear up after dead engines and leases that ran out; not inside `group`.
 
         Args:
             owner: who does it; it inherits the events that the dead left in the outbox.
             describe: makes the events of each recovered recipient; by default one `msg:indoubt` for those in doubt.
+            witness: is told what a commit is about to settle, just before it: what it writes down is known even if
+                this engine dies right after the commit.  After a commit that failed it is told the same again.
         """
 
     def retire(self, engine: Engine, now: float, *, in_doubt_delay_s: float = DEFAULT_IN_DOUBT_DELAY_S) -> Recovery:

@@ -5,6 +5,8 @@ The text of `engine.queue.store`, sentence by sentence; see `fakes.stores`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from engine.errors import StoreError
@@ -17,6 +19,7 @@ from engine.queue.model import (
     OutboxEvent,
     Outcome,
     OutcomeKind,
+    Recovered,
     RecoveryKind,
     RetryRecord,
     recipient_id,
@@ -148,6 +151,25 @@ def test_the_events_of_a_recovery_are_what_describe_makes(bench: Bench, other: B
     bench.die()
     other.store.recover(other.owner, NOW, describe=lambda found: [OutboxEvent("n", f"{found.kind.value}", b"")])
     assert [event.key for event in other.store.drain_outbox(other.owner, 10)] == ["delivered"]
+
+
+def test_the_witness_of_a_recovery_is_told_before_the_commit(bench: Bench, other: Bench) -> None:
+    job = bench.load(*addresses(3))
+    first, _, _ = bench.claim()
+    bench.engine.journal.begin([(first.recipient_id, first.epoch)], "mx")
+    bench.die()
+    told: list[list[str]] = []
+
+    def refuse(recipients: Sequence[Recovered]) -> None:
+        told.append([recovered.address for recovered in recipients])
+        raise RuntimeError("died here")
+
+    with pytest.raises(RuntimeError, match="died here"):
+        other.store.recover(other.owner, NOW, witness=refuse)
+    assert told == [[first.address]]
+    assert other.store.counts(job).leased == 3, "nothing is settled before the witness knows"
+    recovery = other.store.recover(other.owner, NOW, witness=lambda recipients: told.append([]))
+    assert (len(recovery.recipients), told[1:]) == (1, [[]])
 
 
 def test_a_living_engine_is_left_alone(bench: Bench, other: Bench) -> None:
