@@ -11,7 +11,7 @@ Long because each kind of node has a method here, all of which give out slots of
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ..errors import ExpandError, ForcedFailure
 from . import conditions, items, numbers, operators, quoting, regexes, runtime, tree, variables
@@ -42,11 +42,29 @@ class _Label:
         self.waiting: list[tuple[int, int | None]] = []
 
 
-class Compiler:
-    """Makes one `Code`.  `compile` may be called once."""
+class Assembly(NamedTuple):
+    """What a `Code` is made of, in the order it takes them."""
 
-    def __init__(self, options: ExpandOptions) -> None:
+    instructions: list[int]
+    constants: tuple[Any, ...]
+    pool: list[int]
+    slot_count: int
+    wraps: tuple[tuple[int, int, str | None, str], ...]
+    constant: bytes | None
+    options: ExpandOptions
+
+
+class Compiler:
+    """Makes one `Code`: `compile`, `assemble` or `listing` may be called once.
+
+    Args:
+        options: those of the program.
+        prepared: whether constant patterns, lists and replacements are compiled now, or each time they are used.
+    """
+
+    def __init__(self, options: ExpandOptions, *, prepared: bool = True) -> None:
         self._options = options
+        self._prepared = prepared
         self._out: list[int] = []
         self._constants: list[Any] = []
         self._known: dict[tuple[type, Any], int] = {}
@@ -57,26 +75,23 @@ class Compiler:
 
     def compile(self, root: Node) -> Code:
         """The code of a tree."""
+        return Code(*self.assemble(root))
+
+    def assemble(self, root: Node) -> Assembly:
+        """The parts of the code of a tree."""
         constant = root.data if root.kind == "text" else None
         self._emit(Op.RETURN, self._value(root))
-        return Code(
-            self._out,
-            tuple(self._constants),
-            self._pool,
-            self._slots,
-            tuple(self._wraps),
-            constant,
-            self._options,
-        )
+        wraps = tuple(self._wraps)
+        return Assembly(self._out, tuple(self._constants), self._pool, self._slots, wraps, constant, self._options)
 
     def listing(self, root: Node) -> Iterator[str]:
         """The instructions as lines for a person."""
-        self._emit(Op.RETURN, self._value(root))
-        for at in range(0, len(self._out), 5):
-            what, *operands = self._out[at : at + 5]
+        assembly = self.assemble(root)
+        for at in range(0, len(assembly.instructions), 5):
+            what, *operands = assembly.instructions[at : at + 5]
             shown = " ".join(f"{operand:>4}" for operand in operands)
             yield f"{at // 5:4} {Op(what).name:<14} {shown}"
-        for number, constant in enumerate(self._constants):
+        for number, constant in enumerate(assembly.constants):
             yield f"{~number:4} {constant!r}"
 
     # -- pieces ------------------------------------------------------------------------------------------------------
@@ -521,7 +536,7 @@ class Compiler:
 
     def _members(self, node: Node) -> int:
         """The list of `inlist`: taken apart when it is constant, else expanded a second time."""
-        if node.kind == "text" and b"$" not in node.data and b"\\" not in node.data:
+        if self._prepared and node.kind == "text" and b"$" not in node.data and b"\\" not in node.data:
             return self._constant(tuple(split_list(node.data)))
         members = self._value(node)
         again = self._new()
@@ -530,7 +545,7 @@ class Compiler:
 
     def _regex(self, node: Node) -> int:
         """A pattern: compiled when it is constant."""
-        if node.kind == "text":
+        if self._prepared and node.kind == "text":
             try:
                 return self._constant(regexes.compile_regex(node.data))
             except ExpandError:
@@ -539,7 +554,7 @@ class Compiler:
 
     def _replacement(self, node: Node) -> int:
         """What `sg` expands for each match: compiled when it is constant."""
-        if node.kind == "text":
+        if self._prepared and node.kind == "text":
             try:
                 return self._constant(runtime.compile_dynamic(node.data, self._options))
             except ExpandError:

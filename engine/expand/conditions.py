@@ -197,7 +197,9 @@ def list_is_pure(kind: str, members: Node, options: ExpandOptions) -> bool:
 
 
 def match_list(kind: str, options: ExpandOptions, scope: Scope, subject: bytes, members: bytes) -> bool:
-    """`match_domain` and its like: whether `subject` is in the list; `$value` becomes what a lookup in it gave.
+    """`match_domain` and its like: whether `subject` is in the list.
+
+    `$value` becomes what a lookup in the list gave, or else the item that matched; that of an address is no value.
 
     Raises:
         LookupDeferral: it cannot be told now.
@@ -206,13 +208,14 @@ def match_list(kind: str, options: ExpandOptions, scope: Scope, subject: bytes, 
     if kind == "match_ip" and subject and not network.address_version(subject):
         raise ExpandError(f'"{as_text(subject)}" is not an IP address')
     try:
-        found = _list(kind, bytes(members), options).shown(_KINDS[kind][1](subject), scope)
+        members_list = _list(kind, bytes(members), options)
+        find = members_list.found if kind == "match_ip" else members_list.shown
+        found = find(_KINDS[kind][1](subject), scope)
     except ExpandError as error:
         reason = getattr(error, "reason", error.message)
         error.message = f'unable to complete match against "{as_text(members)}": {reason}'
         error.args = (error.message,)
         raise
-    if found is None:
-        return False
-    scope.value = found or None
-    return True
+    if found or kind != "match_ip":
+        scope.value = found or None
+    return found is not None

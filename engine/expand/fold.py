@@ -37,12 +37,33 @@ _QUIET: Final = frozenset(
 _TEXT_ORDER: Final = frozenset(["eq", "eqi", "lt", "lti", "le", "lei", "gt", "gti", "ge", "gei"])
 
 
+#: nodes of a program; an `extract` that may be read in two ways holds what is inside it twice.  Arbitrary.
+NODE_LIMIT: Final = 200_000
+
+
+class _Folder:
+    """Folds one tree, counting its nodes."""
+
+    def __init__(self) -> None:
+        self._left = NODE_LIMIT
+
+    def fold(self, node: Node) -> Node:
+        self._left -= 1
+        if self._left < 0:
+            raise ExpandError("expansion is too complex")
+        parts = tuple([self.fold(part) for part in node.parts])
+        node = Node(node.kind, parts, node.data, node.column)
+        rule = _RULES.get(node.kind)
+        return node if rule is None else rule(node)
+
+
 def fold(node: Node) -> Node:
-    """The folded tree."""
-    parts = tuple([fold(part) for part in node.parts])
-    node = Node(node.kind, parts, node.data, node.column)
-    rule = _RULES.get(node.kind)
-    return node if rule is None else rule(node)
+    """The folded tree.
+
+    Raises:
+        ExpandError: it has too many nodes.
+    """
+    return _Folder().fold(node)
 
 
 def is_quiet(node: Node) -> bool:

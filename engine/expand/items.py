@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Final
 
 from ..errors import ExpandError
 from . import charsets, jsontext, pieces
-from .listsplit import quote_item, split_list
+from ._evaluate import split_list
+from .listsplit import quote_item
 from .regexes import text as as_text
 
 if TYPE_CHECKING:
@@ -31,9 +32,12 @@ def is_field_number(text: bytes) -> bool:
 def _field_number(text: bytes) -> int:
     """The value of digits with a minus; huge ones are as good as none."""
     digits = text.strip(_SPACE)
-    if digits == b"-":
-        return 0
-    return int(digits[:12])
+    return 0 if digits == b"-" else int(digits[:12])
+
+
+@functools.lru_cache(maxsize=64)
+def _separator_table(separators: bytes) -> bytes:
+    return bytes(separators[0] if octet in separators else octet for octet in range(256))
 
 
 def extract_number(field: bytes, separators: bytes, text: bytes) -> bytes | None:
@@ -43,7 +47,10 @@ def extract_number(field: bytes, separators: bytes, text: bytes) -> bytes | None
         return text
     if not separators:
         return text if number in (1, -1) else None
-    fields = re.split(b"[" + re.escape(separators) + b"]", text)
+    if len(separators) > 1:
+        # every separator as the first, which then is the only one
+        text = text.translate(_separator_table(separators))
+    fields = text.split(separators[:1])
     if number < 0:
         number += len(fields) + 1
     return fields[number - 1] if 1 <= number <= len(fields) else None

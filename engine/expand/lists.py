@@ -166,6 +166,10 @@ class ItemList:
         """
         return self._match(subject, scope, show=True, groups=self.sets_groups)
 
+    def found(self, subject: Subject, scope: Scope | None) -> bytes | None:
+        """Lookup data, nothing for another match, None for no match."""
+        return self._match(subject, scope)
+
     def _match(
         self, subject: Subject, scope: Scope | None, *, show: bool = False, groups: bool = False
     ) -> bytes | None:

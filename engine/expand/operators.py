@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from ..errors import ExpandError
 from . import charsets, mailtext, network, numbers, pieces, quoting
-from .listsplit import split_list
+from ._evaluate import split_list
 from .regexes import text as as_text
 
 if TYPE_CHECKING:
@@ -165,9 +165,11 @@ def _from_base(text: bytes, name: str, digits: bytes, base: str) -> bytes:
 
 
 def _digest(algorithm: str, *, upper_case: bool = True) -> Callable[[bytes], bytes]:
+    make = getattr(hashlib, algorithm)
+
     def digest(text: bytes) -> bytes:
-        value = hashlib.new(algorithm, text, usedforsecurity=False).hexdigest()
-        return (value.upper() if upper_case else value).encode()
+        value: str = make(text, usedforsecurity=False).hexdigest()
+        return (value.upper() if upper_case else value).encode("ascii")
 
     return digest
 

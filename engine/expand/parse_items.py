@@ -132,6 +132,14 @@ def _env(parser: Parser) -> Node:
 
 
 def _extract(parser: Parser) -> Node:
+    parser.rereads += 1
+    try:
+        return _extract_either(parser)
+    finally:
+        parser.rereads -= 1
+
+
+def _extract_either(parser: Parser) -> Node:
     json = ""
     if parser.skip_space() != _OPEN and parser.source.startswith(b"json", parser.at):
         parser.at += 4

@@ -60,6 +60,12 @@ class SyntaxFailure(Exception):
         self.is_brace = is_brace
         self.before: list[Node] = []
 
+    def copy(self) -> SyntaxFailure:
+        """The same failure; what is around it adds to the copy only."""
+        twin = SyntaxFailure(self.message, self.column, is_brace=self.is_brace)
+        twin.before = list(self.before)
+        return twin
+
     @property
     def message_or_brace(self) -> str:
         """Exim's text, the plain brace complaint included."""
@@ -85,6 +91,9 @@ class Parser:
         self.depth = 0
         #: a header name has run over a `}`, which later complaints about braces mention (X-7)
         self.swallowed = False
+        #: how many items that are read in more than one way we are in
+        self.rereads = 0
+        self._known: dict[tuple[int, bool, bool, bool], tuple[Node | SyntaxFailure, int]] = {}
         #: how many branches that may be skipped we are in
         self.conditional = 0
         #: how many bodies of filter, map and reduce we are in, which Exim reads over before it evaluates them
@@ -271,6 +280,25 @@ class Parser:
 
     def braced(self, *, honour_dollar: bool = True) -> Node:
         """`{string}`, standing at the open brace; the close brace is read."""
+        if not self.rereads:
+            return self._braced(honour_dollar)
+        # what is read in more than one way is kept, or the time would double with each level of it
+        key = (self.at, honour_dollar, self.conditional > 0, self.in_body > 0)
+        known = self._known.get(key)
+        if known is None:
+            try:
+                node = self._braced(honour_dollar)
+            except SyntaxFailure as error:
+                self._known[key] = (error.copy(), self.at)
+                raise
+            self._known[key] = (node, self.at)
+            return node
+        found, self.at = known
+        if isinstance(found, SyntaxFailure):
+            raise found.copy()
+        return found
+
+    def _braced(self, honour_dollar: bool) -> Node:
         self.at += 1
         node = self.string(in_braces=True, honour_dollar=honour_dollar)
         self.at += 1

@@ -127,7 +127,11 @@ def compile_text(source: str | bytes, *, options: ExpandOptions | None = None) -
             shown = octets.decode("utf-8", "surrogateescape")
             raise ExpandError(f"attempt to expand tainted string '{shown}'")
         octets = bytes(octets)
-    return Program(octets, _parse(octets, options), options)
+    try:
+        return Program(octets, _parse(octets, options), options)
+    except RecursionError:
+        # the parser's own limit is reached first, unless the caller's stack was nearly used up
+        raise ExpandError("expansion is nested too deep") from None
 
 
 def _parse(octets: bytes, options: ExpandOptions) -> Node:
@@ -141,9 +145,6 @@ def _parse(octets: bytes, options: ExpandOptions) -> Node:
             raise ExpandError(message, column=error.column) from None
         failure = tree.Node("fail", (), tree.Failure(message, error.column))
         return tree.seq([*error.before, failure])
-    except RecursionError:
-        # the caller's own stack was nearly used up
-        raise ExpandError("expansion is nested too deep") from None
 
 
 def compile_option(value: str, *, key: str, file: str | None = None, options: ExpandOptions | None = None) -> Program:

@@ -15,8 +15,8 @@ from pcre2 import _cy
 
 from ..errors import ExpandError
 
-#: PCRE2 match(), steps; arbitrary, about 50 ms of work
-MATCH_LIMIT: Final = 2_000_000
+#: PCRE2 match(), steps; arbitrary, about 10 ms of work
+MATCH_LIMIT: Final = 500_000
 #: PCRE2 heap for backtracking, KiB; arbitrary
 HEAP_LIMIT_KIB: Final = 20_000
 #: most capture groups an expansion sees, `$0` to `$20` (EXPAND_MAXN)

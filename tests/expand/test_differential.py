@@ -9,7 +9,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, Phase, example, given, settings
@@ -121,7 +121,7 @@ def _check(oracle: EximOracle, session: Session, expressions: list[str]) -> None
 
 
 # a failure names its line, so there is nothing to shrink, which takes long with a server to ask
-_SETTINGS: Any = settings(
+_SETTINGS = settings(
     max_examples=60,
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example],

@@ -40,7 +40,7 @@ RULES: Final = (
         "what is skipped is not looked at",
         rb"\{",
         rb'is not a( positive)? number \(in "|first argument of "(list)?extract"|regular expression error|'
-        rb"unrecognised boolean value",
+        rb'unrecognised boolean value|invalid integer|integer expected|inside "filter" item',
     ),
     Rule("a reason is given instead of none", exim=rb": NULL", ours=rb"unknown named \w+ list"),
     # facilities of another build, or none of a delivery engine

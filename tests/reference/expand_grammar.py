@@ -45,7 +45,8 @@ class _Maker:
         self._draw = draw
 
     def choose(self, options: Sequence[str]) -> str:
-        return options[self._draw(st.integers(0, len(options) - 1))]
+        number: int = self._draw(st.integers(0, len(options) - 1))
+        return options[number]
 
     def string(self, depth: int) -> str:
         if depth == 0:
