@@ -31,6 +31,17 @@ from fakes.engine_world import Clock, RealClock, RecordingLog, World
 from fakes.peers import free_port
 
 
+class LaterClock(RealClock):
+    """The time of the machine and `seconds` more, so that what is due then is due now."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+    def __call__(self) -> float:
+        return super().__call__() + self.seconds
+
+
 @contextlib.contextmanager
 def dane_world(
     directory: Path,
