@@ -8,6 +8,7 @@ options, plan, host, address and port equal those it came from; every cache has 
 
 from __future__ import annotations
 
+import datetime
 import pathlib
 import re
 from collections import OrderedDict
@@ -22,11 +23,15 @@ from OpenSSL import SSL, crypto
 
 from ..errors import ConfigError
 from ..policy.plan import ANY_NAME, Plan, TlsLevel
+from . import ocsp, tlsa
 from .engine import TlsEngine, library_text, tls_error
 from .facts import Decide, TlsFacts, distinguished_name
 from .names import certificate_matches
+from .ocsp import Demand
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .selfmade import Identity
 
 #: value of `TlsOptions.verify_certificates` for the trust anchors of the operating system
@@ -82,6 +87,7 @@ class TlsOptions:
         require_ciphers: OpenSSL cipher list for TLS 1.2, or None (tls_require_ciphers); `Plan.ciphers` goes before it.
         min_version: lowest protocol version as an `SSL.TLS1_x_VERSION` constant.
         resumption: whether sessions are kept and offered.
+        ocsp: whether a stapled OCSP response is asked for or required (hosts_request_ocsp, hosts_require_ocsp).
     """
 
     verify_certificates: str | None = SYSTEM
@@ -91,6 +97,7 @@ class TlsOptions:
     require_ciphers: str | None = None
     min_version: int = SSL.TLS1_2_VERSION
     resumption: bool = True
+    ocsp: Demand = Demand.NONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +121,18 @@ class TlsContexts:
     Args:
         options: for plans that come without options of their own.
         session_limit: sessions kept, the least recently used goes first.
+        clock: UTC epoch seconds, by which OCSP responses are judged; needed where one is asked for.
     """
 
-    def __init__(self, options: TlsOptions | None = None, *, session_limit: int = 4096) -> None:
+    def __init__(
+        self,
+        options: TlsOptions | None = None,
+        *,
+        session_limit: int = 4096,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
         self.options = options or TlsOptions()
+        self.clock = clock
         self._session_limit = session_limit
         self._contexts: OrderedDict[_Settings, SSL.Context] = OrderedDict()
         self._sessions: OrderedDict[tuple[object, ...], _StoredSession] = OrderedDict()
@@ -135,17 +150,21 @@ class TlsContexts:
 
         Raises:
             ConfigError: a file of the options cannot be read, or a cipher list is not one.
-            ValueError: the plan is for clear text.
+            ValueError: the plan is for clear text, or OCSP is asked for and there is no clock.
         """
         if plan.level is TlsLevel.CLEAR:
             raise ValueError("a plan of level CLEAR has no TLS")
         options = options or self.options
+        if options.ocsp is not Demand.NONE and self.clock is None:
+            raise ValueError("OCSP responses need a clock")
         wants_verdict = plan.level is TlsLevel.VERIFIED or (plan.try_verify and plan.level < TlsLevel.VERIFIED)
         verifies = wants_verdict and options.verify_certificates is not None
         default = _STRICT_CIPHERS if plan.level >= TlsLevel.VERIFIED else _OPPORTUNISTIC_CIPHERS
         settings = _Settings(options, plan.ciphers or options.require_ciphers or default, verifies)
         connection = SSL.Connection(self._context(settings), None)
         connection.set_connect_state()
+        if options.ocsp is not Demand.NONE:
+            connection.request_ocsp()
         if plan.sni:
             connection.set_tlsext_host_name(plan.sni.encode("ascii"))
         key = None
@@ -158,7 +177,9 @@ class TlsContexts:
             stored = self._sessions.get(key)
         if stored is not None:
             connection.set_session(stored.session)
-        return ClientHandshake(self, connection, plan, key, stored, wants_verdict=wants_verdict, verifies=verifies)
+        return ClientHandshake(
+            self, connection, plan, key, stored, wants_verdict=wants_verdict, verifies=verifies, ocsp=options.ocsp
+        )
 
     @property
     def session_count(self) -> int:
@@ -207,8 +228,10 @@ class ClientHandshake:
         *,
         wants_verdict: bool,
         verifies: bool,
+        ocsp: Demand = Demand.NONE,
     ) -> None:
         self.engine = TlsEngine(connection, is_client=True)
+        self._ocsp = ocsp
         self._contexts = contexts
         self._plan = plan
         self._key = key
@@ -232,7 +255,15 @@ class ClientHandshake:
         facts = self.engine.facts()
         if self._was_resumed(facts):
             stored = self._stored.facts if self._stored is not None else facts
-            facts = replace(facts, resumed=True, verified=stored.verified, verify_message=stored.verify_message)
+            # R54: a resumed session comes without a response; what was found at first holds.
+            facts = replace(
+                facts,
+                resumed=True,
+                verified=stored.verified,
+                verify_message=stored.verify_message,
+                ocsp=stored.ocsp,
+                ocsp_reason=stored.ocsp_reason,
+            )
         elif self._wants_verdict:
             message = self._verify(facts)
             facts = replace(facts, verified=not message, verify_message=message)
@@ -245,11 +276,43 @@ class ClientHandshake:
                 self.fail()
                 raise tls_error(verdict.message or "certificate refused")
             facts = facts.with_verdict(verdict)
+        if self._ocsp is not Demand.NONE and not facts.resumed:
+            facts = self._with_status(facts)
         if self._plan.level is TlsLevel.DANE and self._plan.authenticates and not facts.dane:
             # Accepted without a match: never resume what was not proved (R45).
             self._key = None
         self._facts = facts
         return facts
+
+    def _with_status(self, facts: TlsFacts) -> TlsFacts:
+        """The facts with what the stapled response says (OC-4, R53).  Raises TlsPolicyError."""
+        clock = self._contexts.clock
+        assert clock is not None, "`handshake` has looked"
+        now = datetime.datetime.fromtimestamp(clock(), datetime.UTC)
+        staple = ocsp.check(self.engine.staple, facts.peer_der, self.engine.verified_chain(), now=now)
+        is_good, is_proved = staple.status is ocsp.Status.GOOD, facts.verified or facts.dane
+        text = ocsp.refusal(staple, self._ocsp)
+        if not text and self._ocsp is Demand.REQUIRE and not is_proved:
+            # Who is not proved could have made the authority that vouches for it, too.
+            text = "(SSL_connect) Server certificate status is good, but the certificate is not verified"
+        if not text and not is_good and self._needs_staple(facts):
+            text = f"(SSL_connect) Server certificate demands a stapled status, but: {staple.reason}"
+            if self._plan.level is not TlsLevel.VERIFIED and not facts.dane:
+                facts, text = replace(facts, verified=False, verify_message=f"SSL verify error: {text[14:]}"), ""
+        if text:
+            self.fail()
+            raise tls_error(text)
+        if is_good:
+            result = ocsp.Result.VERIFIED if is_proved else ocsp.Result.NOT_TRIED
+        else:
+            result = ocsp.Result.NO_RESPONSE if staple.status is ocsp.Status.ABSENT else ocsp.Result.FAILED
+        return replace(facts, ocsp=result, ocsp_reason=staple.reason)
+
+    def _needs_staple(self, facts: TlsFacts) -> bool:
+        """R53: where a path was verified; what DANE-EE matches needs nobody's word."""
+        if facts.dane and tlsa.usage_mask(self._plan.tlsa) & (1 << tlsa.Usage.DANE_EE):
+            return False
+        return (facts.verified or facts.dane) and ocsp.must_staple(facts.peer_der[0])
 
     def fail(self) -> None:
         """The handshake or its judgement failed: never offer the session again."""
@@ -366,15 +429,24 @@ def _client_context(settings: _Settings) -> SSL.Context:
         if options.crl is not None:
             _load_crl(context, options.crl)
         context.set_verify(SSL.VERIFY_PEER, _on_verify)
+    if options.ocsp is not Demand.NONE:
+        context.set_ocsp_client_callback(_on_staple)
     return context
 
 
 def _on_verify(connection: SSL.Connection, certificate: crypto.X509, number: int, depth: int, passed: int) -> bool:
     """Note what the library found and let the handshake finish: `ClientHandshake.conclude` judges."""
-    results = connection.get_app_data()
+    results = connection.get_app_data().verify_results
     # A hostile chain makes many errors; the first of them decide.
     if len(results) < 32:
         results.append((0 if passed else number or 1, depth))
+    return True
+
+
+def _on_staple(connection: SSL.Connection, staple: bytes, data: object) -> bool:
+    """Keep the OCSP response and let the handshake finish: `ClientHandshake.conclude` judges."""
+    del data
+    connection.get_app_data().staple = staple
     return True
 
 

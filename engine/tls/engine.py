@@ -9,6 +9,7 @@ shut down in order or put to rest.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Final
 
 from OpenSSL import SSL, crypto
@@ -28,6 +29,19 @@ READ_OCTETS: Final = 16 * RECORD_OCTETS
 ERRNO_TLS: Final = -37
 
 
+@dataclass(slots=True, eq=False)
+class Notes:
+    """What the callbacks of a context note about one connection; they find it as the connection's app data.
+
+    Attributes:
+        verify_results: pairs of OpenSSL's error number and depth.
+        staple: the OCSP response, b"" for none; None while the library has not told.
+    """
+
+    verify_results: list[tuple[int, int]] = field(default_factory=list)
+    staple: bytes | None = None
+
+
 class TlsEngine:
     """One end of one TLS connection over memory buffers.
 
@@ -42,8 +56,8 @@ class TlsEngine:
         "_eof",
         "_eof_ok",
         "_is_client",
+        "_notes",
         "_quiet",
-        "_verify_results",
         "handshake_done",
     )
 
@@ -57,12 +71,12 @@ class TlsEngine:
         # fed, nothing to send until it was called again.
         self._dry = False
         self._quiet = False
-        # The verify callback of the context finds this list through the connection; holding the engine there would
-        # be a cycle that only the garbage collector frees.
-        self._verify_results: list[tuple[int, int]] = []
+        # The callbacks of the context find this through the connection; holding the engine there would be a cycle that
+        # only the garbage collector frees.
+        self._notes = Notes()
         #: the handshake is complete; plaintext may be read and written
         self.handshake_done = False
-        connection.set_app_data(self._verify_results)
+        connection.set_app_data(self._notes)
 
     # Ciphertext
 
@@ -242,7 +256,17 @@ class TlsEngine:
 
         Empty if it verified nothing: no trust anchors were given, or the handshake resumed a session.
         """
-        return tuple(self._verify_results)
+        return tuple(self._notes.verify_results)
+
+    @property
+    def staple(self) -> bytes | None:
+        """The stapled OCSP response; None or empty if there is none (or only octets that OpenSSL could not parse)."""
+        return self._notes.staple
+
+    def verified_chain(self) -> tuple[bytes, ...]:
+        """The path that the library built, leaf first, with what the peer did not send.  It proves nothing."""
+        chain = self._connection.get_verified_chain()
+        return tuple(crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate) for certificate in chain or ())
 
     def error(self, text: str) -> TlsPolicyError:
         """The error to raise for trouble that the library describes as `text`."""

@@ -48,6 +48,7 @@ class TlsFacts:
         resumed: the handshake resumed an earlier session; the verdict is the one of that session.
         sni: the name sent in the SNI extension, or None.
         verify_message: why `verified` is False although verification ran (TL-11), else empty.
+        ocsp: `$tls_out_ocsp`: 0 not requested, 1 no response, 2 not tried, 3 failed, 4 verified; ocsp_reason: why.
     """
 
     version: str
@@ -59,6 +60,8 @@ class TlsFacts:
     resumed: bool = False
     sni: str | None = None
     verify_message: str = ""
+    ocsp: int = 0
+    ocsp_reason: str = ""
 
     @property
     def log_text(self) -> str:
