@@ -68,7 +68,7 @@ cdef bint _find_key(const unsigned char *der, Py_ssize_t size, _Span *key) noexc
     """Find the SubjectPublicKeyInfo of a certificate; `key.content` is then where the element itself starts."""
     cdef _Span outer, tbs, field
     cdef Py_ssize_t position
-    cdef int skipped
+    cdef int _skipped
     if not _element(der, 0, size, _SEQUENCE, &outer) or outer.end != size:
         return False
     if not _element(der, outer.content, outer.end, _SEQUENCE, &tbs):
@@ -79,7 +79,7 @@ cdef bint _find_key(const unsigned char *der, Py_ssize_t size, _Span *key) noexc
     if not _element(der, position, tbs.end, _INTEGER, &field):
         return False
     # signature, issuer, validity, subject
-    for skipped in range(4):
+    for _skipped in range(4):
         if not _element(der, field.end, tbs.end, _SEQUENCE, &field):
             return False
     position = field.end

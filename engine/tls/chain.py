@@ -169,8 +169,9 @@ def is_signed_by(certificate: crypto.X509, key: bytes) -> bool:
             if _RSASSA_PSS in key[:24] and not isinstance(parameters, padding.PSS):
                 return False
             public.verify(signature, content, parameters, digest)
-        elif isinstance(public, ec.EllipticCurvePublicKey) and isinstance(parameters, ec.ECDSA):
-            public.verify(signature, content, parameters)
+        elif isinstance(public, ec.EllipticCurvePublicKey) and digest:
+            # not `parameters`: there are none for SHA-1, which is for `weakness` to refuse
+            public.verify(signature, content, ec.ECDSA(digest))
         elif isinstance(public, ed25519.Ed25519PublicKey | ed448.Ed448PublicKey) and parameters is None:
             public.verify(signature, content)
         else:

@@ -3,7 +3,7 @@
 No verdict may be more lenient than OpenSSL's.  Where one is stricter, `STRICTER` says why; any other difference fails.
 
 `OUTRIDER_DANE_CASES` says how many combinations are tried (default 4,000; some hundred a second), and
-`OUTRIDER_DANE_SEED` where the random numbers start.
+`OUTRIDER_DANE_SEED` where the random numbers start; with `pytest -rP` the verdicts are counted.
 """
 
 from __future__ import annotations
@@ -11,11 +11,9 @@ from __future__ import annotations
 import collections
 import os
 import re
-from collections.abc import Callable
 
 import pytest
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 
 from engine.tls.dane import Verdict, judge
 from engine.tls.tlsa import usable
@@ -39,17 +37,9 @@ def why_stricter(case: Case, ours: Verdict, theirs: OracleVerdict) -> str:
     depth = re.search(r"at depth (\d+)\Z", ours.reason)
     if ours.error in (9, 10) and depth and int(depth[1]) == theirs.depth:
         return "dates of the anchor"
-    if theirs.usage == 2 and ours.status == "no-match" and any(_has_sha1(der) for der in case.chain):
+    if ours.error == 68 and theirs.usage == 2 and depth and int(depth[1]) == theirs.depth:
         return "SHA-1 under a bare key"
     return ""
-
-
-def _has_sha1(der: bytes) -> bool:
-    try:
-        digest = x509.load_der_x509_certificate(der).signature_hash_algorithm
-    except UnsupportedAlgorithm:
-        return False
-    return digest is not None and digest.name == "sha1"
 
 
 def described(case: Case, ours: Verdict, theirs: OracleVerdict) -> str:
@@ -65,9 +55,7 @@ def described(case: Case, ours: Verdict, theirs: OracleVerdict) -> str:
 @pytest.mark.slow
 @pytest.mark.timeout(60 + CASES // 20)
 @pytest.mark.parametrize("part", range(PARTS))
-def test_no_verdict_is_more_lenient_than_that_of_openssl(
-    part: int, record_property: Callable[[str, object], None]
-) -> None:
+def test_no_verdict_is_more_lenient_than_that_of_openssl(part: int) -> None:
     reference = oracle()
     seen: collections.Counter[str] = collections.Counter()
     for case in cases(SEED + part, CASES // PARTS):
@@ -86,7 +74,7 @@ def test_no_verdict_is_more_lenient_than_that_of_openssl(
             seen[reason] += 1
         else:
             seen[ours.status] += 1
-    record_property("verdicts", dict(seen))
+    print(f"part {part}: {dict(sorted(seen.items()))}")
     # whoever changes the cases may not leave the comparison with nothing but failures
     assert seen["match 2"] > 10
     assert seen["match 3"] > 10
