@@ -137,6 +137,11 @@ class Carrier:
         if core.stopping.is_set() or core.settlement.is_stuck or self._is_worn_out():
             return None
         while (work := site.take(self._number)) is not None:
+            if site.by_domain and site.is_foreign(work):
+                # DN-11: not over this connection; it will be routed to a site of its own
+                for claim in work.claims:
+                    core.settlement.release(claim)
+                continue
             transaction = self._begin(work)
             if transaction is not None:
                 return transaction

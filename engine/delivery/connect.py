@@ -109,13 +109,13 @@ async def _policy(core: Core, site: Site, number: int, decisions: HostDecisions)
     if decisions.require_dnssec and host.address_secure is not True and not is_literal:
         text = f"lookup of IP address for {host.name} was insecure"
         raise DeliveryError(text, errno=_ERRNO_INSECURE, retry_name="lookup")
-    found = await _ask(core, site, number, decisions)
-    if isinstance(found, Decision) and found.depends_on_domain:
-        if site.is_shared and not site.by_domain:
-            # recipients of several domains are here already: only the name of the host itself holds for all of them
-            site.by_domain = True
-            found = await _ask(core, site, number, decisions)
+    found = await core.tlsa.run(PlanBuilder(host, port_of(site, number), decisions.tls))
+    if isinstance(found, Decision) and found.depends_on_domain and not site.by_domain:
         site.by_domain = True
+        # those of other domains go back, to be routed to sites of their own (DN-11)
+        for work in site.take_foreign():
+            for claim in work.claims:
+                core.settlement.release(claim)
     for line in found.log:
         core.settlement.tell(Fact(FactKind.NOTE, core.clock(), text=line))
     if isinstance(found, Refusal):
@@ -126,11 +126,6 @@ async def _policy(core: Core, site: Site, number: int, decisions: HostDecisions)
     if site.transport.is_fixed:
         site.policies[number] = policy
     return policy
-
-
-async def _ask(core: Core, site: Site, number: int, decisions: HostDecisions) -> Decision | Refusal:
-    builder = PlanBuilder(site.hosts[number], port_of(site, number), decisions.tls, with_domain=not site.is_shared)
-    return await core.tlsa.run(builder)
 
 
 def _judge_by(plan: Plan, clock: Callable[[], float]) -> Decide | None:

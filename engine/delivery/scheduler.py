@@ -240,9 +240,10 @@ class Scheduler:
             site = self._site(route)
             max_rcpt = site.transport.options.max_rcpt or math.inf
             for work in _pieces(members, max_rcpt):
+                work.next_hop = route.hosts[0].domain
                 last = None if work.context.is_personalised else site.last_waiting
                 if last is not None and last.can_take(work, max_rcpt):
-                    last.claims += work.claims
+                    last.take(work)
                 else:
                     site.add(work)
             core.pool.on_work(site)

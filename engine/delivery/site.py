@@ -217,6 +217,19 @@ class Site:
         for queue in self._ready.values():
             yield from queue
 
+    def take_foreign(self) -> Iterator[Work]:
+        """Take out what may not be served here, since its next hop is not that of the hosts (`by_domain`)."""
+        for tried, queue in list(self._ready.items()):
+            foreign = [work for work in queue if self.is_foreign(work)]
+            if foreign:
+                self._ready[tried] = deque(work for work in queue if not self.is_foreign(work))
+                self.waiting -= len(foreign)
+                yield from foreign
+
+    def is_foreign(self, work: Work) -> bool:
+        """Whether `work` has another next hop than the one that the policy of the hosts is for."""
+        return self.by_domain and work.next_hop != self.hosts[0].domain
+
     def take_all(self) -> Iterator[Work]:
         """Take out everything that waits (shutdown)."""
         for queue in self._ready.values():

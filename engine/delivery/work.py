@@ -49,6 +49,7 @@ class Work:
         restarts: how often it was begun and broken off through no fault of its own.
         message_id: Exim-form id.
         taken_at: UTC epoch seconds at which a connection took it up first; 0 before.
+        next_hop: what its route looked up; "" for recipients of several.
         last: recipient id -> how the last host put the message off; what is settled when no host is left.  It may tell
             of recipients that are settled since.
     """
@@ -59,6 +60,7 @@ class Work:
     tried: int = 0
     restarts: int = 0
     taken_at: float = 0.0
+    next_hop: str = ""
     last: dict[int, Deferral] | None = None
 
     def can_take(self, other: Work, max_rcpt: float) -> bool:
@@ -70,3 +72,9 @@ class Work:
             and self.last is None
             and len(self.claims) + len(other.claims) <= max_rcpt
         )
+
+    def take(self, other: Work) -> None:
+        """Add the recipients of `other`, which `can_take` allows."""
+        self.claims += other.claims
+        if self.next_hop != other.next_hop:
+            self.next_hop = ""

@@ -51,15 +51,13 @@ class PlanBuilder:
         host: with what DNSSEC said of it.
         port: the port that will be connected to (R16).
         choices: what the options say of the host.
-        with_domain: see `requirement.with_records`.
     """
 
-    def __init__(self, host: Host, port: int, choices: TlsChoices, *, with_domain: bool = True) -> None:
+    def __init__(self, host: Host, port: int, choices: TlsChoices) -> None:
         self.result: Decision | Refusal | None = None
         self._host = host
         self._port = port
         self._choices = choices
-        self._with_domain = with_domain
         self._steps: list[Step] = []
         self._log: list[str] = []
         self._ttls: list[int] = []
@@ -90,14 +88,7 @@ class PlanBuilder:
         if answer.status is Status.OK and answer.ad:
             self._say("R15", f"TLSA {answer.name}: {_shown(answer.rdata)}, secure: the base domain is {base}")
             records = TlsaRecords(base, tuple(sorted(set(answer.rdata))), self._ttl() or 0)
-            self.result = with_records(
-                self._host,
-                self._choices,
-                records,
-                tuple(self._steps),
-                log=tuple(self._log),
-                with_domain=self._with_domain,
-            )
+            self.result = with_records(self._host, self._choices, records, tuple(self._steps), log=tuple(self._log))
             return
         if answer.status is Status.OK:
             # 7.2 and R15: what is not signed is not there

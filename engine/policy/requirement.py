@@ -239,14 +239,8 @@ def with_records(
     steps: tuple[Step, ...],
     *,
     log: tuple[str, ...] = (),
-    with_domain: bool = True,
 ) -> Decision | Refusal:
-    """What a secure TLSA RRset demands.
-
-    Args:
-        with_domain: whether the connection will be for recipients of `host.domain` only, so that a certificate with its
-            name will do.
-    """
+    """What a secure TLSA RRset demands."""
     mask = tlsa.usage_mask(found.records)
     signed = has_signed_way(host, choices)
     if choices.avoid_tls:
@@ -285,8 +279,6 @@ def with_records(
     if mask & _TA_BIT:
         names = reference_names(host, found.base, choices)
         depends_on_domain = bool(host.mx_secure) and len(names) > 1
-        if depends_on_domain and not with_domain:
-            names = (found.base,)
     steps = (*steps, Step("R12" if signed else "R13", _dane_text(found.base, mask, names, signed=signed)))
     plan = Plan(
         TlsLevel.DANE,
