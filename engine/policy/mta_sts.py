@@ -109,7 +109,7 @@ def record_id(records: Iterable[bytes]) -> str | None:
 
 
 def texts_of(records: Iterable[bytes]) -> list[str]:
-    """The text of each TXT record, its strings put together (RFC 7208 §3.3 has the same rule); garbled ones left out."""
+    """The text of each TXT record, its strings put together; garbled ones left out."""
     texts = []
     for number, rdata in enumerate(records):
         if number >= _MAX_RECORDS:
