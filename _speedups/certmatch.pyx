@@ -12,8 +12,11 @@ where it ends, never beyond the end it was given, and nothing is read that it ha
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 
-from hashlib import sha256 as _sha256
-from hashlib import sha512 as _sha512
+import hashlib
+
+#: a new digest is a copy of an empty one: that is quicker than to have OpenSSL look up the algorithm each time
+_new_sha256 = hashlib.sha256().copy
+_new_sha512 = hashlib.sha512().copy
 
 cdef enum:
     #: identifier octets (X.690 §8.1.2)
@@ -109,13 +112,23 @@ cdef inline bint _equals(const char *wanted, Py_ssize_t size, const char *given,
         return _same(wanted, given, size)
 
 
+cdef inline bytes _slice(const char *der, _Span key):
+    return PyBytes_FromStringAndSize(der + key.content, key.end - key.content)
+
+
+cdef inline bytes _digest(object new, bytes octets):
+    cdef object digest = new()
+    digest.update(octets)
+    return digest.digest()
+
+
 def public_key(bytes certificate not None):
     """The SubjectPublicKeyInfo of a DER certificate, the octets as they are; None if it is not to be found."""
     cdef _Span key
     cdef const char *der = PyBytes_AS_STRING(certificate)
     if not _find_key(<const unsigned char *>der, PyBytes_GET_SIZE(certificate), &key):
         return None
-    return PyBytes_FromStringAndSize(der + key.content, key.end - key.content)
+    return _slice(der, key)
 
 
 def is_public_key(bytes der not None):
@@ -192,19 +205,19 @@ def match(records not None, certificates not None):
             if selector == 0:
                 if matching == 1:
                     if whole_256 is None:
-                        whole_256 = _sha256(certificate).digest()
+                        whole_256 = _digest(_new_sha256, certificate)
                     digest = whole_256
                 else:
                     if whole_512 is None:
-                        whole_512 = _sha512(certificate).digest()
+                        whole_512 = _digest(_new_sha512, certificate)
                     digest = whole_512
             elif matching == 1:
                 if key_256 is None:
-                    key_256 = _sha256(PyBytes_FromStringAndSize(der + key.content, key.end - key.content)).digest()
+                    key_256 = _digest(_new_sha256, _slice(der, key))
                 digest = key_256
             else:
                 if key_512 is None:
-                    key_512 = _sha512(PyBytes_FromStringAndSize(der + key.content, key.end - key.content)).digest()
+                    key_512 = _digest(_new_sha512, _slice(der, key))
                 digest = key_512
             if _equals(data, data_size, PyBytes_AS_STRING(digest), PyBytes_GET_SIZE(digest)):
                 found.append((index, number))
