@@ -32,6 +32,10 @@ OCTET_LIMIT = 64 << 20
 NESTING_LIMIT = 40
 
 cdef enum:
+    #: what a call of a function in Python costs
+    CALL_STEPS = 20
+
+cdef enum:
     CLEAN = 0
     TAINTED = 1
     FIRST_QUOTER = 2
@@ -748,6 +752,7 @@ cdef list gather(Code code, Frame frame, State state, int first, int count, bint
     cdef list values = []
     cdef int at, operand, one
     cdef int total = CLEAN
+    spend(state, CALL_STEPS, 0)
     for at in range(first, first + count):
         operand = code._pool[at]
         value = fetch(code, frame.slots, operand)
@@ -1075,6 +1080,7 @@ cdef object steps_from(Code code, Frame frame, State state, int* place, int* res
             row = constants[b]
             mark = mark_at(frame, c)
             value = fetch(code, slots, c)
+            spend(state, CALL_STEPS, 0)
             examine(state, value, 0)
             if row[1] == 0:
                 value = row[0](value)
@@ -1100,11 +1106,13 @@ cdef object steps_from(Code code, Frame frame, State state, int* place, int* res
             slots[a] = plain(value)
         elif what == VAR_OTHER:
             # b: constant with (name, source)
+            spend(state, CALL_STEPS, 0)
             value = hooks.variable(state, constants[b])
             marks[a] = mark_of(value)
             slots[a] = plain(value)
         elif what == NUMBER:
             value = fetch(code, slots, b)
+            spend(state, CALL_STEPS, 0)
             slots[a] = hooks.integer(value)
             marks[a] = CLEAN
         elif what == TEST:

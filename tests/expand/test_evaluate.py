@@ -101,11 +101,11 @@ def test_lists_are_joined_as_in_python(items: list[bytes], separator: int) -> No
     st.lists(st.text(":a ,", max_size=4).map(lambda text: text.strip().encode()), max_size=6), st.sampled_from(b":,;")
 )
 def test_a_joined_list_reads_back(items: list[bytes], separator: int) -> None:
+    items = [item for item in items if not item.startswith(b"%c" % separator)]
     if items and not items[-1]:
         items.append(b"end")  # one separator at the end makes no item
     if items and not items[0]:
         items.insert(0, b"start")  # no space goes before the first item
-    items = [item for item in items if not item.startswith(b"%c" % separator)]
     assert kernel.split_list(kernel.join_list(items, separator), separator) == items
 
 
