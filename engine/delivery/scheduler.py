@@ -12,7 +12,8 @@ is ever rescanned: a site with nothing to do has no task, and the claim loop sle
 recipient is due, or until another process may have added something.
 
 **What we do not do.**  No task, thread or query a recipient; no fairness beyond that of the claims (jobs take turns).
-Invariants: `held` counts the claims that we have and have not settled; it is never over the high mark plus one batch.
+Invariants: `held` counts the claims that we have and have not settled; it is never over the high mark by more
+than the batches of one turn.
 """
 
 from __future__ import annotations
@@ -44,8 +45,11 @@ if TYPE_CHECKING:
 
     Member = tuple[JobContext, Claim]
 
-#: batches held beside the one being claimed
-HIGH_WATER_BATCHES: Final = 4
+#: batches held beside the one being claimed; each recipient that is held costs about 1 KiB, and the more are held, the
+#: fuller are the connections: 20,000 recipients in random order over 2,000 domains took 12,300 of them with 4 batches
+HIGH_WATER_BATCHES: Final = 20
+#: batches claimed in one call of the queue's thread
+CLAIMS_A_TURN: Final = 4
 #: routes looked up at one time; arbitrary, resolvers start to drop queries at some hundreds
 MAX_ROUTING: Final = 100
 #: sites kept beyond those with work or a connection
@@ -129,11 +133,26 @@ class Scheduler:
 
     async def _claim(self) -> list[Claim]:
         core, main = self._core, self._core.config.main
-        store = core.database.store
         now = core.clock()
-        claims = await core.database.call(
-            store.claim, core.engine.owner, main.claim_size, now, main.lease_time, self._job_id
-        )
+
+        def claim() -> list[Claim]:
+            # a turn of the event loop may take as long as several claims, so one turn is made to bring several
+            claims: list[Claim] = []
+            for _ in range(CLAIMS_A_TURN):
+                try:
+                    found = core.database.store.claim(
+                        core.engine.owner, main.claim_size, now, main.lease_time, self._job_id
+                    )
+                except (QueueLocked, QueueFull):
+                    if not claims:
+                        raise
+                    break  # what was claimed is ours
+                claims += found
+                if len(found) < main.claim_size:
+                    break
+            return claims
+
+        claims = await core.database.call(claim)
         self._hold(claims)
         return claims
 

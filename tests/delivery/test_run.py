@@ -2,35 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncIterator
-
 import pytest
 
 from engine.queue.model import RecipientState
 from fakes.engine_world import MakeWorld
-from fakes.scripted_mx import ScriptedMx, on_loopback
-
-GREET = "S: 220 mx.example ESMTP\nC: EHLO client.example\nS: 250 mx.example\n"
-MAIL = "C: MAIL FROM:<news@sender.example>\nS: 250 ok\n"
-RCPT = "C: RCPT TO:\nS: 250 ok\n"
-DATA = "C: DATA\nS: 354 go on\n<data>\n"
-STORED = "S: 250 2.0.0 stored\n"
-QUIT = "C: QUIT\nS: 221 bye\n"
-TAKES_ONE = GREET + MAIL + RCPT + DATA + STORED + QUIT
+from fakes.mx_scripts import DATA, GREET, MAIL, QUIT, RCPT, STORED, TAKES_ONE, servers
 
 Q, D, F = RecipientState.QUEUED, RecipientState.DELIVERED, RecipientState.FAILED
 H = "H=127.0.0.1 [127.0.0.1]"
 ROUTE = "R=smart T=smtp"
 AFTER = "SMTP error from remote mail server after"
-
-
-@contextlib.asynccontextmanager
-async def servers(*scripts: list[str]) -> AsyncIterator[tuple[str, list[list[ScriptedMx]]]]:
-    """A port for each list of scripts, as a host list; each connection gets the next script of its port."""
-    async with contextlib.AsyncExitStack() as stack:
-        started = [await stack.enter_async_context(on_loopback(*mine)) for mine in scripts]
-        yield " : ".join(f"127.0.0.1:{port}" for port, _ in started), [connections for _, connections in started]
 
 
 async def test_a_message_is_delivered(make_world: MakeWorld) -> None:
