@@ -40,8 +40,9 @@ _T = TypeVar("_T")
 RETRY_COMMIT_S: Final = 1.0
 #: how often that is done once the engine is stopping; the journal then keeps what could not be committed
 MAX_LAST_COMMITS: Final = 5
-#: most outcomes in one commit; keeps one transaction and its lock short
-MAX_BATCH: Final = 2000
+#: most outcomes in one commit; keeps one transaction and its lock short (some 100 ms), and yet takes what a turn of the
+#: event loop with hundreds of TLS handshakes in it can bring
+MAX_BATCH: Final = 10_000
 #: events taken from the outbox at a time
 _OUTBOX_BATCH: Final = 500
 

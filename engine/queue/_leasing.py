@@ -37,7 +37,7 @@ _MIN_SHARE: Final = 8
 _CLAIMED: Final = "r.id, r.address, r.attempts, r.in_doubt"
 _DELIVERED: Final = (
     "UPDATE recipients SET state = 2, attempts = attempts + 1, in_doubt = 0, last_at = ?, errno = NULL, text = NULL,"
-    " retry_key = NULL WHERE id = ? AND epoch = ? AND state = 1"
+    " retry_key = NULL WHERE epoch = ? AND state = 1 AND id IN (SELECT value FROM json_each(?))"
 )
 _FAILED: Final = (
     "UPDATE recipients SET state = 3, attempts = attempts + 1, last_at = ?, errno = ?, text = ?,"
@@ -193,8 +193,9 @@ class Leasing(Loading):
                 "UPDATE recipients SET state = 1, epoch = ? WHERE id BETWEEN ? AND ?", (epoch, first, last)
             )
             return
-        self._db.executemany(
-            f"UPDATE recipients SET state = 1, epoch = {epoch:d} WHERE id = ?", [(recipient,) for recipient in ids]
+        self._db.execute(
+            "UPDATE recipients SET state = 1, epoch = ? WHERE id IN (SELECT value FROM json_each(?))",
+            (epoch, json.dumps(ids)),
         )
 
     def settle(
@@ -268,17 +269,21 @@ class Leasing(Loading):
         Raises:
             _Mismatch: some outcome matches no lease; the caller undoes all of it.
         """
-        delivered: list[tuple[Any, ...]] = []
+        delivered: dict[int, list[int]] = {}
         others: list[Outcome] = []
         for outcome in outcomes:
             if outcome.kind == 0:
-                delivered.append((now, outcome.recipient_id, outcome.epoch))
+                delivered.setdefault(outcome.epoch, []).append(outcome.recipient_id)
             else:
                 others.append(outcome)
         per_job = Counter([outcome.recipient_id >> NUMBER_BITS for outcome in outcomes])
         # leased, delivered, failed, deferred, waiting, cancelled, serve_at
         deltas: dict[int, list[float]] = {job: [count, count, 0, 0, 0, 0, NEVER] for job, count in per_job.items()}
-        changed = self._db.executemany(_DELIVERED, delivered).rowcount if delivered else 0
+        # One statement an epoch, not one a recipient: SQLite gives up the interpreter's lock at each, and to get it back
+        # from a thread that computes may take 5 ms.
+        changed = 0
+        for epoch, ids in delivered.items():
+            changed += self._db.execute(_DELIVERED, (now, epoch, json.dumps(ids))).rowcount
         if others:
             changed += self._apply_others(others, now, deltas)
         if changed != len(outcomes):
