@@ -21,8 +21,6 @@ from .dial import dial
 from .stream import TcpStream, start_tls
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from .resolver import Resolver
     from .stream import TlsStream
 
@@ -87,7 +85,7 @@ class StsFetcher:
 
     async def _connect(self, host: str) -> TlsStream:
         reason = f"{host} has no address"
-        async for address in self._addresses(host):
+        for address in await self._addresses(host):
             try:
                 tcp = await dial(address, self._port, timeout_s=_CONNECT_TIMEOUT_S)
             except (DeliveryError, ValueError) as error:
@@ -111,15 +109,11 @@ class StsFetcher:
             return tls
         raise StsFetchError(reason)
 
-    async def _addresses(self, host: str) -> AsyncIterator[str]:
-        count = 0
+    async def _addresses(self, host: str) -> list[str]:
+        found: list[str] = []
         for rdtype in ("A", "AAAA"):
-            answer = await self._resolver.query(host, rdtype)
-            for address in answer.addresses:
-                count += 1
-                if count > _MAX_ADDRESSES:
-                    return
-                yield address
+            found += (await self._resolver.query(host, rdtype)).addresses
+        return found[:_MAX_ADDRESSES]
 
 
 async def _get(stream: TlsStream, host: str) -> bytes:
