@@ -23,6 +23,7 @@ COMMANDS: Final = {
     "run": False,
     "queue": True,
     "expand": False,
+    "why": False,
     "sink": False,
     "demo": False,
     "config": True,

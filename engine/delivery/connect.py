@@ -41,9 +41,8 @@ if TYPE_CHECKING:
     from .site import Site
     from .transport import HostDecisions
 
-#: errno of an option that cannot be expanded, of an address that is not signed, and of a failed handshake (11.6)
+#: errno of an option that cannot be expanded, of a failed handshake, and of TLS that cannot be had (11.6)
 _ERRNO_EXPANSION: Final = -27
-_ERRNO_INSECURE: Final = -32
 _ERRNO_TLS_FAILED: Final = -37
 _ERRNO_TLS_REQUIRED: Final = -38
 
@@ -105,10 +104,6 @@ async def _policy(core: Core, site: Site, number: int, decisions: HostDecisions)
     if kept is not None and kept.until > trio.current_time():
         return kept
     host = site.hosts[number]
-    is_literal = host.name.startswith("[") or host.name == host.address
-    if decisions.require_dnssec and host.address_secure is not True and not is_literal:
-        text = f"lookup of IP address for {host.name} was insecure"
-        raise DeliveryError(text, errno=_ERRNO_INSECURE, retry_name="lookup")
     found = await core.tlsa.run(PlanBuilder(host, port_of(site, number), decisions.tls))
     if isinstance(found, Decision) and found.depends_on_domain and not site.by_domain:
         site.by_domain = True

@@ -38,7 +38,6 @@ class HostDecisions:
         helo_name: the name for EHLO.
         window: transactions in flight at most; 0 keeps to one command at a time.
         auth: (user name, password) to authenticate with, or None; auth_required: no mail without it.
-        require_dnssec: dnssec_require_domains: the host is not used unless its address is signed.
     """
 
     tls: TlsChoices
@@ -47,7 +46,6 @@ class HostDecisions:
     window: int
     auth: tuple[str, str] | None
     auth_required: bool
-    require_dnssec: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +116,6 @@ class Transport:
             window=0 if self._listed("hosts_avoid_pipelining", host, scope) else self.options.pipeline_window,
             auth=auth,
             auth_required=auth_required,
-            require_dnssec=self._is_domain_listed("dnssec_require_domains", host, scope),
         )
 
     def _tls(self, host: Host, scope: Scope, *, has_anchors: bool) -> TlsChoices:
@@ -128,8 +125,8 @@ class Transport:
         if not options.tls_verify_hosts and not options.tls_try_verify_hosts:
             verify = True  # TL-1: both unset, and anchors given
         # DN-3: where DNSSEC is not asked for, what it said is not known
-        request = self._is_domain_listed("dnssec_request_domains", host, scope)
-        request = request or self._is_domain_listed("dnssec_require_domains", host, scope)
+        require_dnssec = self._is_domain_listed("dnssec_require_domains", host, scope)
+        request_dnssec = require_dnssec or self._is_domain_listed("dnssec_request_domains", host, scope)
         try_dane = self._listed("hosts_try_dane", host, scope)
         require_dane = self._listed("hosts_require_dane", host, scope)
         dane_ciphers, dane_ciphers_error = "", ""
@@ -145,7 +142,8 @@ class Transport:
             try_verify=try_verify and has_anchors,
             any_name=not self._listed("tls_verify_cert_hostnames", host, scope),
             try_clear=options.tls_tempfail_tryclear,
-            request_dnssec=request,
+            request_dnssec=request_dnssec,
+            require_dnssec=require_dnssec,
             try_dane=try_dane,
             require_dane=require_dane,
             insecure_mx=InsecureMx(options.dane_insecure_mx),

@@ -27,6 +27,7 @@ from .requirement import (
     has_signed_way,
     refuse_for_error,
     refuse_insecure,
+    refuse_unsigned,
     refuse_without_records,
     with_records,
     without_dane,
@@ -103,6 +104,10 @@ class PlanBuilder:
 
     def _start(self) -> None:
         host, choices = self._host, self._choices
+        if choices.require_dnssec:
+            self.result = refuse_unsigned(host)
+            if self.result is not None:
+                return
         if not choices.wants_dane:
             self._say("7.2", "neither hosts_try_dane nor hosts_require_dane: no DANE")
             self.result = without_dane(host, choices, tuple(self._steps))
@@ -153,4 +158,4 @@ def _shown(records: tuple[bytes, ...]) -> str:
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= 80 else f"{text[:79]}\u2026"
+    return text if len(text) <= 32 else f"{text[:31]}\u2026"

@@ -26,8 +26,10 @@ from .plan import ANY_NAME, CLEAR, Plan, TlsLevel
 if TYPE_CHECKING:
     from .hosts import Host
 
-#: 11.6 of the behaviour specification: the look-up has to be done again; TLS is required and cannot be had
+#: 11.6 of the behaviour specification: insecure address; look-up to be done again; TLS failed; TLS cannot be had
+ERRNO_INSECURE: Final = -32
 ERRNO_DANE: Final = -36
+ERRNO_TLS: Final = -37
 ERRNO_TLS_REQUIRED: Final = -38
 LOOKUP_DEFER: Final = "DANE error: tlsa lookup DEFER"
 LOOKUP_FAIL: Final = "DANE error: tlsa lookup FAIL"
@@ -72,7 +74,7 @@ class TlsChoices:
         verify, try_verify: in tls_verify_hosts (or TL-1), tls_try_verify_hosts, with trust anchors to verify by (TL-9).
         any_name: not in tls_verify_cert_hostnames.
         try_clear: tls_tempfail_tryclear.
-        request_dnssec: what DNSSEC said of the host may be heeded (DN-3).
+        request_dnssec: what DNSSEC said of the host may be heeded (DN-3); require_dnssec: its address must be secure.
         try_dane, require_dane: in hosts_try_dane, hosts_require_dane.
         insecure_mx: see `InsecureMx`.
         trust_host_list: hosts that the configuration names are as good as a signed MX record (R14).
@@ -88,6 +90,7 @@ class TlsChoices:
     any_name: bool = False
     try_clear: bool = True
     request_dnssec: bool = True
+    require_dnssec: bool = False
     try_dane: bool = True
     require_dane: bool = False
     insecure_mx: InsecureMx = InsecureMx.DANE
@@ -267,7 +270,7 @@ def with_records(
     if choices.dane_ciphers_error:
         return Refusal(
             f"TLS session: {choices.dane_ciphers_error}",
-            -37,
+            ERRNO_TLS,
             "tls_required",
             VALIDATION_FAILURE,
             found.ttl_s,
@@ -298,6 +301,16 @@ def _dane_text(base: str, mask: int, names: tuple[str, ...], *, signed: bool) ->
     if mask & _TA_BIT:
         text += f" and is for {' or '.join(names)}"
     return text if signed else f"{text}; the MX records are insecure, so it does not count as verified"
+
+
+def refuse_unsigned(host: Host) -> Refusal | None:
+    """dnssec_require_domains (section 6), for which an address that was looked up must be secure."""
+    if host.address_secure or _name_or_none(host.name) is None:
+        return None
+    step = Step("6", f"{host.name} [{host.address}]: dnssec_require_domains, and its address is not secure: put off")
+    return Refusal(
+        f"lookup of IP address for {host.name} was insecure", ERRNO_INSECURE, "lookup", DNSSEC_INVALID, steps=(step,)
+    )
 
 
 def refuse_insecure(host: Host, steps: tuple[Step, ...]) -> Refusal:
