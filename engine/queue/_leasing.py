@@ -279,8 +279,8 @@ class Leasing(Loading):
         per_job = Counter([outcome.recipient_id >> NUMBER_BITS for outcome in outcomes])
         # leased, delivered, failed, deferred, waiting, cancelled, serve_at
         deltas: dict[int, list[float]] = {job: [count, count, 0, 0, 0, 0, NEVER] for job, count in per_job.items()}
-        # One statement an epoch, not one a recipient: SQLite gives up the interpreter's lock at each, and to get it back
-        # from a thread that computes may take 5 ms.
+        # one statement an epoch, not one a recipient: SQLite gives up the interpreter's lock at each, and to get it
+        # back from a thread that computes may take 5 ms
         changed = 0
         for epoch, ids in delivered.items():
             changed += self._db.execute(_DELIVERED, (now, epoch, json.dumps(ids))).rowcount
