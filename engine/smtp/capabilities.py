@@ -1,7 +1,7 @@
 """What a server offers in its reply to EHLO.
 
 Layer: sans-I/O.  Spec: RFC 5321 §4.1.1.1, RFC 1870, RFC 2034, RFC 2920, RFC 3030, RFC 3207, RFC 3461, RFC 4954,
-RFC 6152, RFC 6531, RFC 9422.
+RFC 6152, RFC 6531, RFC 8689, RFC 9422.
 Invariants: everything a server says is accepted; what does not parse counts as not offered.  Capabilities are forgotten
 after STARTTLS (RFC 3207 §4.2): the caller asks again.
 """
@@ -38,6 +38,7 @@ class Capabilities:
     eightbitmime: bool = False
     smtputf8: bool = False
     dsn: bool = False
+    requiretls: bool = False
     size: bool = False
     enhanced_status_codes: bool = False
     auth: tuple[str, ...] = ()
@@ -77,6 +78,7 @@ def parse_capabilities(reply: Reply) -> Capabilities:
         eightbitmime="8BITMIME" in keywords,
         smtputf8="SMTPUTF8" in keywords,
         dsn="DSN" in keywords,
+        requiretls="REQUIRETLS" in keywords,
         size="SIZE" in keywords,
         enhanced_status_codes="ENHANCEDSTATUSCODES" in keywords,
         auth=tuple(mechanisms),

@@ -1,6 +1,7 @@
 """Command lines: the parameters that go with MAIL and RCPT, and the commands of the opening.
 
-Layer: sans-I/O.  Spec: RFC 5321 §4.1.1, RFC 1870 §3 (SIZE), RFC 6152 (BODY), RFC 6531 §3.4, RFC 3461 §4 (DSN, xtext).
+Layer: sans-I/O.  Spec: RFC 5321 §4.1.1, RFC 1870 §3 (SIZE), RFC 6152 (BODY), RFC 6531 §3.4, RFC 3461 §4 (DSN, xtext),
+RFC 8689 §2 (REQUIRETLS).
 Output: octets.  Invariants: no value can end its line or its parameter early: what is not plain is encoded as xtext
 here or refused by `_wire.build_group`.
 """
@@ -50,6 +51,8 @@ def mail_parameters(transaction: Transaction, capabilities: Capabilities) -> byt
         parameters += b" BODY=8BITMIME"
     if transaction.smtputf8:
         parameters += b" SMTPUTF8"
+    if transaction.requiretls:
+        parameters += b" REQUIRETLS"
     if capabilities.dsn:
         if transaction.ret is not None:
             if transaction.ret not in ("FULL", "HDRS"):

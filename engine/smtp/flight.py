@@ -125,4 +125,6 @@ def why_not(transaction: Transaction, capabilities: Capabilities, peer: str) -> 
         return f"message needs SMTPUTF8, which is not offered by {peer}"
     if (transaction.is_8bit or transaction.content.is_8bit) and not capabilities.eightbitmime:
         return f"message needs 8BITMIME, which is not offered by {peer}"
+    if transaction.requiretls and not capabilities.requiretls:
+        return f"message needs REQUIRETLS, which is not offered by {peer}"
     return None

@@ -31,6 +31,7 @@ class Transaction:
         content: the message.
         is_8bit: the content has octets above 127: BODY=8BITMIME is asked for.  Must be true if it has any.
         smtputf8: an address or a header needs SMTPUTF8 (RFC 6531).
+        requiretls: every host on the way must have TLS that is proved (RFC 8689); the host must offer it.
         ret: ``FULL`` or ``HDRS``; envid: unencoded octets; notify: ``("NEVER",)`` or some of SUCCESS, FAILURE, DELAY;
             orcpt: unencoded original recipient of each recipient as ``rfc822;address``, or None.  Sent only where DSN
             is offered.
@@ -42,6 +43,7 @@ class Transaction:
     content: Content
     is_8bit: bool = False
     smtputf8: bool = False
+    requiretls: bool = False
     ret: str | None = None
     envid: bytes | None = None
     notify: tuple[str, ...] | None = None

@@ -24,6 +24,7 @@ def test_everything_at_once() -> None:
         "CHUNKING",
         "ENHANCEDSTATUSCODES",
         "STARTTLS",
+        "REQUIRETLS",
         "AUTH SCRAM-SHA-256 plain LOGIN",
         "LIMITS MAILMAX=20 RCPTMAX=100 RCPTDOMAINMAX=1",
         "HELP",
@@ -34,6 +35,7 @@ def test_everything_at_once() -> None:
     assert found.eightbitmime
     assert found.smtputf8
     assert found.dsn
+    assert found.requiretls
     assert found.size
     assert found.enhanced_status_codes
     assert found.auth == ("SCRAM-SHA-256", "PLAIN", "LOGIN")

@@ -334,6 +334,7 @@ def test_no_more_messages_than_are_allowed() -> None:
     ("options", "keywords", "text"),
     [
         ({"smtputf8": True}, ("8BITMIME",), "message needs SMTPUTF8, which is not offered by mx.example [192.0.2.1]"),
+        ({"requiretls": True}, ("SIZE",), "message needs REQUIRETLS, which is not offered by mx.example [192.0.2.1]"),
         ({"is_8bit": True}, ("SMTPUTF8",), "message needs 8BITMIME, which is not offered by mx.example [192.0.2.1]"),
         (
             {"content": Content(b"\xff\r\n")},

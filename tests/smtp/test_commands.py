@@ -69,6 +69,14 @@ def test_notify_is_what_rfc_3461_allows(notify: tuple[str, ...]) -> None:
         commands.rcpt_suffix(transaction(notify=notify), ALL)
 
 
+def test_requiretls_is_a_parameter_of_mail() -> None:
+    """RFC 8689 §2."""
+    offered = Capabilities({}, size=True, requiretls=True, dsn=True)
+    wanted = transaction(requiretls=True, ret="HDRS")
+    assert commands.mail_parameters(wanted, offered) == b" SIZE=3 REQUIRETLS RET=HDRS"
+    assert commands.mail_parameters(transaction(), offered) == b" SIZE=3"
+
+
 @given(st.binary(max_size=20))
 def test_xtext_is_plain_and_reversible(value: bytes) -> None:
     encoded = commands.xtext(value)
