@@ -24,7 +24,7 @@ from cpython.tuple cimport PyTuple_GET_ITEM
 from libc.string cimport memcmp, memcpy, memset
 
 from engine.errors import ExpandError
-from engine.expand.taint import Tainted
+from engine.expand.taint import Tainted, kind_of_taint
 
 #: what one evaluation may cost, nested ones included; a step is 50 ns or so, and all are used up in some seconds
 STEP_LIMIT = 10_000_000
@@ -40,8 +40,8 @@ cdef enum:
     TAINTED = 1
     FIRST_QUOTER = 2
 
-#: mark -> lookup type whose quoting made the text safe
-cdef list _quoters = [None, None]
+#: mark -> class of what has it, by the lookup type whose quoting made the text safe
+cdef list _kinds = [None, Tainted]
 cdef dict _quoter_marks = {}
 
 
@@ -49,8 +49,8 @@ def quoter_mark(str name):
     """The number that marks text quoted for the lookup type `name`."""
     mark = _quoter_marks.get(name)
     if mark is None:
-        mark = len(_quoters)
-        _quoters.append(name)
+        mark = len(_kinds)
+        _kinds.append(kind_of_taint(name))
         _quoter_marks[name] = mark
     return mark
 
@@ -166,6 +166,7 @@ cdef class Hooks:
 hooks = Hooks()
 
 
+@cython.freelist(16)
 cdef class Frame:
     """What one run of a program changes."""
 
@@ -201,8 +202,10 @@ cdef inline int part_mark(int mark) noexcept:
 
 
 cdef inline int mark_of(object value) except -1:
-    if type(value) is bytes:
+    if PyBytes_CheckExact(value):
         return CLEAN
+    if type(value) is Tainted:
+        return TAINTED
     if isinstance(value, Tainted):
         quoter = value.quoter
         return TAINTED if quoter is None else quoter_mark(quoter)
@@ -225,10 +228,7 @@ cdef object marked(object value, int mark):
     """`value` as it may leave the evaluator: `Tainted` when it has a mark."""
     if mark == CLEAN:
         return value if type(value) is bytes else bytes(value)
-    result = Tainted(value)
-    if mark >= FIRST_QUOTER:
-        result.quoter = _quoters[mark]
-    return result
+    return _kinds[mark](value)
 
 
 cdef inline unsigned char lowered(unsigned char octet) noexcept:
@@ -302,6 +302,217 @@ cdef bytes address_part(bytes text, bint domain):
     return PyBytes_FromStringAndSize(<const char*> source, place)
 
 
+cdef inline bint is_space(unsigned char octet) noexcept:
+    return octet == 32 or 9 <= octet <= 13
+
+
+# -- arithmetic: engine.expand.numbers.evaluate ------------------------------------------------------------------------
+
+cdef struct Sum:
+    const unsigned char* text
+    Py_ssize_t at
+    Py_ssize_t size
+    int depth
+    bint decimal
+    const char* why
+
+cdef enum:
+    #: parentheses and signs inside each other
+    SUM_NESTING = 100
+
+cdef long long MAXIMUM = 0x7FFFFFFFFFFFFFFF
+cdef long long MINIMUM = <long long> (<unsigned long long> 1 << 63)
+
+
+cdef inline int sum_peek(Sum* of) noexcept:
+    return of.text[of.at] if of.at < of.size else 0
+
+
+cdef inline int sum_skip(Sum* of) noexcept:
+    while of.at < of.size and is_space(of.text[of.at]):
+        of.at += 1
+    return sum_peek(of)
+
+
+cdef inline int digit_of(int octet) noexcept:
+    if 48 <= octet <= 57:
+        return octet - 48
+    octet |= 32
+    return octet - 87 if 97 <= octet <= 102 else 99
+
+
+cdef long long sum_literal(Sum* of) noexcept:
+    cdef unsigned long long number = 0
+    cdef int base = 10, digit
+    cdef bint large = False
+    if not of.decimal and of.text[of.at] == 48:
+        base = 8
+        if (of.at + 2 < of.size and of.text[of.at + 1] | 32 == 120 and digit_of(of.text[of.at + 2]) < 16):
+            base = 16
+            of.at += 2
+    while of.at < of.size:
+        digit = digit_of(of.text[of.at])
+        if digit >= base:
+            break
+        if number > (<unsigned long long> MAXIMUM - digit) // base:
+            large = True
+        else:
+            number = number * base + digit
+        of.at += 1
+    return MAXIMUM if large else <long long> number
+
+
+cdef long long sum_number(Sum* of) noexcept:
+    cdef int octet = sum_skip(of)
+    cdef long long number = 0
+    if octet == 40:
+        of.depth += 1
+        if of.depth > SUM_NESTING:
+            of.why = b"nested too deep"
+            return 0
+        of.at += 1
+        number = sum_or(of)
+        if of.why != NULL:
+            return 0
+        if sum_peek(of) != 41:
+            of.why = b"expecting closing parenthesis"
+            return 0
+        of.at += 1
+        of.depth -= 1
+    elif 48 <= octet <= 57:
+        number = sum_literal(of)
+        octet = sum_peek(of) | 32
+        if octet == 107 or octet == 109 or octet == 103:
+            of.at += 1
+            number = <long long> (<unsigned long long> number << (10 if octet == 107 else 20 if octet == 109 else 30))
+    else:
+        of.why = b"expecting number or opening parenthesis"
+        return 0
+    sum_skip(of)
+    return number
+
+
+cdef long long sum_sign(Sum* of) noexcept:
+    cdef int octet = sum_skip(of)
+    cdef long long number
+    if octet != 43 and octet != 45 and octet != 126:
+        return sum_number(of)
+    of.depth += 1
+    if of.depth > SUM_NESTING:
+        of.why = b"nested too deep"
+        return 0
+    of.at += 1
+    number = sum_sign(of)
+    of.depth -= 1
+    if octet == 45:
+        return <long long> (0 - <unsigned long long> number)
+    return ~number if octet == 126 else number
+
+
+cdef long long sum_product(Sum* of) noexcept:
+    cdef long long number = sum_sign(of), second
+    cdef int octet
+    while of.why == NULL:
+        octet = sum_peek(of)
+        if octet != 42 and octet != 47 and octet != 37:
+            break
+        of.at += 1
+        second = sum_sign(of)
+        if of.why != NULL:
+            break
+        if octet == 42:
+            number = <long long> (<unsigned long long> number * <unsigned long long> second)
+        elif second == 0:
+            of.why = b"divide by zero" if octet == 47 else b"modulo by zero"
+        elif number == MINIMUM and second == -1:
+            number = MAXIMUM
+        else:
+            with cython.cdivision(True):
+                number = number / second if octet == 47 else number % second
+    return number
+
+
+cdef long long sum_sum(Sum* of) noexcept:
+    cdef long long number = sum_product(of), second
+    cdef int octet
+    while of.why == NULL:
+        octet = sum_peek(of)
+        if octet != 43 and octet != 45:
+            break
+        of.at += 1
+        second = sum_product(of)
+        if of.why != NULL:
+            break
+        if number >= MAXIMUM // 2:
+            of.why = b"overflow in sum" if octet == 43 else b"overflow in difference"
+        elif octet == 43:
+            number = <long long> (<unsigned long long> number + <unsigned long long> second)
+        else:
+            number = <long long> (<unsigned long long> number - <unsigned long long> second)
+    return number
+
+
+cdef long long sum_shift(Sum* of) noexcept:
+    cdef long long number = sum_sum(of), second
+    cdef int octet
+    while of.why == NULL:
+        octet = sum_peek(of)
+        if (octet != 60 and octet != 62) or of.at + 1 >= of.size or of.text[of.at + 1] != octet:
+            break
+        of.at += 2
+        second = sum_sum(of) & 63
+        number = <long long> (<unsigned long long> number << second) if octet == 60 else number >> second
+    return number
+
+
+cdef long long sum_and(Sum* of) noexcept:
+    cdef long long number = sum_shift(of)
+    while of.why == NULL and sum_peek(of) == 38:
+        of.at += 1
+        number &= sum_shift(of)
+    return number
+
+
+cdef long long sum_xor(Sum* of) noexcept:
+    cdef long long number = sum_and(of)
+    while of.why == NULL and sum_peek(of) == 94:
+        of.at += 1
+        number ^= sum_and(of)
+    return number
+
+
+cdef long long sum_or(Sum* of) noexcept:
+    cdef long long number = sum_xor(of)
+    while of.why == NULL and sum_peek(of) == 124:
+        of.at += 1
+        number |= sum_xor(of)
+    return number
+
+
+cdef long long arithmetic(bytes text, bint decimal) except? -1:
+    """The value of an arithmetic expression."""
+    cdef Sum of
+    of.text = <const unsigned char*> PyBytes_AS_STRING(text)
+    of.at = 0
+    of.size = PyBytes_GET_SIZE(text)
+    of.depth = 0
+    of.decimal = decimal
+    of.why = NULL
+    cdef long long number = sum_or(&of)
+    if of.why == NULL and of.at < of.size:
+        of.why = b"expecting operator"
+    if of.why != NULL:
+        done = text[:of.at].decode("utf-8", "surrogateescape")
+        why = (<bytes> of.why).decode("ascii")
+        raise ExpandError(f'error in expression evaluation: {why} (after processing "{done}")')
+    return number
+
+
+def evaluate_sum(bytes text not None, bint decimal):
+    """What `eval` and `eval10` say of `text`."""
+    return arithmetic(text, decimal)
+
+
 cdef int order(bytes first, bytes second, bint caseless) noexcept:
     cdef const unsigned char* one = <const unsigned char*> PyBytes_AS_STRING(first)
     cdef const unsigned char* two = <const unsigned char*> PyBytes_AS_STRING(second)
@@ -364,10 +575,6 @@ cdef int compare(int kind, object first, object second) except -1:
 
 
 # -- lists ------------------------------------------------------------------------------------------------------------
-
-cdef inline bint is_space(unsigned char octet) noexcept:
-    return octet == 32 or 9 <= octet <= 13
-
 
 cdef inline bint is_separator(unsigned char octet) noexcept:
     return octet < 32 or octet == 127 or (octet > 32 and octet < 127 and not (
@@ -954,6 +1161,8 @@ cdef object hot(int which, bytes text):
         return upper(text)
     if which == 3:
         return b"%d" % PyBytes_GET_SIZE(text)
+    if which >= 6:
+        return b"%d" % arithmetic(text, which == 7)
     return address_part(text, which == 4)
 
 
@@ -1030,7 +1239,7 @@ cdef object steps_from(Code code, Frame frame, State state, int* place, int* res
             value = octets(fetch(code, slots, c))
             examine(state, value)
             slots[a] = hot(b, value)
-            marks[a] = CLEAN if b == 3 or not mark_at(frame, c) else TAINTED
+            marks[a] = CLEAN if b == 3 or b >= 6 or not mark_at(frame, c) else TAINTED
         elif what == JOIN:
             mark = CLEAN
             slots[a] = join(code, frame, state, b, c, &mark)

@@ -23,10 +23,12 @@ _SPACE: Final = b" \t\n\r\v\f"
 
 _SPECIAL_2047: Final = frozenset(b'?=()<>@,;:\\".[]_')
 
+_PLAIN_2047: Final = re.compile(rb"[ !#-'*+\-/0-9A-Z^`a-z{|}~]*\Z")
+
 
 def encode_2047(text: bytes) -> bytes:
     """Q-encoded words when an octet does not print, else the text itself."""
-    if all(32 <= octet <= 126 and octet not in _SPECIAL_2047 for octet in text):
+    if _PLAIN_2047.match(text):
         return text
     head = b"=?UTF-8?Q?"
     words = [bytearray(head)]

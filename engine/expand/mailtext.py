@@ -189,8 +189,19 @@ class _Mailboxes:
         return local, domain
 
 
+_NAME_OF_DOMAIN: Final = rb"([A-Za-z0-9][A-Za-z0-9-]*(?:\.[A-Za-z0-9][A-Za-z0-9-]*)*)"
+#: what nearly every address is: a mailbox alone, or in brackets behind a name without anything special in it
+_SIMPLE: Final = re.compile(
+    rb"(?:([A-Za-z0-9_+-]+(?:\.[A-Za-z0-9_+-]+)*)@" + _NAME_OF_DOMAIN + rb"|[A-Za-z0-9_+ -]*"
+    rb"<([A-Za-z0-9_+-]+(?:\.[A-Za-z0-9_+-]+)*)@" + _NAME_OF_DOMAIN + rb">)\Z"
+)
+
+
 def split_address(text: bytes) -> tuple[bytes, bytes] | None:
     """Local part and domain of the one mailbox in `text`, or None."""
+    simple = _SIMPLE.match(text)
+    if simple is not None:
+        return simple[1] or simple[3], simple[2] or simple[4]
     try:
         return _Mailboxes(text, groups=False).one()
     except ValueError:
@@ -281,6 +292,7 @@ def addresses(text: bytes) -> bytes:
 
 _PLAIN_QUOTE: Final = re.compile(rb"[A-Za-z0-9_.-]+\Z")
 _PLAIN_LOCAL: Final = re.compile(rb"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?:\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*\Z")
+_QUOTED_SPECIAL: Final = re.compile(rb'[\n\r\\"]')
 _QUOTED: Final = {0x0A: b"\\n", 0x0D: b"\\r", 0x5C: b"\\\\", 0x22: b'\\"'}
 
 
@@ -293,7 +305,8 @@ def quote_local_part(text: bytes) -> bytes:
 
 
 def _in_quotes(text: bytes) -> bytes:
-    return b'"' + b"".join(_QUOTED.get(octet) or b"%c" % octet for octet in text) + b'"'
+    inner = _QUOTED_SPECIAL.sub(lambda match: _QUOTED[match[0][0]], text)
+    return b'"' + inner + b'"'
 
 
 _FOLD_AT: Final = b" \t"

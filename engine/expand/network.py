@@ -12,11 +12,15 @@ from typing import Final
 from ..errors import ExpandError
 from .regexes import text as as_text
 
+#: what an address begins with, cheaper to see than by reading it
+_LIKE_ADDRESS: Final = re.compile(rb"[0-9A-Fa-f:]*[.:]")
 _ZONE: Final = re.compile(rb"%[^\s/%]+\Z")
 
 
 def address_version(text: bytes) -> int:
     """4 or 6 when `text` is an IP address (an IPv6 zone is allowed), else 0."""
+    if not _LIKE_ADDRESS.match(text):
+        return 0
     try:
         plain = _ZONE.sub(b"", text).decode("ascii")
         address = ipaddress.ip_address(plain)

@@ -86,11 +86,13 @@ def _escape_table() -> list[bytes]:
 
 
 _ESCAPE: Final = _escape_table()
+_PRINTS: Final = re.compile(rb"[\t -~]*\Z")
+_PRINTS_WITHOUT_SPACE: Final = re.compile(rb"[!-~]*\Z")
 
 
 def escape(text: bytes) -> bytes:
     """What does not print as escapes; a tab and a backslash stay."""
-    return b"".join([_ESCAPE[octet] for octet in text])
+    return text if _PRINTS.match(text) else b"".join([_ESCAPE[octet] for octet in text])
 
 
 def escape_8bit(text: bytes) -> bytes:
@@ -98,6 +100,8 @@ def escape_8bit(text: bytes) -> bytes:
 
 
 def hex_quote(text: bytes) -> bytes:
+    if _PRINTS_WITHOUT_SPACE.match(text):
+        return text
     return b"".join([b"%c" % octet if 0x21 <= octet <= 0x7E else b"\\x%02x" % octet for octet in text])
 
 
@@ -119,12 +123,11 @@ def base64_decode(text: bytes) -> bytes:
     return base64.b64decode(compact).partition(b"\0")[0]
 
 
+_NOT_ALNUM: Final = re.compile(rb"[^A-Za-z0-9]", re.DOTALL)
+
+
 def _regex_quote(text: bytes) -> bytes:
-    return b"".join([b"%c" % octet if _is_alnum(octet) else b"\\%c" % octet for octet in text])
-
-
-def _is_alnum(octet: int) -> bool:
-    return 48 <= octet <= 57 or 65 <= octet <= 90 or 97 <= octet <= 122
+    return _NOT_ALNUM.sub(rb"\\\g<0>", text)
 
 
 _MAX_UNSIGNED: Final = (1 << 64) - 1
@@ -259,7 +262,7 @@ def _eval10(text: bytes) -> bytes:
 
 
 #: numbers of what engine.expand._evaluate does itself
-HOT: Final = {"lc": 1, "uc": 2, "strlen": 3, "domain": 4, "local_part": 5}
+HOT: Final = {"lc": 1, "uc": 2, "strlen": 3, "domain": 4, "local_part": 5, "eval": 6, "eval10": 7}
 
 
 def _rows() -> list[Operator]:

@@ -5,6 +5,7 @@ Layer: sans-I/O.  Spec: expansion.md 2 (items), 3 (operators).
 
 from __future__ import annotations
 
+import functools
 from typing import Final
 
 from ..errors import ExpandError
@@ -110,6 +111,17 @@ def operator(name: str, full: str, text: bytes) -> bytes:
     Raises:
         ExpandError: `missing values after x`, `non-digit after underscore in "x"`, `value too large in "x"`.
     """
+    start, length = _numbers(name, full)
+    if name in ("h", "hash"):
+        return hash_text(text, start, length)
+    if name in ("nh", "nhash"):
+        return nhash(text, start, length)
+    return substr(text, start, length)
+
+
+@functools.lru_cache(maxsize=256)
+def _numbers(name: str, full: str) -> tuple[int, int]:
+    """The numbers in the name of an operator; the second is -1 when there is none."""
     _, underscore, argument = full.partition("_")
     if not underscore:
         raise ExpandError(f"missing values after {full}")
@@ -134,20 +146,17 @@ def operator(name: str, full: str, text: bytes) -> bytes:
         if values[index] >= 1 << 31:
             raise ExpandError(f'value too large in "{full}"')
         at += 1
-    if negative:
-        values[0] = -values[0]
-    if name in ("h", "hash"):
-        return hash_text(text, values[0], values[1])
-    if name in ("nh", "nhash"):
-        return nhash(text, values[0], values[1])
-    return substr(text, values[0], values[1])
+    return (-values[0] if negative else values[0]), values[1]
 
 
 def translate(text: bytes, old: bytes, new: bytes) -> bytes:
     """`tr`: the last place of a character in `old` decides; a short `new` goes on with its last character."""
-    if not new:
-        return text
+    return text.translate(_table(old, new)) if new else text
+
+
+@functools.lru_cache(maxsize=64)
+def _table(old: bytes, new: bytes) -> bytes:
     table = bytearray(range(256))
     for place, octet in enumerate(old):
         table[octet] = new[min(place, len(new) - 1)]
-    return text.translate(bytes(table))
+    return bytes(table)

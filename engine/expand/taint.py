@@ -10,24 +10,39 @@ from one evaluation to the next: ACL arguments, `$acl_m_x`, `$value` of an outer
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
 class Tainted(bytes):
-    """Octets from outside; `quoter` is the lookup type they are quoted for, or None."""
+    """Octets from outside; `quoter` is the lookup type they are quoted for, or None.
 
-    quoter: str | None = None
+    What is quoted is of a subclass, one for each quoter: an instance has nothing but its octets, and is cheap.
+    """
+
+    __slots__ = ()
+    quoter: ClassVar[str | None] = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return taint, (bytes(self), self.quoter)
+
+
+_KINDS: Final[dict[str | None, type[Tainted]]] = {None: Tainted}
+
+
+def kind_of_taint(quoter: str | None) -> type[Tainted]:
+    """The class of tainted text that is quoted for the lookup type `quoter`."""
+    kind = _KINDS.get(quoter)
+    if kind is None:
+        kind = _KINDS[quoter] = type(f"Tainted_{quoter}", (Tainted,), {"__slots__": (), "quoter": quoter})
+    return kind
 
 
 def taint(value: bytes, quoter: str | None = None) -> Tainted:
     """Mark `value` as coming from outside, replacing any mark it has."""
-    marked = Tainted(value)
-    if quoter is not None:
-        marked.quoter = quoter
-    return marked
+    return kind_of_taint(quoter)(value)
 
 
 def is_tainted(value: object) -> bool:

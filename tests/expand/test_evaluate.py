@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from engine.errors import ExpandError
-from engine.expand import ExpandOptions, Scope, compile_text
+from engine.expand import ExpandOptions, Scope, compile_text, numbers
 from engine.expand import _evaluate as kernel
 from engine.expand.compiler import Compiler
 from engine.expand.lists import NamedLists
@@ -90,6 +90,46 @@ def test_the_kernel_does_what_the_reference_does(text: str, values: dict[str, by
 @example(b"a\\ : b", None)
 def test_lists_are_split_as_in_python(text: bytes, separator: int | None) -> None:
     assert kernel.split_list(text, separator) == split_list(text, separator)
+
+
+def _value_or_error(function: Any, *arguments: Any, **named: Any) -> Any:
+    try:
+        return function(*arguments, **named)
+    except ExpandError as error:
+        return error.message
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                *"0123456789+-*/%()~&|^kMG x",
+                "<<",
+                ">>",
+                " ",
+                "0x1F",
+                "010",
+                "9223372036854775807",
+                "4611686018427387903",
+                "-1",
+            ]
+        ),
+        max_size=12,
+    ).map("".join),
+    st.booleans(),
+)
+@example("(0-9223372036854775807-1)/-1", False)
+@example("(0-9223372036854775807-1)%-1", False)
+@example("(" * 101 + "1", False)
+@example("~" * 101 + "1", False)
+@example("99999999999999999999999", False)
+@example("-7/2", True)
+@example("-7%2", True)
+@example("1<<64", True)
+def test_sums_are_as_in_python(text: str, decimal: bool) -> None:
+    octets = text.encode()
+    expected = _value_or_error(numbers.evaluate, octets, decimal=decimal)
+    assert _value_or_error(kernel.evaluate_sum, octets, decimal) == expected
 
 
 @given(st.lists(st.text(":a ,", max_size=4).map(str.encode), max_size=6), st.sampled_from(b":,\n a"))

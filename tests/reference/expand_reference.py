@@ -15,7 +15,7 @@ from engine.expand._evaluate import Compare, Op
 from engine.expand.compiler import Assembly, Compiler
 from engine.expand.listsplit import join_list, leading_separator, split_list
 from engine.expand.mailtext import domain, local_part
-from engine.expand.numbers import integer
+from engine.expand.numbers import evaluate, integer
 from engine.expand.operators import lower, upper
 from engine.expand.regexes import compile_regex
 from engine.expand.taint import Tainted, is_tainted, join, quoter_of, taint
@@ -32,6 +32,14 @@ def _as(value: Any, *origins: Any) -> Any:
     """`value` without its own mark, but tainted when one of `origins` is."""
     value = _plain(value)
     return taint(value) if any(is_tainted(origin) for origin in origins) else value
+
+
+def _sum(text: bytes) -> bytes:
+    return b"%d" % evaluate(text, decimal=False)
+
+
+def _sum10(text: bytes) -> bytes:
+    return b"%d" % evaluate(text, decimal=True)
 
 
 def assemble(text: bytes, options: Any) -> Assembly:
@@ -117,8 +125,16 @@ class Reference:
 
     def hot(self, a: int, which: int, b: int, _: int) -> None:
         text = self.get(b)
-        function = {1: lower, 2: upper, 3: lambda octets: b"%d" % len(octets), 4: domain, 5: local_part}[which]
-        self.slots[a] = _as(function(_plain(text)), *([] if which == 3 else [text]))
+        function = {
+            1: lower,
+            2: upper,
+            3: lambda octets: b"%d" % len(octets),
+            4: domain,
+            5: local_part,
+            6: _sum,
+            7: _sum10,
+        }[which]
+        self.slots[a] = _as(function(_plain(text)), *([] if which in (3, 6, 7) else [text]))
 
     def apply(self, a: int, which: int, b: int, cleans: int) -> None:
         function, how, *full = self.assembly.constants[which]
