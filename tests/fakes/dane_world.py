@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
 import trio
+from OpenSSL import SSL
 
 from engine import app
 from engine.actions.lookups.registry import LookupRegistry
@@ -101,12 +102,14 @@ class MailHost:
     """A mail host: where it is, and what it shows.
 
     Attributes:
+        context: makes what it shows instead of `identity`.
         names: what SNI asked it for, one a handshake.
         sink: once it listens.
     """
 
     address: str
     identity: Identity | None
+    context: Callable[[], SSL.Context] | None = None
     names: list[str] = field(default_factory=list)
     sink: Sink | None = None
 
@@ -123,9 +126,9 @@ class MailHosts:
         self.port = free_port()
         self.hosts: list[MailHost] = []
 
-    def add(self, identity: Identity | None) -> MailHost:
-        """One more host; without an identity it offers no STARTTLS."""
-        host = MailHost(f"127.9.{len(self.hosts) // 200}.{len(self.hosts) % 200 + 1}", identity)
+    def add(self, identity: Identity | None, context: Callable[[], SSL.Context] | None = None) -> MailHost:
+        """One more host; without an identity or a context it offers no STARTTLS."""
+        host = MailHost(f"127.9.{len(self.hosts) // 200}.{len(self.hosts) % 200 + 1}", identity, context)
         self.hosts.append(host)
         return host
 
@@ -140,10 +143,12 @@ class MailHosts:
 
 
 def _options(host: MailHost, port: int) -> SinkOptions:
-    if host.identity is None:
+    context = host.context() if host.context is not None else None
+    if context is None and host.identity is not None:
+        context = server_context(host.identity)
+    if context is None:
         plain = tuple(name for name in EXTENSIONS if name != "STARTTLS")
         return SinkOptions(host=host.address, port=port, server=ServerOptions(extensions=plain), track=True)
-    context = server_context(host.identity)
     names = host.names
     context.set_tlsext_servername_callback(
         lambda connection: names.append((connection.get_servername() or b"").decode())
