@@ -538,6 +538,20 @@ cdef int order(bytes first, bytes second, bint caseless) noexcept:
 cdef long long number_of(object value) except? -1:
     if type(value) is int:
         return value
+    cdef const unsigned char* text
+    cdef Py_ssize_t at, size
+    cdef long long number = 0
+    if PyBytes_CheckExact(value):
+        # plain digits; whatever else a number may have is for engine.expand.numbers
+        text = <const unsigned char*> PyBytes_AS_STRING(value)
+        size = PyBytes_GET_SIZE(value)
+        if 0 < size < 19:
+            for at in range(size):
+                if not 48 <= text[at] <= 57:
+                    break
+                number = number * 10 + (text[at] - 48)
+            else:
+                return number
     return hooks.integer(value)
 
 
@@ -1099,7 +1113,7 @@ cdef object sort_add(State state, list pairs, object item, bytes key, int kind):
     cdef object sortable = key
     if kind >= NUM_EQ:
         try:
-            sortable = hooks.integer(key)
+            sortable = number_of(key)
         except ExpandError:
             sortable = None  # what is no number comes before nothing, and nothing before it
     examine(state, key)
@@ -1322,7 +1336,7 @@ cdef object steps_from(Code code, Frame frame, State state, int* place, int* res
         elif what == NUMBER:
             value = fetch(code, slots, b)
             spend(state, CALL_STEPS, 0)
-            slots[a] = hooks.integer(value)
+            slots[a] = number_of(value)
             marks[a] = CLEAN
         elif what == TEST:
             # a: constant with the function, b and c: operand list

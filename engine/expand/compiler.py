@@ -323,7 +323,7 @@ class Compiler:
     def _choice(self, node: Node, slot: int) -> None:
         operands = [self._value(node.parts[0])]
         check = items.CHECKS.get(node.data)
-        if check is not None:
+        if check is not None and not _passes(check, node.parts[0]):
             self._call(self._new(), check, operands)
         operands += self._values(node.parts[1:-2])
         if isinstance(node.data, tuple):
@@ -657,6 +657,17 @@ def _names_separator(members: Node) -> bool:
     """Whether a list begins with `<c` before it is expanded (X-21)."""
     first = members.parts[0] if members.kind == "seq" else members
     return first.kind == "text" and leading_separator(first.data)[0] is not None
+
+
+def _passes(check: Callable[[bytes], None], node: Node) -> bool:
+    """Whether a check is known to find nothing wrong."""
+    if node.kind != "text":
+        return False
+    try:
+        check(node.data)
+    except ExpandError:
+        return False
+    return True
 
 
 def _quoted(lookup: str, option: bytes | None, text: bytes) -> bytes:
