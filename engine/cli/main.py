@@ -24,6 +24,7 @@ COMMANDS: Final = {
     "queue": True,
     "expand": False,
     "why": False,
+    "tlsa": True,
     "sink": False,
     "demo": False,
     "config": True,

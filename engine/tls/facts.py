@@ -108,13 +108,21 @@ def distinguished_name(der: bytes) -> str:
     Everything outside printable ASCII is written ``\\xHH`` an octet, so the text is safe in a log line.
     """
     try:
-        subject = load_certificate(der).subject
-        parts = []
-        for attribute in subject:
-            value = attribute.value
-            octets = value.encode() if isinstance(value, str) else value
-            text = "".join(chr(octet) if 0x20 <= octet < 0x7F else f"\\x{octet:02X}" for octet in octets)
-            parts.append(f"/{_SHORT_NAMES.get(attribute.oid, attribute.oid.dotted_string)}={text}")
+        return name_text(load_certificate(der).subject)
     except (ValueError, x509.InvalidVersion):
         return ""
+
+
+def name_text(name: x509.Name) -> str:
+    """A distinguished name in OpenSSL's one-line form, safe in a log line.
+
+    Raises:
+        ValueError: an attribute cannot be read.
+    """
+    parts = []
+    for attribute in name:
+        value = attribute.value
+        octets = value.encode() if isinstance(value, str) else value
+        text = "".join(chr(octet) if 0x20 <= octet < 0x7F else f"\\x{octet:02X}" for octet in octets)
+        parts.append(f"/{_SHORT_NAMES.get(attribute.oid, attribute.oid.dotted_string)}={text}")
     return "".join(parts)

@@ -118,7 +118,7 @@ def from_text(text: str) -> bytes:
         return _from_generic(words[1:])
     if len(words) < 4:
         raise ValueError("a TLSA record has usage, selector, matching type and data")
-    head = bytes(_field(number, word) for number, word in enumerate(words[:_HEAD]))
+    head = bytes(field_value(number, word) for number, word in enumerate(words[:_HEAD]))
     return head + _octets(words[_HEAD:])
 
 
@@ -131,7 +131,12 @@ def _from_generic(words: Sequence[str]) -> bytes:
     return octets
 
 
-def _field(number: int, word: str) -> int:
+def field_value(number: int, word: str) -> int:
+    """The value of field `number` (0 usage, 1 selector, 2 matching type), written as a number or an acronym (RFC 7218).
+
+    Raises:
+        ValueError: it is neither.
+    """
     value = _ACRONYMS[number].get(word.upper())
     if value is None:
         if not (word.isascii() and word.isdigit() and len(word) <= 3 and int(word) < 256):
