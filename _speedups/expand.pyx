@@ -36,6 +36,8 @@ cdef enum:
     CALL_STEPS = 20
 
 cdef enum:
+    #: of groups that have different marks
+    MIXED = -1
     CLEAN = 0
     TAINTED = 1
     FIRST_QUOTER = 2
@@ -851,9 +853,14 @@ cdef int take_groups(Frame frame, tuple groups) except -1:
     if not groups:
         return 0
     cdef object group
+    cdef int first = mark_of(groups[0])
     for group in groups:
-        frame.groups_mark = join_marks(frame.groups_mark, mark_of(group))
-    if frame.groups_mark:
+        if mark_of(group) != first:
+            # each keeps its own mark on it
+            frame.groups_mark = MIXED
+            return 0
+    frame.groups_mark = first
+    if first:
         frame.groups = tuple([plain(group) for group in groups])
     return 0
 
@@ -876,7 +883,7 @@ cdef object nested(Code code, Frame outer, State state, int* result_mark):
 cdef int hand_over(Frame frame, State state) except -1:
     state.value = None if frame.value is None else marked(frame.value, frame.value_mark)
     state.item = None if frame.item is None else marked(frame.item, frame.item_mark)
-    if frame.groups_mark:
+    if frame.groups_mark > CLEAN:
         state.groups = tuple([marked(group, frame.groups_mark) for group in frame.groups])
     else:
         state.groups = frame.groups
@@ -1293,8 +1300,9 @@ cdef object steps_from(Code code, Frame frame, State state, int* place, int* res
             marks[a] = frame.item_mark
         elif what == GROUP:
             if b < len(frame.groups):
-                slots[a] = frame.groups[b]
-                marks[a] = frame.groups_mark
+                value = frame.groups[b]
+                marks[a] = mark_of(value) if frame.groups_mark == MIXED else frame.groups_mark
+                slots[a] = plain(value)
             else:
                 slots[a] = b""
                 marks[a] = CLEAN
