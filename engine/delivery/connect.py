@@ -101,7 +101,7 @@ async def _policy(core: Core, site: Site, number: int, decisions: HostDecisions)
         DeliveryError: no connection may be made to the host for now.
     """
     kept = site.policies.get(number)
-    if kept is not None and kept.until > trio.current_time():
+    if kept is not None and kept.until > trio.current_time() and kept.choices == decisions.tls:
         return kept
     host = site.hosts[number]
     found = await core.tlsa.run(PlanBuilder(host, port_of(site, number), decisions.tls))
@@ -117,9 +117,8 @@ async def _policy(core: Core, site: Site, number: int, decisions: HostDecisions)
         error = DeliveryError(found.message, errno=found.errno, retry_name=found.retry_name)
         error.dane_fail = found.dane_fail
         raise error
-    policy = Policy(found, math.inf if found.ttl_s is None else trio.current_time() + found.ttl_s)
-    if site.transport.is_fixed:
-        site.policies[number] = policy
+    until = math.inf if found.ttl_s is None else trio.current_time() + found.ttl_s
+    policy = site.policies[number] = Policy(found, until, decisions.tls)
     return policy
 
 

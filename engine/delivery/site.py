@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from ..errors import DeliveryError
     from ..policy.mx import Host
-    from ..policy.requirement import Decision
+    from ..policy.requirement import Decision, TlsChoices
     from ..queue.model import RetryRecord
     from ..smtp import HostMemory
     from .transport import HostDecisions, Transport
@@ -49,10 +49,11 @@ class Down:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What TLS must prove for one host, and until which monotonic second that holds."""
+    """What TLS must prove for one host, until which monotonic second that holds, and for which choices."""
 
     decision: Decision
     until: float
+    choices: TlsChoices
 
 
 @dataclass(slots=True, eq=False)
@@ -65,7 +66,7 @@ class Site:
         records: host number -> its retry record, once `is_judged` tells that they were read.
         memory: host number -> what the pipelining ladder has learned of the host.
         decisions: host number -> what the options say of it, where nothing that can change was looked at.
-        policies: host number -> what TLS must prove, until it has to be looked up again; with `decisions` only.
+        policies: host number -> what TLS must prove, until it has to be looked up again.
         is_shared: it has had work of another domain than that of its hosts.
         by_domain: names of the next hop count in the policy of a host (DN-11): no more domains are to be added.
         connections: connection tasks alive; connections_to: the same by host number; established_to: those with a

@@ -91,7 +91,8 @@ class Transport:
         is_pure = all(program.is_pure for program in programs.values()) and all(items.is_pure for items in lists)
         is_fixed = (
             is_pure
-            and all(program.reads <= _OF_HOST for program in programs.values())
+            # ${randint:…} reads nothing, and is another number each time all the same
+            and all(program.reads <= _OF_HOST and b"randint" not in program.source for program in programs.values())
             and not any(b"$" in items.source for items in lists)
         )
         return cls(name, options, is_pure, is_fixed, programs, hosts, domains)
@@ -169,8 +170,12 @@ class Transport:
         return self._domains[option].matches(host.name, scope)
 
     def _text(self, option: str, scope: Scope) -> str:
+        program = self._programs[option]
+        octets = program.constant
         try:
-            return self._programs[option].evaluate(scope).decode("utf-8", "surrogateescape")
+            if octets is None:
+                octets = program.evaluate(scope)
+            return octets.decode("utf-8", "surrogateescape")
         except ForcedFailure:
             return ""  # a forced failure leaves these options unset
 

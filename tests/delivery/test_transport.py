@@ -92,6 +92,7 @@ def test_dane_ciphers_that_cannot_be_expanded_are_kept_for_when_they_are_wanted(
 
 def test_what_can_change_is_not_kept() -> None:
     assert not compiled(tls_sni="$tod_full").is_fixed
+    assert not compiled(tls_sni="${randint:9}").is_fixed
     assert not compiled(hosts_require_dane="${if eq{$host}{x}{*}{:}}").is_fixed
     assert compiled(tls_sni="${lc:$host}").is_fixed
     assert compiled(tls_sni="$lookup_dnssec_authenticated").is_fixed
