@@ -69,15 +69,20 @@ async def _serve_host(core: Core, site: Site, number: int) -> bool:
 
 
 async def _on_refused(core: Core, site: Site, number: int, error: DeliveryError) -> bool:
+    if number in site.down:
+        return True  # another connection to it has told already
     connection = bare_connection(site, number)
-    established = site.established_to.get(number, 0)
-    if error.scope is Scope.LOCAL or (established and not error.permanent):
-        # we, or the host, have no room for one more beside those that work: no fault of the host
+    beside = site.connections_to[number] > 1
+    is_crowded = beside and not error.permanent and (error.errno <= 0 or site.established_to.get(number, 0) > 0)
+    if error.scope is Scope.LOCAL and error.errno > 0 and not is_crowded:
+        # no descriptors, no memory: no fault of the host, and it passes
         log_host_error(core, error, connection)
-        if established:
-            site.no_more_until = trio.current_time() + CROWDED_S
-            return False
         await trio.sleep(BREATH_S)
         return True
+    if is_crowded:
+        # the host has no room for one more beside those that work, or are about to; the last of them decides
+        log_host_error(core, error, connection)
+        site.no_more_until = trio.current_time() + CROWDED_S
+        return False
     on_host_error(core, site, number, error, connection)
     return True

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from .connection import serve
-from .hosterrors import key_of, settle_unservable
+from .hosterrors import port_of, settle_unservable
 
 if TYPE_CHECKING:
     from .core import Core
@@ -42,9 +42,9 @@ class Pool:
         self._in_line: set[int] = set()
         #: sites with connections that wait for work
         self._idle: dict[int, Site] = {}
-        #: key of a host -> its connections, over all sites; and the sites that it has no room for
-        self._open_to: dict[str, int] = {}
-        self._blocked_by: dict[str, dict[int, Site]] = {}
+        #: host -> its connections, over all sites and policies; and the sites that it has no room for
+        self._open_to: dict[_Place, int] = {}
+        self._blocked_by: dict[_Place, dict[int, Site]] = {}
         self._is_over = False
         self.open_count = 0
         core.on_stop.append(self.wake_all)
@@ -62,7 +62,7 @@ class Pool:
 
     async def wait_for_work(self, site: Site, number: int, seconds: float) -> None:
         """Wait until `site` may have got work, its connection to a host is needed elsewhere, or `seconds` are over."""
-        if self.is_contended or key_of(site, number) in self._blocked_by:
+        if self.is_contended or _place(site, number) in self._blocked_by:
             return
         event = trio.Event()
         site.idlers.append(event)
@@ -82,13 +82,13 @@ class Pool:
         """The host that a connection task of `site` is to connect to; None when there is none with room for it."""
         now = self._core.clock()
         limit = site.transport.options.connections_per_host
-        number = site.next_host(now, lambda host: self._open_to.get(key_of(site, host), 0) >= limit)
+        number = site.next_host(now, lambda host: self._open_to.get(_place(site, host), 0) >= limit)
         if number is None:
             for host in site.wanted_hosts(now):
-                self._blocked_by.setdefault(key_of(site, host), {})[id(site)] = site
+                self._blocked_by.setdefault(_place(site, host), {})[id(site)] = site
                 site.is_blocked = True
             return None
-        key = key_of(site, number)
+        key = _place(site, number)
         self._open_to[key] = self._open_to.get(key, 0) + 1
         site.connections_to[number] = site.connections_to.get(number, 0) + 1
         return number
@@ -96,7 +96,7 @@ class Pool:
     def leave_host(self, site: Site, number: int) -> bool:
         """A connection to a host has ended; whether other sites have waited for that."""
         site.connections_to[number] -= 1
-        key = key_of(site, number)
+        key = _place(site, number)
         self._open_to[key] -= 1
         if not self._open_to[key]:
             del self._open_to[key]
@@ -166,3 +166,12 @@ class Pool:
             self._in_line.discard(id(site))
             if site.waiting:
                 self._grow(site)
+
+
+#: name, address and port of a host
+_Place = tuple[str, str, int]
+
+
+def _place(site: Site, number: int) -> _Place:
+    host = site.hosts[number]
+    return host.name, host.address, port_of(site, number)
