@@ -9,6 +9,7 @@ packet sent; nothing is global, so two engines can live in one process.
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import socket
 import time
@@ -24,6 +25,7 @@ from .delivery.retries import Retries
 from .delivery.routing import RouterChain
 from .delivery.routing.expansion import EngineExpander
 from .delivery.settlement import StoreThread
+from .delivery.sts import StsGate
 from .delivery.transport import Transport
 from .errors import ConfigError, DataError
 from .expand import Scope
@@ -31,6 +33,8 @@ from .expand.lists import NamedLists
 from .logs.mainlog import MainLogFormat, parse_selector
 from .logs.writer import LogFile, LogWriter
 from .net.resolver import Resolver
+from .net.sts_cache import StsPolicies
+from .net.sts_fetch import StsFetcher
 from .net.system_hosts import LocalAddresses, SystemHosts
 from .net.tlsa_lookup import TlsaLookup
 from .queue.rules import RetryRules
@@ -190,8 +194,17 @@ def make_core(
         retries=Retries(compiled.rules, config.main, rng.random),
         routers=compiled.routers,
         transports=compiled.transports,
-        contexts=TlsContexts(),
+        contexts=TlsContexts(clock=clock),
         tlsa=TlsaLookup(compiled.resolver),
+        sts=StsGate(
+            StsPolicies(
+                sts_directory(config), compiled.resolver, sts_fetcher(config, compiled.resolver).fetch, clock=clock
+            ),
+            config.routers,
+            compiled.transports,
+            make_scope,
+            compiled.routers.threads,
+        ),
         jobs=Jobs(database, name),
         leases=Leases(),
         progress=progress,
@@ -221,6 +234,20 @@ def lookup_options(config: Config) -> LookupOptions:
         nameservers=dns.nameservers,
         trust_ad=dns.trust_ad,
     )
+
+
+def sts_directory(config: Config) -> str:
+    """Where MTA-STS policies are kept."""
+    if config.mta_sts.directory:
+        return config.mta_sts.directory
+    path = "/" + config.main.queue.partition("://")[2].lstrip("/")
+    return os.path.join(os.path.dirname(path), "mta-sts")
+
+
+def sts_fetcher(config: Config, resolver: Resolver) -> StsFetcher:
+    """What fetches them."""
+    options = config.mta_sts
+    return StsFetcher(resolver, trust_anchors=options.verify_certificates, port=options.port)
 
 
 def with_queue(config: Config, queue: str | None) -> Config:

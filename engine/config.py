@@ -99,6 +99,27 @@ class ActionsOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MtaStsOptions:
+    """`[mta_sts]`: where policies are kept, and how their hosts are verified."""
+
+    directory: str = _option(Kind.FILE, "", "where policies are kept; default: `mta-sts` beside the queue")
+    verify_certificates: str = _option(
+        Kind.STRING, "system", "trust anchors for policy hosts: `system`, a file or a directory"
+    )
+    port: int = _option(Kind.INTEGER, 443, "port of policy hosts; another one only in closed networks", minimum=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsrptOptions:
+    """`[tlsrpt]`: results of TLS, for reports to the domains that ask for them."""
+
+    directory: str = _option(Kind.FILE, "", "where results are kept for `outrider tlsrpt`; default: nowhere")
+    collector: str = _option(Kind.FILE, "", "socket of the collector of tlsrpt-reporter; default: none")
+    organization: str = _option(Kind.STRING, "", "who reports; default: primary_hostname")
+    contact: str = _option(Kind.STRING, "", "whom to ask about a report; default: postmaster at primary_hostname")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RouterOptions:
     """`[[routers]]`: in order, the first whose conditions hold decides."""
 
@@ -166,6 +187,15 @@ class TransportOptions:
     dane_trust_host_list: bool = _option(
         Kind.BOOLEAN, True, "whether a host named in the configuration counts as named by a signed MX record (R14)"
     )
+    hosts_request_ocsp: ListText = _option(
+        Kind.EXPANDED_LIST, "*", "hosts asked for a stapled OCSP response; `*` leaves out those with DANE-EE records"
+    )
+    hosts_require_ocsp: ListText = _option(
+        Kind.EXPANDED_LIST, "", "hosts that get no mail without a good stapled OCSP response"
+    )
+    mta_sts_domains: ListText = _option(
+        Kind.EXPANDED_LIST, "*", "recipients' domains whose MTA-STS policy is heeded where DANE has no say"
+    )
     hosts_avoid_tls: ListText = _option(Kind.EXPANDED_LIST, "", "hosts to which STARTTLS is never sent")
     hosts_require_tls: ListText = _option(Kind.EXPANDED_LIST, "", "hosts that get no mail in clear")
     tls_tempfail_tryclear: bool = _option(Kind.BOOLEAN, True, "a failed TLS start may be retried in clear (TL-3, TL-7)")
@@ -222,6 +252,8 @@ class Config:
     main: MainOptions = field(default_factory=MainOptions)
     dns: DnsOptions = field(default_factory=DnsOptions)
     actions: ActionsOptions = field(default_factory=ActionsOptions)
+    mta_sts: MtaStsOptions = field(default_factory=MtaStsOptions)
+    tlsrpt: TlsrptOptions = field(default_factory=TlsrptOptions)
     routers: tuple[RouterOptions, ...] = field(default_factory=lambda: DEFAULT_ROUTERS)
     transports: Mapping[str, TransportOptions] = field(default_factory=lambda: DEFAULT_TRANSPORTS)
     retry: tuple[RetryOptions, ...] = field(default_factory=lambda: DEFAULT_RETRY)
@@ -238,6 +270,8 @@ SECTIONS: Final = {
     "main": MainOptions,
     "dns": DnsOptions,
     "actions": ActionsOptions,
+    "mta_sts": MtaStsOptions,
+    "tlsrpt": TlsrptOptions,
     "routers": RouterOptions,
     "transports": TransportOptions,
     "retry": RetryOptions,
@@ -324,6 +358,8 @@ class _Reader:
             main=self._table(MainOptions, "main", document.get("main", {})),
             dns=self._table(DnsOptions, "dns", document.get("dns", {})),
             actions=self._table(ActionsOptions, "actions", document.get("actions", {})),
+            mta_sts=self._table(MtaStsOptions, "mta_sts", document.get("mta_sts", {})),
+            tlsrpt=self._table(TlsrptOptions, "tlsrpt", document.get("tlsrpt", {})),
             routers=routers or DEFAULT_ROUTERS,
             transports=transports or DEFAULT_TRANSPORTS,
             retry=retry or DEFAULT_RETRY,

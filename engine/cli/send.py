@@ -27,6 +27,7 @@ from ..delivery.jobs import JobOptions
 from ..delivery.loading import Loaded, find_same, fingerprint
 from ..delivery.loading import load as load_job
 from ..errors import DataError
+from ..policy.wishes import Wish, wish_in
 from ..queue.model import JobState, NewJob
 from ..values import parse_address, parse_interval
 from .display import show, summary, tell_summary
@@ -72,6 +73,9 @@ def send(
     ] = None,
     dsn_ret: Annotated[str | None, typer.Option(metavar="FULL|HDRS", help="What a DSN returns (RFC 3461).")] = None,
     dsn_envid: Annotated[str | None, typer.Option(metavar="ID", help="Envelope id for DSNs (RFC 3461).")] = None,
+    require_tls: Annotated[
+        bool, typer.Option("--require-tls", help="REQUIRETLS: proved TLS at every hop, or no delivery (RFC 8689).")
+    ] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Stay until everybody is settled, retries included.")] = False,
     queue_only: Annotated[bool, typer.Option(help="Queue the job and end; `outrider run` delivers it.")] = False,
     again: Annotated[bool, typer.Option(help="Send even if the same was sent before.")] = False,
@@ -88,6 +92,7 @@ def send(
         app.check(loaded)
         envelope_sender = _sender(sender)
         source = _read_message(message)
+        options = replace(options, wish=Wish.REQUIRE if require_tls else wish_in(source))
         expires_s = _expiry(expires, loaded)
         now = time.time()
         composer = Composer.for_job(
@@ -100,9 +105,8 @@ def send(
         )
         with ExitStack() as stack:
             rows = stack.enter_context(_open_recipients(recipients))
-            mark = fingerprint(
-                envelope_sender, source, repr((template, personalised, options.notify, options.ret)), recipients=rows
-            )
+            shape = repr((template, personalised, options.notify, options.ret, *_named(options.wish)))
+            mark = fingerprint(envelope_sender, source, shape, recipients=rows)
             reader = read_recipients(rows, recipients_format)
             if template and reader.columns is not None:
                 composer.check(reader.columns)
@@ -211,6 +215,11 @@ def _job_options(notify: str | None, ret: str | None, envid: str | None) -> JobO
     if envid is not None and not (0 < len(envid) <= 100 and envid.isascii() and envid.isprintable()):
         raise typer.BadParameter("--dsn-envid must be 1 to 100 printable ASCII characters")
     return JobOptions(ret=ret.upper() if ret else None, envid=envid, notify=words)
+
+
+def _named(wish: Wish) -> tuple[str, ...]:
+    """What a wish adds to what makes two sends the same; the header is part of the message."""
+    return (wish.value,) if wish is Wish.REQUIRE else ()
 
 
 def _sender(text: str) -> str:

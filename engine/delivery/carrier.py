@@ -16,6 +16,7 @@ import trio
 
 from ..errors import DataError, DeliveryError, LeaseLost, Scope, StoreError
 from ..logs.facts import ConnectionFacts, Fact, FactKind
+from ..policy.wishes import Wish
 from ..queue.model import OutcomeKind
 from ..queue.schedule import message_key, recipient_key
 from ..smtp import Content, Transaction
@@ -190,7 +191,9 @@ class Carrier:
             content=self._content(rendered.content),
             is_8bit=rendered.is_8bit,
             smtputf8=smtputf8,
-            ret=context.ret,
+            requiretls=context.wish is Wish.REQUIRE,
+            # RFC 8689 §4.2.3: what says that it was not delivered must not tell what it said
+            ret="HDRS" if context.wish is Wish.REQUIRE else context.ret,
             envid=context.envid,
             notify=context.notify,
             tag=work,

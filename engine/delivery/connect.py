@@ -23,6 +23,7 @@ from ..net.session import SessionOptions, open_session
 from ..policy.builder import PlanBuilder
 from ..policy.plan import CLEAR, Plan, TlsLevel
 from ..policy.requirement import STARTTLS_NOT_SUPPORTED, VALIDATION_FAILURE, Decision, Refusal
+from ..policy.wishes import Wish, choices_for, decide
 from ..smtp import HostMemory
 from ..tls.dane import judge
 from ..tls.facts import ChainVerdict
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from ..policy.hosts import Host
     from ..tls.context import TlsOptions
     from ..tls.facts import Decide
+    from ..tls.ocsp import Demand
     from .core import Core
     from .site import Site
     from .transport import HostDecisions
@@ -62,6 +64,11 @@ async def connect(core: Core, site: Site, number: int) -> Session:
         raise DeliveryError(error.message, errno=_ERRNO_EXPANSION) from error
     except (ConfigError, LocalProtocolError) as error:
         raise DeliveryError(str(error), errno=_ERRNO_EXPANSION) from error
+    if site.wish is Wish.REQUIRE and not session.capabilities.requiretls:
+        # the certificate is proved, so it is the host that says so: nothing to wait for (R51)
+        await session.quit()
+        text = f"REQUIRETLS is not offered by {site.hosts[number].name}"
+        raise DeliveryError(text, permanent=True, retry_name="tls_required")
     session.use_until = policy.until
     return session
 
@@ -69,7 +76,8 @@ async def connect(core: Core, site: Site, number: int) -> Session:
 async def _open_as_planned(core: Core, site: Site, number: int, decisions: HostDecisions, policy: Policy) -> Session:
     host, plan = site.hosts[number], policy.decision.plan
     try:
-        return await _open(core, site, number, decisions, plan)
+        ocsp = await _ocsp_demand(core, site, number, policy.decision.usage_mask)
+        return await _open(core, site, number, replace(decisions, files=replace(decisions.files, ocsp=ocsp)), plan)
     except TlsPolicyError as error:
         if plan.level is TlsLevel.DANE:
             _tell_dane_failure(core, host, error)
@@ -104,7 +112,12 @@ async def _policy(core: Core, site: Site, number: int, decisions: HostDecisions)
     if kept is not None and kept.until > trio.current_time() and kept.choices == decisions.tls:
         return kept
     host = site.hosts[number]
-    found = await core.tlsa.run(PlanBuilder(host, port_of(site, number), decisions.tls))
+    choices = choices_for(site.wish, decisions.tls)
+    found = await core.tlsa.run(PlanBuilder(host, port_of(site, number), choices))
+    if isinstance(found, Decision):
+        found = decide(
+            found, host, choices, wish=site.wish, sts=site.sts.policy, is_by_dns=core.sts.is_by_dns(site.router)
+        )
     if isinstance(found, Decision) and found.depends_on_domain and not site.by_domain:
         site.by_domain = True
         # those of other domains go back, to be routed to sites of their own (DN-11)
@@ -114,7 +127,7 @@ async def _policy(core: Core, site: Site, number: int, decisions: HostDecisions)
     for line in found.log:
         core.settlement.tell(Fact(FactKind.NOTE, core.clock(), text=line))
     if isinstance(found, Refusal):
-        error = DeliveryError(found.message, errno=found.errno, retry_name=found.retry_name)
+        error = DeliveryError(found.message, errno=found.errno, retry_name=found.retry_name, permanent=found.permanent)
         error.dane_fail = found.dane_fail
         raise error
     until = math.inf if found.ttl_s is None else trio.current_time() + found.ttl_s
@@ -151,6 +164,15 @@ async def _decide(core: Core, site: Site, number: int) -> HostDecisions:
             site.decisions[number] = decisions
         return decisions
     return await trio.to_thread.run_sync(transport.decide, host, scope, limiter=core.threads)
+
+
+async def _ocsp_demand(core: Core, site: Site, number: int, usage_mask: int) -> Demand:
+    """OC-3: looked at once the TLSA records are known."""
+    host, transport = site.hosts[number], site.transport
+    scope = _scope(core, site, number)
+    if transport.is_pure:
+        return transport.ocsp_demand(host, scope, usage_mask)
+    return await trio.to_thread.run_sync(transport.ocsp_demand, host, scope, usage_mask, limiter=core.threads)
 
 
 def _scope(core: Core, site: Site, number: int) -> ExpandScope:

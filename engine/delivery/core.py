@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from .retries import Retries
     from .routing import RouteDeferred, RouterChain
     from .settlement import Settled, Settlement, StoreThread
+    from .sts import StsGate
     from .transport import Transport
     from .work import JobContext
 
@@ -66,6 +67,7 @@ class Core:
     transports: dict[str, Transport]
     contexts: TlsContexts
     tlsa: TlsaLookup
+    sts: StsGate
     jobs: Jobs
     leases: Leases
     progress: Progress

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from ..logs.facts import ConnectionFacts, Fact, FactKind
 from ..policy.requirement import ERRNO_DANE
+from ..policy.wishes import Wish
 from ..queue.model import OutcomeKind
 from ..queue.rules import Failure
 from ..queue.schedule import (
@@ -52,9 +53,16 @@ def bare_connection(site: Site, number: int) -> ConnectionFacts:
 
 
 def key_of(site: Site, number: int) -> str:
-    """Key of a host's retry record (11.2)."""
+    """Key of a host's retry record (11.2).
+
+    What a policy of some recipients' domain or a wish of some messages demands says nothing about the host for others,
+    so their records have keys of their own.
+    """
     host = site.hosts[number]
-    return host_key(host.name, host.address, port_of(site, number), site.transport.options.interface)
+    key = host_key(host.name, host.address, port_of(site, number), site.transport.options.interface)
+    if site.sts.policy is not None:
+        key += f"/sts={site.sts.policy.domain}"
+    return f"{key}/tls={site.wish.value}" if site.wish is not Wish.USUAL else key
 
 
 async def judge_hosts(core: Core, site: Site) -> None:

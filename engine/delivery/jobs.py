@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from ..compose import Composer, message_id
 from ..errors import DataError
+from ..policy.wishes import Wish
 from ..queue.store import NoSuchJob, QueueLocked
 from .work import JobContext
 
@@ -37,6 +38,7 @@ class JobOptions:
         fingerprint: what tells that a job is the same as one that was queued before; b"" for none.
         ret: ``FULL`` or ``HDRS``; notify: ``NEVER``, or some of ``SUCCESS``, ``FAILURE``, ``DELAY``; envid: xtext
             (RFC 3461).
+        wish: what the message asks of TLS (RFC 8689).
     """
 
     salt: bytes = b""
@@ -44,6 +46,7 @@ class JobOptions:
     ret: str | None = None
     envid: str | None = None
     notify: tuple[str, ...] | None = None
+    wish: Wish = Wish.USUAL
 
     def to_mapping(self) -> dict[str, object]:
         """The form that the queue keeps; what is not set is left out."""
@@ -53,19 +56,21 @@ class JobOptions:
             "ret": self.ret,
             "envid": self.envid,
             "notify": list(self.notify) if self.notify else None,
+            "wish": self.wish.value,
         }
         return {name: value for name, value in values.items() if value}
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, object]) -> JobOptions:
         """The options of a job as the queue gave them; what has another form is left out."""
-        salt, fingerprint, ret, envid, notify = (values.get(name) for name in cls.__slots__)
+        salt, fingerprint, ret, envid, notify, wish = (values.get(name) for name in cls.__slots__)
         return cls(
             salt=salt if isinstance(salt, bytes) else b"",
             fingerprint=fingerprint if isinstance(fingerprint, bytes) else b"",
             ret=ret if isinstance(ret, str) else None,
             envid=envid if isinstance(envid, str) else None,
             notify=tuple(str(word) for word in notify) if isinstance(notify, list) else None,
+            wish=next((each for each in Wish if each.value == wish), Wish.USUAL),
         )
 
 
@@ -140,6 +145,7 @@ class Jobs:
             ret=options.ret,
             envid=options.envid.encode("ascii", "replace") if options.envid else None,
             notify=options.notify,
+            wish=options.wish,
         )
 
     def forget(self, job_id: int) -> None:

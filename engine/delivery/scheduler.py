@@ -25,17 +25,21 @@ import trio
 
 from ..errors import DataError
 from ..logs.facts import Fact, FactKind
+from ..policy.hosts import ERRNO_DNS_DEFER
+from ..policy.wishes import Wish
 from ..queue.store import QueueFull, QueueLocked
 from ..values import parse_address
 from .jobs import message_id_of
 from .outcome import EXPIRED_TEXT
-from .routing import Routed, Unrouteable
+from .routing import Routed, RouteDeferred, Unrouteable
 from .site import Site
+from .sts import NO_POLICY
 from .work import Work
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ..net.sts_cache import StsAnswer
     from ..policy.hosts import Host
     from ..queue.model import Claim
     from .core import Core
@@ -203,7 +207,7 @@ class Scheduler:
 
     async def _dispatch(self, claims: list[Claim], nursery: trio.Nursery) -> None:
         core = self._core
-        routed: dict[int, tuple[Route, list[Member]]] = {}
+        routed: dict[int, tuple[Route, list[Member], StsAnswer]] = {}
         for claim in claims:
             try:
                 context = core.jobs.get(claim.job_id) or await core.jobs.load(claim.job_id)
@@ -228,13 +232,14 @@ class Scheduler:
                 core.fail(context, claim, str(error))
                 continue
             route = core.routers.cached_or_none(address)
-            if route is not None:
-                routed.setdefault(id(route), (route, []))[1].append((context, claim))
+            sts = core.sts.known_or_none(route, domain) if isinstance(route, Routed) else NO_POLICY
+            if route is not None and sts is not None:
+                routed.setdefault(id(route), (route, [], sts))[1].append((context, claim))
                 continue
             self._unrouted[domain] = [(context, claim)]
             nursery.start_soon(self._route_domain, domain)
-        for route, members in routed.values():
-            self._hand_over(route, members)
+        for route, members, sts in routed.values():
+            self._hand_over(route, members, sts)
         await trio.lowlevel.checkpoint()
 
     async def _route_domain(self, domain: str) -> None:
@@ -245,18 +250,29 @@ class Scheduler:
                 route = await self._core.routers.route(
                     parse_address(claim.address), self._core.scope_for(context, claim)
                 )
+                sts = await self._core.sts.look_up(route, domain) if isinstance(route, Routed) else NO_POLICY
                 if route.cacheable_by_domain:
                     break
                 del members[0]
-                self._hand_over(route, [(context, claim)])
+                self._hand_over(route, [(context, claim)], sts)
             waiting = self._unrouted.pop(domain)
             if waiting:
-                self._hand_over(route, waiting)
+                self._hand_over(route, waiting, sts)
 
-    def _hand_over(self, route: Route, members: list[Member]) -> None:
+    def _hand_over(self, route: Route, members: list[Member], sts: StsAnswer) -> None:
+        by_wish: dict[Wish, list[Member]] = {}
+        for member in members:
+            by_wish.setdefault(member[0].wish, []).append(member)
+        for wish, alike in by_wish.items():
+            # RFC 8689 §5: who wants to do without TLS does without the policies that demand it
+            self._hand_over_alike(route, alike, wish, NO_POLICY if wish is Wish.OPTIONAL else sts)
+
+    def _hand_over_alike(self, route: Route, members: list[Member], wish: Wish, sts: StsAnswer) -> None:
         core = self._core
+        if isinstance(route, Routed) and sts.must_wait:
+            route = RouteDeferred(sts.must_wait, ERRNO_DNS_DEFER, route.router, "4.7.5")
         if isinstance(route, Routed):
-            site = self._site(route)
+            site = self._site(route, wish, sts)
             max_rcpt = site.transport.options.max_rcpt or math.inf
             for work in _pieces(members, max_rcpt):
                 work.next_hop = route.hosts[0].domain
@@ -273,13 +289,15 @@ class Scheduler:
             for context, claim in members:
                 core.defer_routing(context, claim, route)
 
-    def _site(self, route: Routed) -> Site:
+    def _site(self, route: Routed, wish: Wish, sts: StsAnswer) -> Site:
         hosts = [_identity(host) for host in route.hosts]
         if all(host.preference is not None for host in route.hosts):
             # hosts of one preference stand in an order of chance: domains that differ in nothing else share a site
             hosts.sort(key=repr)
-        key: tuple[object, ...] = (route.transport, route.router, tuple(hosts))
         domain = route.hosts[0].domain
+        # R46, R47: what is demanded of one domain or of some messages concerns no others; a new policy is a new site
+        demands = (wish, sts, domain if sts is not NO_POLICY else "")
+        key: tuple[object, ...] = (route.transport, route.router, tuple(hosts), demands)
         site = self._sites.get(key)
         if site is not None and site.by_domain and (site.is_shared or site.hosts[0].domain != domain):
             # DN-11, R46: what the certificate must name depends on the domain
@@ -290,7 +308,7 @@ class Scheduler:
         if site is None:
             if len(self._sites) >= MAX_IDLE_SITES:
                 self._forget_idle_sites()
-            site = Site(route.router, self._core.transports[route.transport], route.hosts)
+            site = Site(route.router, self._core.transports[route.transport], route.hosts, wish, sts)
             self._sites[key] = site
         return site
 

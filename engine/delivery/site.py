@@ -18,6 +18,9 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ..net.sts_cache import StsAnswer
+from ..policy.wishes import Wish
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -62,6 +65,7 @@ class Site:
 
     Attributes:
         hosts: best preference first.
+        wish: what its messages ask of TLS (RFC 8689); sts: what is known of the MTA-STS policy of its domain.
         down: host number -> the error that holds; changed by `set_down` only.
         records: host number -> its retry record, once `is_judged` tells that they were read.
         memory: host number -> what the pipelining ladder has learned of the host.
@@ -79,6 +83,8 @@ class Site:
     router: str
     transport: Transport
     hosts: tuple[Host, ...]
+    wish: Wish = Wish.USUAL
+    sts: StsAnswer = field(default_factory=StsAnswer)
     down: dict[int, Down] = field(default_factory=dict)
     records: dict[int, RetryRecord] = field(default_factory=dict)
     is_judged: bool = False

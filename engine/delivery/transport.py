@@ -18,7 +18,9 @@ from ..errors import ConfigError, ExpandError, ForcedFailure
 from ..expand import ExpandOptions, Program, Scope, compile_option
 from ..expand.lists import DomainList, HostList
 from ..policy.requirement import InsecureMx, TlsChoices
+from ..tls import tlsa
 from ..tls.context import TlsOptions
+from ..tls.ocsp import Demand
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -82,7 +84,7 @@ class Transport:
                 programs[row.name] = compile_option(
                     value, key=key, file=file or None, options=ExpandOptions(lists=named)
                 )
-            elif row.name.startswith("dnssec_"):
+            elif row.name.endswith("_domains"):
                 domains[row.name] = compile_list(DomainList, value, named, key, file)
             elif row.metadata["kind"] is Kind.EXPANDED_LIST:
                 hosts[row.name] = compile_list(HostList, value, named, key, file)
@@ -154,6 +156,24 @@ class Transport:
             dane_ciphers=dane_ciphers,
             dane_ciphers_error=dane_ciphers_error,
         )
+
+    def wants_sts(self, domain: str, scope: Scope) -> bool:
+        """Whether the MTA-STS policy of a recipients' domain is heeded.  Blocks if not `is_pure`."""
+        return self._domains["mta_sts_domains"].matches(domain, scope)
+
+    def ocsp_demand(self, host: Host, scope: Scope, usage_mask: int) -> Demand:
+        """Whether a stapled OCSP response is asked for (OC-1 to OC-3).  Blocks if not `is_pure`; raises ExpandError.
+
+        Args:
+            usage_mask: `$tls_out_tlsa_usage`, now that the TLSA records are known.
+        """
+        scope.dynamic["tls_out_tlsa_usage"] = b"%d" % usage_mask
+        if self._listed("hosts_require_ocsp", host, scope):
+            return Demand.REQUIRE
+        if self.options.hosts_request_ocsp == "*":
+            # OC-2: where a record names the certificate itself, nobody else has to vouch for it
+            return Demand.REQUEST if usage_mask in (0, 1 << tlsa.Usage.DANE_TA) else Demand.NONE
+        return Demand.REQUEST if self._listed("hosts_request_ocsp", host, scope) else Demand.NONE
 
     def _auth(self, host: Host, scope: Scope) -> tuple[tuple[str, str] | None, bool]:
         required = self._listed("hosts_require_auth", host, scope)

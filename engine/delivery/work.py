@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..policy.wishes import Wish
+
 if TYPE_CHECKING:
     from ..compose import Composer
     from ..queue.model import Claim, Job
@@ -23,6 +25,7 @@ class JobContext:
         sender: envelope sender as octets, b"" for the null one.
         salt: makes message ids of jobs different that were made in one second.
         envid, ret: DSN parameters of MAIL (RFC 3461), or None; notify: of each RCPT.
+        wish: what the message asks of TLS (RFC 8689).
     """
 
     job: Job
@@ -32,6 +35,7 @@ class JobContext:
     ret: str | None = None
     envid: bytes | None = None
     notify: tuple[str, ...] | None = None
+    wish: Wish = Wish.USUAL
 
     @property
     def is_personalised(self) -> bool:

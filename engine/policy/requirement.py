@@ -132,6 +132,7 @@ class Refusal:
     Attributes:
         message, errno: as in the log; retry_name: as retry rules know it (RT-7).
         dane_fail: the data of `dane:fail` (7.6), or "".
+        permanent: nothing will change: addresses fail if this was the last host (R51); never where DANE refuses (R42).
     """
 
     message: str
@@ -141,6 +142,7 @@ class Refusal:
     ttl_s: int | None = None
     steps: tuple[Step, ...] = ()
     log: tuple[str, ...] = ()
+    permanent: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,7 +102,9 @@ def _require(
     signed = host.mx_secure is True if is_by_dns else has_signed_way(host, choices)
     if not signed and not is_named:
         step = Step("R51", "REQUIRETLS: neither DNSSEC nor MTA-STS says that this is a mail host of the domain")
-        return _refuse(found, f"REQUIRETLS: nothing proves that {host.name} takes mail for {host.domain}", step)
+        refusal = _refuse(found, f"REQUIRETLS: nothing proves that {host.name} takes mail for {host.domain}", step)
+        # a validated answer that is insecure stays so; where nobody validates, that is our own fault
+        return replace(refusal, permanent=host.mx_secure is False)
     if plan.level is TlsLevel.CLEAR:
         step = Step("R51", "REQUIRETLS, but hosts_avoid_tls: put off")
         return _refuse(found, "a TLS session is required, but an attempt to start TLS failed", step)

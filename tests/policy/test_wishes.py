@@ -147,7 +147,9 @@ def test_nothing_proves_the_host() -> None:
     assert isinstance(found, Refusal)
     assert found.message == "REQUIRETLS: nothing proves that mx.example.org takes mail for example.org"
     unknown = Host(NAME, "192.0.2.1", mx_secure=None, domain="example.org")
-    assert isinstance(require(OPPORTUNISTIC, unknown), Refusal)
+    not_known = require(OPPORTUNISTIC, unknown)
+    assert isinstance(not_known, Refusal)
+    assert (found.permanent, not_known.permanent) == (True, False)
 
 
 def test_a_host_that_the_configuration_names() -> None:
