@@ -7,7 +7,6 @@ DER.  Keys are made by `cryptography`; nothing here is meant for the public Inte
 from __future__ import annotations
 
 import datetime
-import hashlib
 import ipaddress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,13 +16,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from . import tlsa
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 #: how far before `now` validity starts: clocks of peers differ
 _BACKDATE = datetime.timedelta(hours=1)
-#: identifier octet of the optional version field, [0] EXPLICIT
-_VERSION_TAG = 0xA0
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,30 +149,8 @@ def tlsa_record(certificate: x509.Certificate) -> str:
     The digest is that of the octets in the certificate: to encode the key again would change some (RSASSA-PSS, curves
     with explicit parameters).
     """
-    return f"3 1 1 {hashlib.sha256(_public_key_info(certificate.tbs_certificate_bytes)).hexdigest()}"
-
-
-def _public_key_info(tbs: bytes) -> bytes:
-    """The SubjectPublicKeyInfo of a TBSCertificate (RFC 5280 §4.1): its seventh field, or its sixth without version.
-
-    For certificates that `cryptography` has parsed: lengths are definite and right.
-    """
-    position = _content(tbs, 0)[0]
-    fields = 6 if tbs[position] == _VERSION_TAG else 5
-    for _ in range(fields):
-        position = _content(tbs, position)[1]
-    return tbs[position : _content(tbs, position)[1]]
-
-
-def _content(der: bytes, position: int) -> tuple[int, int]:
-    """Where the content of the element at `position` starts and ends."""
-    length = der[position + 1]
-    start = position + 2
-    if length & 0x80:
-        octets = length & 0x7F
-        length = int.from_bytes(der[start : start + octets])
-        start += octets
-    return start, start + length
+    der = certificate.public_bytes(serialization.Encoding.DER)
+    return str(tlsa.make(der, tlsa.Usage.DANE_EE, tlsa.Selector.SPKI, tlsa.Matching.SHA2_256))
 
 
 def _builder(

@@ -30,7 +30,7 @@ if _OTHER_BUILD:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["engine.tls._certmatch"] = engine.tls._certmatch = module  # type: ignore[attr-defined]
+    sys.modules["engine.tls._certmatch"] = engine.tls._certmatch = module
     spec.loader.exec_module(module)
 
 from engine.tls import _certmatch as kernel  # noqa: E402
