@@ -1,0 +1,233 @@
+"""Scheduler: what is claimed when, what goes together, and when a run is over."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import trio
+
+from engine.logs.facts import FactKind
+from engine.net.sink import Sink, SinkOptions, open_sink
+from engine.queue.model import Filter, NewJob, NewRecipient, OutcomeKind, RecipientState
+from engine.queue.store import QueueCorrupt, QueueFull, QueueLocked
+from fakes.engine_world import MakeWorld, RealClock, World
+
+Q, D, F = RecipientState.QUEUED, RecipientState.DELIVERED, RecipientState.FAILED
+LOCKED = QueueLocked("the queue file is locked by another process for 10 s")
+FULL = QueueFull("the disk of the queue file is full")
+
+
+def sink_host(sink: Sink) -> str:
+    return f"127.0.0.1:{sink.port}"
+
+
+def fail_some(world: World, monkeypatch: pytest.MonkeyPatch, method: str, *errors: Exception) -> list[Exception]:
+    """Let a method of the store fail so often, after it worked once."""
+    whole, left, calls = getattr(world.store, method), list(errors), [0]
+
+    def failing(*arguments: Any, **values: Any) -> Any:
+        calls[0] += 1
+        if left and calls[0] > 1:
+            raise left.pop(0)
+        return whole(*arguments, **values)
+
+    monkeypatch.setattr(world.store, method, failing)
+    return left
+
+
+@pytest.mark.parametrize("method", ["claim", "claim_expired", "next_due_at"])
+@pytest.mark.parametrize("error", [LOCKED, FULL])
+async def test_a_queue_that_cannot_be_asked_now_is_asked_again(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch, method: str, error: Exception
+) -> None:
+    """What is in flight goes on, nothing is lost, and it is told once."""
+    monkeypatch.setattr("engine.delivery.scheduler.POLL_S", 0.02)
+    async with open_sink(SinkOptions(track=True)) as sink:
+        world = make_world(hosts=sink_host(sink), main="claim_size = 5", clock=RealClock())
+        monkeypatch.setattr("engine.delivery.scheduler.HIGH_WATER_BATCHES", 1)
+        world.add_job(*[f"u{number}@d.example" for number in range(60)])
+        left = fail_some(world, monkeypatch, method, error, error)
+        with trio.fail_after(20):
+            await world.run()
+        assert (sink.counts.unique, sink.counts.duplicates) == (60, 0)
+    assert {world.state(f"u{number}@d.example")[0] for number in range(60)} == {D}
+    told = [fact.text for fact in world.log.facts if fact.kind is FactKind.NOTE]
+    if len(left) < 2:
+        assert told[0] == f"queue: {error}; will try again"
+
+
+async def test_what_was_claimed_before_the_disk_was_full_is_sent(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several batches are claimed in one turn; an error in the second must not lose the first."""
+    monkeypatch.setattr("engine.delivery.scheduler.POLL_S", 0.02)
+    async with open_sink(SinkOptions(track=True)) as sink:
+        world = make_world(hosts=sink_host(sink), main="claim_size = 5")
+        names = [f"u{number}@d.example" for number in range(20)]
+        world.add_job(*names)
+        fail_some(world, monkeypatch, "claim", FULL)
+        with trio.fail_after(10):
+            await world.run()
+    assert {world.state(name)[0] for name in names} == {D}
+
+
+async def test_a_damaged_queue_ends_the_run_with_its_error(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_sink(SinkOptions(track=True)) as sink:
+        world = make_world(hosts=sink_host(sink), main="claim_size = 5")
+        monkeypatch.setattr("engine.delivery.scheduler.HIGH_WATER_BATCHES", 1)
+        world.add_job(*[f"u{number}@d.example" for number in range(60)])
+        damaged = QueueCorrupt("the queue file is corrupt: x")
+        fail_some(world, monkeypatch, "claim", damaged, damaged, damaged)
+        with pytest.raises(QueueCorrupt, match="corrupt"), trio.fail_after(10):
+            await world.run()
+
+
+async def test_a_job_that_cannot_be_read_now_is_given_back(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_sink(SinkOptions(track=True)) as sink:
+        world = make_world(hosts=sink_host(sink))
+        world.add_job("a@d.example", "b@d.example")
+        body, failures = world.store.body, [LOCKED]
+
+        def locked(job: int) -> bytes:
+            if failures:
+                raise failures.pop()
+            return body(job)
+
+        monkeypatch.setattr(world.store, "body", locked)
+        with trio.fail_after(10):
+            await world.run()
+    assert [world.state(f"{name}@d.example")[0] for name in "ab"] == [D, D]
+
+
+async def test_a_job_that_cannot_be_composed_fails_with_the_reason(make_world: MakeWorld) -> None:
+    """It was checked when it was queued, perhaps by another version."""
+    world = make_world()
+    owner = world.core.engine.owner
+    new = NewJob("news@sender.example", b"no header at all", personalised=True)
+    job = world.store.add_job(owner, new, world.clock())
+    world.store.add_recipients(job, [NewRecipient("a@d.example"), NewRecipient("b@d.example")])
+    world.store.finish_loading(job, world.clock())
+    with trio.fail_after(10):
+        await world.run()
+    for name in "ab":
+        state, _, _, text = world.state(f"{name}@d.example")
+        assert state is F
+        assert text.startswith("the message of this job cannot be composed: ")
+    assert world.core.leases.epochs == ()
+
+
+async def test_recipients_of_one_message_meet_again_behind_the_same_hosts(make_world: MakeWorld) -> None:
+    """Whatever their domains and batches: one transaction up to max_rcpt."""
+    async with open_sink(SinkOptions(track=True)) as sink:
+        world = make_world(hosts=sink_host(sink), main="claim_size = 4", transport="connections_per_host = 1")
+        names = [f"u{number}@d{number}.example" for number in range(40)]
+        world.add_job(*names, personalised=False)
+        await world.run()
+        counts = sink.counts
+    assert counts.recipients == 40
+    assert counts.messages <= 12, "each batch or domain had a transaction of its own"
+    assert {world.state(name)[0] for name in names} == {D}
+
+
+async def test_recipients_of_two_messages_never_meet(make_world: MakeWorld) -> None:
+    async with open_sink(SinkOptions(track=True)) as sink:
+        world = make_world(hosts=sink_host(sink), transport="connections_per_host = 1")
+        for number in range(2):
+            world.add_job(*[f"u{number}@d.example" for number in range(3)], personalised=False)
+        await world.run()
+        assert sink.counts.messages == 2
+
+
+async def test_only_the_job_that_was_asked_for(make_world: MakeWorld) -> None:
+    """`outrider send` leaves other jobs alone, expired ones included."""
+    async with open_sink(SinkOptions(track=True)) as sink:
+        world = make_world(hosts=sink_host(sink))
+        world.add_job("other@d.example")
+        world.add_job("expired@d.example", expires_at=world.clock() - 1)
+        mine = world.add_job("mine@d.example")
+        with trio.fail_after(10):
+            await world.run(job_id=mine.id)
+        assert sink.counts.messages == 1
+    assert [world.state(f"{name}@d.example")[0] for name in ("other", "expired", "mine")] == [Q, Q, D]
+    assert world.core.progress.failed == 0
+
+
+async def test_waiting_for_everybody_includes_what_another_engine_has(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--wait`: another engine has one; the run is over when that one is settled."""
+    monkeypatch.setattr("engine.delivery.scheduler.POLL_S", 0.02)
+    async with open_sink(SinkOptions(track=True)) as sink:
+        world = make_world(hosts=sink_host(sink))
+        job = world.add_job("a@d.example", "b@d.example")
+        other = world.store.register(world.clock())
+        (claim,) = world.store.claim(other.owner, 1, world.clock(), 900)
+        ended = False
+
+        async def settle_later() -> None:
+            await trio.sleep(0.3)
+            assert not ended
+            outcome = claim.outcome(OutcomeKind.DELIVERED)
+            await world.core.database.call(world.store.settle, other.owner, [outcome], world.clock())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(settle_later)
+            with trio.fail_after(10):
+                await world.run(job_id=job.id, wait=True)
+            ended = True
+    assert world.store.counts(job.id).delivered == 2
+
+
+async def test_a_held_recipient_is_waited_for_by_nobody(make_world: MakeWorld) -> None:
+    world = make_world()
+    job = world.add_job("a@d.example")
+    world.store.hold(Filter(job_id=job.id, address="a@d.example"))
+    with trio.fail_after(5):
+        await world.run(job_id=job.id, wait=True)
+    assert world.state("a@d.example")[0] is RecipientState.HELD
+
+
+@pytest.mark.parametrize("when", [0.0, 0.05, 0.2])
+async def test_a_stop_gives_back_what_was_not_begun(make_world: MakeWorld, when: float) -> None:
+    """While routing, connecting or sending: nobody stays leased, nobody is lost, nobody gets it twice."""
+    async with open_sink(SinkOptions(track=True, delay_s=0.02)) as sink:
+        world = make_world(hosts=sink_host(sink), transport="connections_per_host = 2")
+        job = world.add_job(*[f"u{number}@d{number % 50}.example" for number in range(1000)])
+
+        async def stop() -> None:
+            await trio.sleep(when)
+            world.core.stop()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stop)
+            with trio.fail_after(20):
+                await world.run()
+        counts = world.store.counts(job.id)
+        assert counts.leased == 0
+        assert counts.delivered == sink.counts.messages
+        assert counts.delivered + counts.waiting == 1000
+        assert counts.deferred == 0
+
+
+async def test_what_is_cut_off_is_in_doubt_only_where_it_may_have_arrived(make_world: MakeWorld) -> None:
+    """`shutdown_timeout` is over while a host does not answer the end of the content."""
+    async with open_sink(SinkOptions(track=True, delay_s=30)) as sink:
+        world = make_world(hosts=sink_host(sink), main='shutdown_timeout = "1s"')
+        job = world.add_job("a@d.example", "b@d.example")
+
+        async def stop() -> None:
+            await trio.sleep(0.2)
+            world.core.stop()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stop)
+            with trio.fail_after(10):
+                await world.run()
+    assert world.store.counts(job.id).leased == 0
+    assert world.store.counts(job.id).waiting == 2
+    assert not any(fact.kind is FactKind.IN_DOUBT for fact in world.log.facts)
