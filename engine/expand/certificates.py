@@ -40,6 +40,17 @@ _TAGS: Final = {
 }
 
 
+#: what cryptography raises for a certificate it cannot make sense of
+_UNREADABLE: Final = (
+    ValueError,
+    TypeError,
+    NotImplementedError,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
+
+
 class Certificate:
     """The value of a certificate variable: its DER.  Parsed at the first use."""
 
@@ -59,7 +70,7 @@ class Certificate:
         if self._parsed is None:
             try:
                 self._parsed = x509.load_der_x509_certificate(self.der)
-            except ValueError as error:
+            except _UNREADABLE as error:
                 raise ExpandError(f"certificate cannot be read: {error}") from None
         return self._parsed
 
@@ -109,7 +120,7 @@ def extract(certificate: Certificate, selector: bytes, timezone: datetime.tzinfo
         return _SIMPLE[field](parsed, modifiers)
     except x509.ExtensionNotFound:
         return None
-    except ValueError as error:
+    except _UNREADABLE as error:
         raise ExpandError(f"certificate cannot be read: {error}") from None
 
 
