@@ -24,6 +24,7 @@ from engine.delivery.settlement import Settlement
 from engine.logs.facts import Fact
 from engine.logs.mainlog import MainLogFormat, parse_selector
 from engine.logs.writer import LogWriter
+from engine.policy.wishes import Wish
 from engine.queue.model import Claim, Job, NewJob, RecipientState
 from engine.queue.sqlite import SqliteStore
 
@@ -77,7 +78,12 @@ class World:
     jobs: list[Job] = field(default_factory=list)
 
     def add_job(
-        self, *addresses: str, personalised: bool = True, body: bytes = MESSAGE, expires_at: float | None = None
+        self,
+        *addresses: str,
+        personalised: bool = True,
+        body: bytes = MESSAGE,
+        expires_at: float | None = None,
+        wish: Wish = Wish.USUAL,
     ) -> Job:
         """Queue a job for these recipients."""
         new = NewJob(
@@ -85,7 +91,7 @@ class World:
             body,
             personalised=personalised,
             expires_at=expires_at,
-            options=JobOptions(salt=b"salt").to_mapping(),
+            options=JobOptions(salt=b"salt", wish=wish).to_mapping(),
         )
         composer = Composer.for_job(
             body,
