@@ -15,6 +15,7 @@ KERNELS = {
     "expand": "engine.expand._evaluate",
     "certmatch": "engine.tls._certmatch",
     "sink": "engine.smtp._sink",
+    "ring": "engine.actions._ring",
 }
 
 debug = os.environ.get("ENGINE_DEBUG") == "1"

@@ -179,3 +179,21 @@ class StoreError(EngineError):
 
 class LeaseLost(StoreError):
     """The lease of a recipient ran out and another engine took it.  Drop what you know of it; do not settle it."""
+
+
+class ActionError(EngineError):
+    """An event action, or the channel to the worker that should run it, does not work.  The message says why."""
+
+
+class FrameError(ActionError):
+    """The channel to a worker carries what is no frame.  Raised where it is read, whoever wrote it: the other side is
+    broken or hostile, nothing it says after this can be trusted, and the channel is of no use any more.  It is also
+    raised for a value that cannot be put into a frame; then the channel is as good as before."""
+
+
+class ActionTimeout(ActionError):
+    """A worker did not answer in time, or there was none to ask.  What silence means is the asker's to say."""
+
+
+class WorkerDied(ActionError):
+    """The worker that should have answered is gone.  What it was told to do may have been done."""

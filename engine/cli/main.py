@@ -26,6 +26,7 @@ COMMANDS: Final = {
     "why": False,
     "tlsa": True,
     "sink": False,
+    "worker": True,
     "demo": False,
     "config": True,
 }

@@ -1,0 +1,916 @@
+# cython: language_level=3
+"""A pair of single-producer single-consumer rings in shared memory, with msgpack frames written and read in place.
+
+Layer: kernel of engine/actions/transport.py.  Spec: design.md "Events and action workers"; the msgpack specification.
+Reference: tests/reference/ring.py, which says what every case means; hypothesis compares memory and results.
+
+Facts.  Two processes map the same sealed memory.  Each of them may be broken or hostile, may die between any two
+instructions, and may change any octet of the memory at any time.
+
+What it means.  Nothing read from the memory can be believed, and nothing can be read twice and be expected to be the
+same.  Whoever dies must leave what it had finished, and nothing that it had not.
+
+Our solution.  Positions are counts of octets since the beginning; they only grow, so `tail - head` is what lies in the
+ring, and a position modulo the capacity (a power of two) is the place.  A frame is one record: a word with its length
+and the low bits of its own position as a check, then the msgpack, then padding to eight octets.  A record never wraps:
+where it does not fit before the end, a word with the length 0xFFFFFFFF says to go on at the beginning.  The producer
+writes the record, then stores `tail` with release order: a producer that dies in the middle has written nothing.  Each
+side keeps its own position in private memory and only ever stores it; the other side's is loaded once a call, and must
+lie between what is known of it and what is possible.  A length is loaded once and compared with what is left; so is
+every length inside the msgpack.  Before one side sleeps it raises a flag and looks again; the other one, having stored
+its position, looks at the flag: the two sequentially consistent fences make it impossible that both miss.
+
+A frame can also be looked at where it lies: `Consumer.frames` gives `Frame`s, whose buffers are counted.  `release`
+refuses (BufferError) as long as one is out, and a `Frame` that outlives its `release` refuses to give one.
+
+What we do not do.  Nothing keeps a hostile other side from changing octets under a `Frame`: whoever needs the same
+value twice takes a copy (`unpack` does).
+
+Long because the rings and the msgpack in them share the checks of every octet: a codec of its own could only be called
+through Python.
+
+No directive is turned off.  Pointers: the memory is held by a Py_buffer of each object; `_place` is masked by the
+capacity, which was checked against the size of the buffer when it was opened, and a record ends before the end of its
+ring (`_record`, `_begin`).
+"""
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.float cimport PyFloat_AS_DOUBLE
+from cpython.tuple cimport PyTuple_New, PyTuple_SET_ITEM
+from cpython.ref cimport Py_INCREF, PyObject
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+
+from msgpack import ExtType
+
+from engine.errors import FrameError
+
+cdef extern from *:
+    """
+    #define RING_LOAD(p) __atomic_load_n((p), __ATOMIC_ACQUIRE)
+    #define RING_STORE(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
+    #define RING_FENCE() __atomic_thread_fence(__ATOMIC_SEQ_CST)
+    #define RING_SWAP(p, v) __atomic_exchange_n((p), (v), __ATOMIC_SEQ_CST)
+    """
+    uint64_t RING_LOAD(uint64_t *place) noexcept nogil
+    uint64_t RING_STORE(uint64_t *place, uint64_t value) noexcept nogil
+    uint64_t RING_SWAP(uint64_t *place, uint64_t value) noexcept nogil
+    void RING_FENCE() noexcept nogil
+
+cdef extern from "Python.h":
+    bint PyBytes_CheckExact(object value) noexcept
+    bint PyLong_CheckExact(object value) noexcept
+    bint PyUnicode_CheckExact(object value) noexcept
+    bint PyTuple_CheckExact(object value) noexcept
+    bint PyList_CheckExact(object value) noexcept
+    PyObject *PyTuple_GET_ITEM(object value, Py_ssize_t index) noexcept
+    Py_ssize_t PyTuple_GET_SIZE(object value) noexcept
+    const char *PyUnicode_AsUTF8AndSize(object value, Py_ssize_t *size) except NULL
+    uint64_t PyLong_AsUnsignedLongLong(object value) except? 18446744073709551615U
+    long long PyLong_AsLongLongAndOverflow(object value, int *overflow) except? -1
+    int PyFloat_Pack8(double value, char *place, int little) except -1
+    double PyFloat_Unpack8(const char *place, int little) except? -1.0
+
+#: octets before the data of the first ring
+HEADER_OCTETS = 4096
+#: least capacity of a ring in octets; it is a power of two
+MIN_CAPACITY = 4096
+#: greatest capacity of a ring: positions in the check word are compared modulo 2**35
+MAX_CAPACITY = 1 << 30
+#: version of the layout of the memory
+LAYOUT_VERSION = 1
+#: how deep arrays and maps may be nested in a frame
+MAX_DEPTH = 16
+#: entries of one map
+MAX_ENTRIES = 4096
+
+cdef enum:
+    _HEADER = 4096
+    _MIN = 4096
+    _MAX = 1073741824
+    _DEPTH = 16
+    _ENTRIES = 4096
+    _WORD = 8
+    _CONTROL = 512
+    _WRAP = 0xFFFFFFFF
+
+# b"OUTRING" and the version
+cdef uint64_t _MAGIC = 0x01474E495254554F
+
+
+cdef struct Control:
+    # each pointer is to a line of its own, so that the two sides do not fight over one
+    uint64_t *tail
+    uint64_t *head
+    uint64_t *consumer_sleeps
+    uint64_t *producer_waits
+
+
+cdef struct Out:
+    char *at
+    char *end
+
+
+cdef struct In:
+    const uint8_t *at
+    const uint8_t *end
+
+
+# --- the memory -------------------------------------------------------------------------------------------------------
+
+
+def octets_needed(Py_ssize_t first, Py_ssize_t second):
+    """Octets of memory for two rings of these capacities.  Raises ValueError for an impossible capacity."""
+    for capacity in (first, second):
+        if not _is_capacity(capacity):
+            raise ValueError(f"a ring of {capacity} octets: not a power of two from {_MIN} to {_MAX}")
+    return _HEADER + first + second
+
+
+cdef inline bint _is_capacity(uint64_t capacity) noexcept nogil:
+    return _MIN <= capacity <= _MAX and not capacity & (capacity - 1)
+
+
+def lay_out(memory, Py_ssize_t first, Py_ssize_t second):
+    """Write the header of a new pair of empty rings into zeroed memory.  Raises ValueError for impossible sizes."""
+    cdef Py_buffer view
+    cdef uint64_t *words
+    cdef Py_ssize_t needed = octets_needed(first, second)
+    PyObject_GetBuffer(memory, &view, PyBUF_SIMPLE | PyBUF_WRITABLE)
+    try:
+        if view.len < needed:
+            raise ValueError(f"{view.len} octets of memory, {needed} are needed")
+        memset(view.buf, 0, _HEADER)
+        words = <uint64_t *>view.buf
+        words[1] = <uint64_t>first
+        words[2] = <uint64_t>second
+        RING_STORE(&words[0], _MAGIC)
+    finally:
+        PyBuffer_Release(&view)
+
+
+cdef class _End:
+    """What both ends of a ring have: the memory, held, and the positions.
+
+    Args:
+        memory: a writable buffer with a pair of rings in it, such as an mmap; it is held until `close`.
+        number: 0 or 1, which ring of the pair.
+
+    Raises:
+        FrameError: the header is not one of ours, or does not fit the memory.
+    """
+
+    cdef Py_buffer _view
+    cdef bint _is_open
+    cdef char *_data
+    cdef uint64_t _capacity
+    cdef uint64_t _mask
+    cdef uint64_t _largest
+    cdef Control _control
+    # our own position, and the last one seen of the other side
+    cdef uint64_t _own
+    cdef uint64_t _seen
+    cdef readonly object problem
+
+    def __init__(self, memory, int number):
+        cdef uint64_t first, second, magic
+        cdef uint64_t *words
+        cdef char *control
+        if self._is_open or self.problem is not None:
+            raise ValueError("an end of a ring is opened once")
+        if number not in (0, 1):
+            raise ValueError(f"there is no ring {number}")
+        PyObject_GetBuffer(memory, &self._view, PyBUF_SIMPLE | PyBUF_WRITABLE)
+        self._is_open = True
+        if self._view.len < _HEADER:
+            self.close()
+            raise FrameError("the shared memory is shorter than its header")
+        words = <uint64_t *>self._view.buf
+        magic, first, second = RING_LOAD(&words[0]), RING_LOAD(&words[1]), RING_LOAD(&words[2])
+        if magic != _MAGIC:
+            self.close()
+            raise FrameError("the shared memory is not a pair of rings of this version")
+        if not (_is_capacity(first) and _is_capacity(second)) or _HEADER + first + second > <uint64_t>self._view.len:
+            self.close()
+            raise FrameError("the header of the shared memory has impossible sizes")
+        self._capacity = second if number else first
+        self._mask = self._capacity - 1
+        # an empty ring can take a frame of half its capacity wherever its positions are
+        self._largest = self._capacity // 2 - _WORD
+        self._data = <char *>self._view.buf + _HEADER + (first if number else 0)
+        control = <char *>self._view.buf + _CONTROL * (1 + number)
+        self._control.tail = <uint64_t *>control
+        self._control.head = <uint64_t *>(control + 128)
+        self._control.consumer_sleeps = <uint64_t *>(control + 256)
+        self._control.producer_waits = <uint64_t *>(control + 384)
+
+    def __dealloc__(self):
+        if self._is_open:
+            PyBuffer_Release(&self._view)
+
+    @property
+    def capacity(self):
+        """Octets of the ring."""
+        return self._capacity
+
+    @property
+    def max_frame(self):
+        """Octets of the longest frame."""
+        return self._largest
+
+    def close(self):
+        """Let go of the memory."""
+        if self._is_open:
+            self._is_open = False
+            PyBuffer_Release(&self._view)
+
+    cdef int _check(self) except -1:
+        if not self._is_open:
+            raise ValueError("this end of the ring is closed")
+        if self.problem is not None:
+            raise FrameError(self.problem)
+        return 0
+
+    cdef int _fail(self, object problem) except -1:
+        self.problem = problem
+        raise FrameError(problem)
+
+
+# --- the producer -----------------------------------------------------------------------------------------------------
+
+
+cdef class Producer(_End):
+    """Writes frames."""
+
+    def __init__(self, memory, int number):
+        _End.__init__(self, memory, number)
+        # a ring is opened while it is empty, or by the one side that comes after another that has died
+        self._own = RING_LOAD(self._control.tail)
+        self._seen = RING_LOAD(self._control.head)
+        if self._own & (_WORD - 1) or self._seen & (_WORD - 1) or self._own - self._seen > self._capacity:
+            self.close()
+            raise FrameError("the shared memory has impossible positions")
+
+    def put(self, frame):
+        """Write one frame and publish it.  Returns False, having done nothing, if there is no room.
+
+        Raises:
+            FrameError: it is too long for any room, nested too deep, or has what msgpack cannot say; or the other side
+                has written an impossible position.
+        """
+        cdef int found
+        self._check()
+        self._look()
+        found = self._write(frame)
+        if found:
+            RING_STORE(self._control.tail, self._own)
+        return bool(found)
+
+    def put_many(self, list frames not None, Py_ssize_t start=0):
+        """Write frames from `start` on, as many as there is room for; they are published together.
+
+        Returns:
+            How many were written.
+
+        Raises:
+            FrameError: as `put`; what stands before the frame at fault is written.
+        """
+        cdef Py_ssize_t index, size = len(frames)
+        if start < 0:
+            raise ValueError("start is negative")
+        self._check()
+        self._look()
+        try:
+            for index in range(start, size):
+                if not self._write(frames[index]):
+                    return index - start
+            return max(size - start, 0)
+        finally:
+            RING_STORE(self._control.tail, self._own)
+
+    def must_wake(self):
+        """Whether the other side sleeps and must be woken now; asked after frames were published."""
+        self._check()
+        RING_FENCE()
+        return RING_LOAD(self._control.consumer_sleeps) != 0 and RING_SWAP(self._control.consumer_sleeps, 0) != 0
+
+    def wait_for_room(self):
+        """Ask to be woken when frames are taken out.  Returns False if some were since the last `put`: try again."""
+        cdef uint64_t before = self._seen
+        self._check()
+        RING_STORE(self._control.producer_waits, 1)
+        RING_FENCE()
+        self._look()
+        return self._seen == before
+
+    @property
+    def octets_waiting(self):
+        """Octets that the other side has not taken out."""
+        self._check()
+        self._look()
+        return self._own - self._seen
+
+    cdef int _look(self) except -1:
+        cdef uint64_t head = RING_LOAD(self._control.head)
+        if head - self._seen > self._own - self._seen or head & (_WORD - 1):
+            self._fail("the other side has taken out more than there was")
+        self._seen = head
+        return 0
+
+    cdef int _write(self, object frame) except -1:
+        """Write one frame at `_own`, and move it on; 0 if there is no room."""
+        cdef uint64_t room = self._capacity - (self._own - self._seen)
+        cdef uint64_t place = self._own & self._mask
+        cdef uint64_t to_end = self._capacity - place
+        cdef uint64_t here = min(room, to_end)
+        cdef uint64_t position = self._own
+        if self._begin(frame, place, here, position):
+            return 1
+        # what is free goes on at the beginning
+        if room <= to_end or not self._begin(frame, 0, room - to_end, position + to_end):
+            return 0
+        self._stamp(place, _WRAP, position)
+        return 1
+
+    cdef int _begin(self, object frame, uint64_t place, uint64_t room, uint64_t position) except -1:
+        cdef Out out
+        cdef uint64_t size
+        cdef uint64_t limit
+        if room <= _WORD:
+            return 0
+        limit = min(room - _WORD, self._largest)
+        out.at = self._data + place + _WORD
+        out.end = out.at + limit
+        if not _pack(&out, frame, 0):
+            if limit == self._largest:
+                raise FrameError(f"a frame of more than {self._largest} octets")
+            return 0
+        size = <uint64_t>(out.at - (self._data + place + _WORD))
+        self._stamp(place, <uint32_t>size, position)
+        self._own = position + _WORD + ((size + _WORD - 1) & ~<uint64_t>(_WORD - 1))
+        return 1
+
+    cdef inline void _stamp(self, uint64_t place, uint32_t length, uint64_t position) noexcept:
+        cdef uint64_t word = length | ((position >> 3) << 32)
+        memcpy(self._data + place, &word, _WORD)
+
+
+cdef class Packed:
+    """One msgpack value that is packed already: it is put into a frame as it stands.
+
+    Raises:
+        FrameError: it is not exactly one well-formed value.
+    """
+
+    cdef readonly bytes octets
+
+    def __init__(self, bytes octets not None):
+        cdef In source
+        source.at = <const uint8_t *>PyBytes_AS_STRING(octets)
+        source.end = source.at + PyBytes_GET_SIZE(octets)
+        _unpack(&source, 0)
+        if source.at != source.end:
+            raise FrameError("octets behind the value")
+        self.octets = octets
+
+
+def pack(value):
+    """The msgpack of one value as bytes, made by the same code that writes frames.  Raises FrameError as `put`."""
+    cdef Py_ssize_t size = 512
+    cdef bytes room
+    cdef Out out
+    while size <= _MAX:
+        room = PyBytes_FromStringAndSize(NULL, size)
+        out.at = PyBytes_AS_STRING(room)
+        out.end = out.at + size
+        if _pack(&out, value, 0):
+            return room[:out.at - PyBytes_AS_STRING(room)]
+        size *= 4
+    raise FrameError("a value of more than a gibibyte")
+
+
+def unpack(octets):
+    """The value of exactly one msgpack value.  Raises FrameError if it is anything else."""
+    cdef Py_buffer view
+    cdef In source
+    PyObject_GetBuffer(octets, &view, PyBUF_SIMPLE)
+    try:
+        source.at = <const uint8_t *>view.buf
+        source.end = source.at + view.len
+        value = _unpack(&source, 0)
+        if source.at != source.end:
+            raise FrameError("octets behind the value")
+        return value
+    finally:
+        PyBuffer_Release(&view)
+
+
+# --- packing: 1 done, 0 no room ---------------------------------------------------------------------------------------
+
+
+cdef inline int _head(Out *out, uint8_t mark, uint64_t value, int width) noexcept nogil:
+    """A mark and a big-endian number of `width` octets behind it."""
+    cdef int index
+    if out.end - out.at < 1 + width:
+        return 0
+    out.at[0] = <char>mark
+    for index in range(width):
+        out.at[1 + index] = <char>((value >> (8 * (width - 1 - index))) & 0xFF)
+    out.at += 1 + width
+    return 1
+
+
+cdef inline int _copy(Out *out, const char *source, Py_ssize_t size) noexcept nogil:
+    if out.end - out.at < size:
+        return 0
+    memcpy(out.at, source, size)
+    out.at += size
+    return 1
+
+
+cdef int _sized(Out *out, uint64_t size, uint8_t fixed, uint64_t below, uint8_t one, uint8_t two) except -1:
+    """The head of what has a size: `fixed | size` under `below`, else one (if any), two or four octets of it."""
+    if size < below:
+        return _head(out, <uint8_t>(fixed | size), 0, 0)
+    if size <= 0xFF and one:
+        return _head(out, one, size, 1)
+    if size <= 0xFFFF:
+        return _head(out, two, size, 2)
+    if size <= 0xFFFFFFFFU:
+        return _head(out, <uint8_t>(two + 1), size, 4)
+    raise FrameError("a value of more than four gibibytes")
+
+
+cdef int _pack(Out *out, object value, int depth) except -1:
+    cdef Py_ssize_t size, index
+    cdef const char *text
+    if PyBytes_CheckExact(value):
+        size = PyBytes_GET_SIZE(value)
+        return _sized(out, size, 0, 0, 0xC4, 0xC5) and _copy(out, PyBytes_AS_STRING(value), size)
+    if PyLong_CheckExact(value):
+        return _pack_int(out, value)
+    if PyUnicode_CheckExact(value):
+        try:
+            text = PyUnicode_AsUTF8AndSize(value, &size)
+        except UnicodeEncodeError:
+            raise FrameError("text with a lone surrogate") from None
+        return _sized(out, size, 0xA0, 32, 0xD9, 0xDA) and _copy(out, text, size)
+    if value is None:
+        return _head(out, 0xC0, 0, 0)
+    if value is True or value is False:
+        return _head(out, 0xC3 if value else 0xC2, 0, 0)
+    if depth >= _DEPTH:
+        raise FrameError(f"nested more than {_DEPTH} deep")
+    if PyTuple_CheckExact(value):
+        size = PyTuple_GET_SIZE(value)
+        if not _sized(out, size, 0x90, 16, 0, 0xDC):
+            return 0
+        for index in range(size):
+            # a tuple holds its items while we hold it
+            if not _pack(out, <object>PyTuple_GET_ITEM(value, index), depth + 1):
+                return 0
+        return 1
+    if PyList_CheckExact(value):
+        return _pack(out, tuple(value), depth)
+    return _pack_other(out, value, depth)
+
+
+cdef int _pack_other(Out *out, object value, int depth) except -1:
+    cdef Py_ssize_t size
+    cdef bytes octets
+    if isinstance(value, dict):
+        size = len(value)
+        if size > _ENTRIES:
+            raise FrameError(f"a map of more than {_ENTRIES} entries")
+        if not _sized(out, size, 0x80, 16, 0, 0xDE):
+            return 0
+        for key, item in value.items():
+            if type(key) not in (str, bytes, int):
+                raise FrameError(f"{type(key).__name__} as key of a map")
+            if not _pack(out, key, depth + 1) or not _pack(out, item, depth + 1):
+                return 0
+        return 1
+    if isinstance(value, Packed):
+        octets = (<Packed>value).octets
+        return _copy(out, PyBytes_AS_STRING(octets), PyBytes_GET_SIZE(octets))
+    if isinstance(value, ExtType):
+        return _pack_ext(out, value.code, value.data)
+    if isinstance(value, float):
+        if out.end - out.at < 9:
+            return 0
+        out.at[0] = <char>0xCB
+        PyFloat_Pack8(PyFloat_AS_DOUBLE(value), out.at + 1, 0)
+        out.at += 9
+        return 1
+    # a subclass, such as text from outside: as what it is made of
+    if isinstance(value, bytes):
+        size = PyBytes_GET_SIZE(value)
+        return _sized(out, size, 0, 0, 0xC4, 0xC5) and _copy(out, PyBytes_AS_STRING(value), size)
+    if isinstance(value, (bytearray, memoryview)):
+        return _pack_buffer(out, value)
+    if isinstance(value, str):
+        return _pack(out, str.__str__(value), depth)
+    if isinstance(value, int):
+        return _pack_int(out, int.__int__(value))
+    if isinstance(value, (tuple, list)):
+        return _pack(out, tuple(list(value)), depth)
+    raise FrameError(f"{type(value).__name__} in a frame")
+
+
+cdef int _pack_buffer(Out *out, object value) except -1:
+    cdef Py_buffer view
+    PyObject_GetBuffer(value, &view, PyBUF_SIMPLE)
+    try:
+        return _sized(out, view.len, 0, 0, 0xC4, 0xC5) and _copy(out, <const char *>view.buf, view.len)
+    finally:
+        PyBuffer_Release(&view)
+
+
+cdef int _pack_int(Out *out, object value) except -1:
+    cdef int overflow = 0
+    cdef int64_t number = PyLong_AsLongLongAndOverflow(value, &overflow)
+    cdef uint64_t big
+    if overflow:
+        try:
+            big = PyLong_AsUnsignedLongLong(value)
+        except OverflowError:
+            raise FrameError("a number of more than 64 bits") from None
+        return _head(out, 0xCF, big, 8)
+    if number >= 0:
+        big = <uint64_t>number
+        if big < 128:
+            return _head(out, <uint8_t>big, 0, 0)
+        if big <= 0xFF:
+            return _head(out, 0xCC, big, 1)
+        if big <= 0xFFFF:
+            return _head(out, 0xCD, big, 2)
+        if big <= 0xFFFFFFFFU:
+            return _head(out, 0xCE, big, 4)
+        return _head(out, 0xCF, big, 8)
+    if number >= -32:
+        return _head(out, <uint8_t>(number & 0xFF), 0, 0)
+    if number >= -128:
+        return _head(out, 0xD0, <uint64_t>number, 1)
+    if number >= -32768:
+        return _head(out, 0xD1, <uint64_t>number, 2)
+    if number >= -2147483648LL:
+        return _head(out, 0xD2, <uint64_t>number, 4)
+    return _head(out, 0xD3, <uint64_t>number, 8)
+
+
+cdef int _pack_ext(Out *out, int code, bytes data) except -1:
+    cdef Py_ssize_t size = PyBytes_GET_SIZE(data)
+    cdef int found
+    if size in (1, 2, 4, 8, 16):
+        found = _head(out, <uint8_t>{1: 0xD4, 2: 0xD5, 4: 0xD6, 8: 0xD7, 16: 0xD8}[size], 0, 0)
+    else:
+        found = _sized(out, size, 0, 0, 0xC7, 0xC8)
+    return found and _head(out, <uint8_t>code, 0, 0) and _copy(out, PyBytes_AS_STRING(data), size)
+
+
+# --- the consumer -----------------------------------------------------------------------------------------------------
+
+
+cdef class Consumer(_End):
+    """Reads frames."""
+
+    # counts each `release`, so that a frame knows that its time is over
+    cdef uint64_t _generation
+    # buffers that are out
+    cdef Py_ssize_t _exports
+    # where frames that lie there to be looked at end; `_own` if there are none
+    cdef uint64_t _next
+
+    def __init__(self, memory, int number):
+        _End.__init__(self, memory, number)
+        self._own = self._seen = self._next = RING_LOAD(self._control.head)
+        if self._own & (_WORD - 1):
+            self.close()
+            raise FrameError("the shared memory has impossible positions")
+
+    def take(self, Py_ssize_t limit=512):
+        """Read and take out at most `limit` frames; returns their values in order.
+
+        Raises:
+            FrameError: the other side wrote what is no frame.  What stood before it has been returned; nothing more
+                will be.
+            BufferError: frames are being looked at.
+        """
+        cdef list found = []
+        cdef In source
+        self._check()
+        if self._next != self._own:
+            raise BufferError("frames of this ring are being looked at")
+        self._look()
+        try:
+            while len(found) < limit and self._record(&source):
+                value = _unpack(&source, 0)
+                if source.at != source.end:
+                    raise FrameError("octets behind the value of a frame")
+                found.append(value)
+                self._own = self._next
+        except FrameError as error:
+            self.problem = str(error)
+            if not found:
+                raise
+        finally:
+            self._next = self._own
+            RING_STORE(self._control.head, self._own)
+        return found
+
+    def frames(self, Py_ssize_t limit=512):
+        """At most `limit` frames to be looked at where they lie; they stay until `release`.
+
+        Raises:
+            FrameError: as `take`.
+            BufferError: earlier ones were not released.
+        """
+        cdef list found = []
+        cdef In source
+        cdef Frame frame
+        self._check()
+        if self._next != self._own:
+            raise BufferError("frames of this ring are being looked at")
+        self._look()
+        while len(found) < limit and self._record(&source):
+            frame = Frame.__new__(Frame)
+            frame._owner = self
+            frame._at = source.at
+            frame._size = source.end - source.at
+            frame._generation = self._generation
+            found.append(frame)
+        return found
+
+    def release(self):
+        """Take out the frames that were looked at.
+
+        Raises:
+            BufferError: a buffer of one of them is still out; nothing was done.
+        """
+        self._check()
+        if self._exports:
+            raise BufferError(f"{self._exports} views of frames are still in use")
+        self._generation += 1
+        self._own = self._next
+        RING_STORE(self._control.head, self._own)
+
+    def close(self):
+        """Let go of the memory.
+
+        Raises:
+            BufferError: a view of a frame is still out; nothing was done.
+        """
+        if self._exports:
+            raise BufferError(f"{self._exports} views of frames are still in use")
+        self._generation += 1
+        _End.close(self)
+
+    def must_wake(self):
+        """Whether the other side waits for room and must be woken now; asked after frames were taken out."""
+        self._check()
+        RING_FENCE()
+        return RING_LOAD(self._control.producer_waits) != 0 and RING_SWAP(self._control.producer_waits, 0) != 0
+
+    def sleep(self):
+        """Ask to be woken when there is a frame.  Returns False if there is one already."""
+        self._check()
+        RING_STORE(self._control.consumer_sleeps, 1)
+        RING_FENCE()
+        return RING_LOAD(self._control.tail) == self._next
+
+    def awake(self):
+        """Say that nobody need wake us: we are at it."""
+        self._check()
+        RING_STORE(self._control.consumer_sleeps, 0)
+
+    @property
+    def octets_waiting(self):
+        """Octets that lie in the ring."""
+        self._check()
+        self._look()
+        return self._seen - self._own
+
+    cdef int _look(self) except -1:
+        cdef uint64_t tail = RING_LOAD(self._control.tail)
+        if tail - self._own > self._capacity or tail - self._own < self._seen - self._own or tail & (_WORD - 1):
+            self._fail("the other side has written an impossible position")
+        self._seen = tail
+        return 0
+
+    cdef int _record(self, In *source) except -1:
+        """Find the record at `_next`, and move that on; 0 if there is none."""
+        cdef uint64_t word, place, left, length, size
+        while True:
+            left = self._seen - self._next
+            if not left:
+                return 0
+            place = self._next & self._mask
+            memcpy(&word, self._data + place, _WORD)
+            if word >> 32 != (self._next >> 3) & 0xFFFFFFFFU:
+                self._fail("the other side has written what is no frame")
+            length = word & 0xFFFFFFFFU
+            if length == _WRAP:
+                size = self._capacity - place
+                # a whole ring of nothing would be read for ever
+                if size >= left or place == 0:
+                    self._fail("the other side has written what is no frame")
+                self._next += size
+                continue
+            size = _WORD + ((length + _WORD - 1) & ~<uint64_t>(_WORD - 1))
+            if length > self._largest or size > left or size > self._capacity - place:
+                self._fail(f"the other side has written a frame of {length} octets where there are {left}")
+            source.at = <const uint8_t *>(self._data + place + _WORD)
+            source.end = source.at + length
+            self._next += size
+            return 1
+
+
+cdef class Frame:
+    """One frame, where it lies; a read-only buffer until its consumer releases it."""
+
+    cdef Consumer _owner
+    cdef const uint8_t *_at
+    cdef Py_ssize_t _size
+    cdef uint64_t _generation
+
+    def __init__(self):
+        raise TypeError("frames come from Consumer.frames")
+
+    cdef int _check(self) except -1:
+        if self._owner is None or self._generation != self._owner._generation:
+            raise BufferError("this frame has been released")
+        return 0
+
+    def __len__(self):
+        return self._size
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        self._check()
+        PyBuffer_FillInfo(view, self, <void *>self._at, self._size, 1, flags)
+        self._owner._exports += 1
+
+    def __releasebuffer__(self, Py_buffer *view):
+        self._owner._exports -= 1
+
+    def unpack(self):
+        """The value, copied.  Raises FrameError if it is not one, BufferError after the release."""
+        cdef In source
+        self._check()
+        source.at = self._at
+        source.end = self._at + self._size
+        value = _unpack(&source, 0)
+        if source.at != source.end:
+            raise FrameError("octets behind the value of a frame")
+        return value
+
+
+# --- unpacking --------------------------------------------------------------------------------------------------------
+
+
+cdef inline int _need(In *source, uint64_t size) except -1:
+    if <uint64_t>(source.end - source.at) < size:
+        raise FrameError("a value is cut off")
+    return 0
+
+
+cdef inline uint64_t _number(In *source, int width) except? 18446744073709551615U:
+    cdef uint64_t value = 0
+    cdef int index
+    _need(source, width)
+    if width == 1:
+        value = source.at[0]
+    else:
+        for index in range(width):
+            value = (value << 8) | source.at[index]
+    source.at += width
+    return value
+
+
+cdef object _bytes(In *source, uint64_t size):
+    _need(source, size)
+    found = PyBytes_FromStringAndSize(<const char *>source.at, <Py_ssize_t>size)
+    source.at += size
+    return found
+
+
+cdef object _text(In *source, uint64_t size):
+    # decoded from a copy, since the memory may change meanwhile
+    cdef bytes octets = _bytes(source, size)
+    try:
+        return octets.decode("utf-8")
+    except UnicodeDecodeError:
+        raise FrameError("text that is not UTF-8") from None
+
+
+cdef object _array(In *source, uint64_t size, int depth):
+    cdef tuple found
+    cdef Py_ssize_t index
+    # every item takes an octet at least: nobody can ask for more memory than was sent
+    _need(source, size)
+    if depth >= _DEPTH:
+        raise FrameError(f"nested more than {_DEPTH} deep")
+    found = PyTuple_New(<Py_ssize_t>size)
+    for index in range(<Py_ssize_t>size):
+        item = _unpack(source, depth + 1)
+        Py_INCREF(item)
+        PyTuple_SET_ITEM(found, index, item)
+    return found
+
+
+cdef object _map(In *source, uint64_t size, int depth):
+    cdef dict found = {}
+    cdef uint64_t _index
+    if size > _ENTRIES:
+        # keys can be chosen so that each collides with all others
+        raise FrameError(f"a map of more than {_ENTRIES} entries")
+    _need(source, 2 * size)
+    if depth >= _DEPTH:
+        raise FrameError(f"nested more than {_DEPTH} deep")
+    for _index in range(size):
+        key = _unpack(source, depth + 1)
+        if type(key) not in (str, bytes, int):
+            raise FrameError(f"{type(key).__name__} as key of a map")
+        found[key] = _unpack(source, depth + 1)
+    return found
+
+
+cdef object _ext(In *source, uint64_t size):
+    cdef int code
+    _need(source, 1)
+    code = source.at[0]
+    source.at += 1
+    if code > 127:
+        # the codes of msgpack itself, which we use nowhere
+        raise FrameError("an extension type of msgpack's own")
+    return ExtType(code, _bytes(source, size))
+
+
+cdef object _unpack(In *source, int depth):
+    cdef uint8_t mark
+    cdef uint64_t number
+    _need(source, 1)
+    mark = source.at[0]
+    source.at += 1
+    if mark <= 0x7F:
+        return mark
+    if mark >= 0xE0:
+        return <int>mark - 256
+    if mark <= 0x8F:
+        return _map(source, mark & 0x0F, depth)
+    if mark <= 0x9F:
+        return _array(source, mark & 0x0F, depth)
+    if mark <= 0xBF:
+        return _text(source, mark & 0x1F)
+    if mark == 0xC4:
+        return _bytes(source, _number(source, 1))
+    if mark == 0xC5:
+        return _bytes(source, _number(source, 2))
+    if mark == 0xC0:
+        return None
+    if mark == 0xC2:
+        return False
+    if mark == 0xC3:
+        return True
+    if mark <= 0xCF and mark >= 0xCC:
+        return _number(source, 1 << (mark - 0xCC))
+    if mark <= 0xD3 and mark >= 0xD0:
+        number = _number(source, 1 << (mark - 0xD0))
+        return _signed(number, 1 << (mark - 0xD0))
+    return _unpack_long(source, mark, depth)
+
+
+cdef object _signed(uint64_t number, int width):
+    cdef int shift = 64 - 8 * width
+    return (<int64_t>(number << shift)) >> shift
+
+
+cdef object _unpack_long(In *source, uint8_t mark, int depth):
+    cdef double real
+    if mark == 0xC6:
+        return _bytes(source, _number(source, 4))
+    if mark >= 0xC7 and mark <= 0xC9:
+        return _ext(source, _number(source, 1 << (mark - 0xC7)))
+    if mark == 0xCA:
+        return _short_float(source)
+    if mark == 0xCB:
+        _need(source, 8)
+        real = PyFloat_Unpack8(<const char *>source.at, 0)
+        source.at += 8
+        return real
+    if mark >= 0xD4 and mark <= 0xD8:
+        return _ext(source, 1 << (mark - 0xD4))
+    if mark >= 0xD9 and mark <= 0xDB:
+        return _text(source, _number(source, 1 << (mark - 0xD9)))
+    if mark == 0xDC or mark == 0xDD:
+        return _array(source, _number(source, 2 if mark == 0xDC else 4), depth)
+    if mark == 0xDE or mark == 0xDF:
+        return _map(source, _number(source, 2 if mark == 0xDE else 4), depth)
+    raise FrameError("an octet that msgpack does not use")
+
+
+cdef object _short_float(In *source):
+    cdef uint32_t bits = <uint32_t>_number(source, 4)
+    cdef float real
+    memcpy(&real, &bits, 4)
+    return real

@@ -1,0 +1,499 @@
+"""One link: what an engine has to do with one worker, as long as the worker lives.
+
+Layer: adapter, on trio.  Spec: design.md "Events and action workers"; issue text "Channel", "Guarantees".
+
+Facts.  A worker may be slow, silent, dead or mad, and the engine learns of it late.  An event that tells of an outcome
+(`msg:*`) must be handled at least once; a veto must be answered in time or not at all; the mail goes on meanwhile.
+
+What it means.  An event is the engine's until it is acknowledged: a link keeps each one it has sent, in order, and
+gives them all back when it ends.  Nothing that waits for a worker may wait without a bound.
+
+Our solution.  Events wait in the backlog of the link and are moved into the transport by one task, `_feed`, as long as
+there is room and fewer than `window` are not acknowledged; the window also bounds what the worker has in its memory.
+Another task, `_pump`, reads.  Questions (vetoes, evaluations) do not stand in line behind events that wait for an
+acknowledgement, and give up at their deadline.  A third task notices that the control socket closes, a fourth one that
+a worker that has work says nothing for too long.  Whatever ends the link, `run` tells why, in a line for the log;
+`leftover` has what was not acknowledged.
+
+What we do not do.  A link never starts again: a new worker gets a new transport, so that nothing of the dead one's
+state can hurt.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import trio
+
+from ..errors import ActionTimeout, FrameError, WorkerDied
+from . import frames
+from .frames import Ack, Alive, Answer, Dead, Log, Ready, Shape
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Mapping
+
+    from ._ring import Packed
+    from .frames import ProgramText, Values
+    from .transport import Transport
+
+#: events that a worker may have without having acknowledged them
+WINDOW: Final = 10_000
+#: events moved into the transport at one time
+_FEED: Final = 256
+#: how long a worker may take from its transport to READY: it imports what its handlers need
+READY_S: Final = 60.0
+#: how long a worker that has work may say nothing, by default
+SILENCE_S: Final = 300.0
+_SILENCE_CHECK_S: Final = 1.0
+
+
+@dataclass(slots=True, eq=False)
+class Outgoing:
+    """An event that must be handled.
+
+    Attributes:
+        shape: what the values are called; None for a program.
+        key: events of the same key are handled in order; the message's id.
+        id: of the event, for handlers: the same for every repetition.
+        values: in the order of the shape's fields or the program's variables; packed already, if that is how they came.
+        token: the caller's own, such as the number in the outbox.
+        handlers: names of the handlers it is for; None: all that want it.
+        program: to be evaluated instead of handled.
+        state: of the program, as `frames.state_frame` makes it.
+        dead: handler -> its dead letter, if it gave up; to be stored when the event is done.
+        open_groups: groups that are not done with it; the hub's.
+    """
+
+    shape: Shape | None
+    key: bytes
+    id: bytes
+    values: Values | Packed
+    token: object = None
+    handlers: tuple[str, ...] | None = None
+    program: ProgramText | None = None
+    state: Mapping[str, Any] = field(default_factory=dict)
+    dead: dict[str, Dead] = field(default_factory=dict)
+    open_groups: int = 0
+
+
+class Owner(Protocol):
+    """Who is told what happens on a link."""
+
+    def on_ready(self, link: Link, ready: Ready) -> None: ...
+
+    def on_done(self, link: Link, events: list[Outgoing]) -> None: ...
+
+    def on_log(self, link: Link, line: Log) -> None: ...
+
+
+class _Question:
+    """Somebody waits for an answer."""
+
+    __slots__ = ("answer", "arrived")
+
+    def __init__(self) -> None:
+        self.answer: Answer | None = None
+        self.arrived = trio.Event()
+
+
+class _Ended(Exception):
+    """The link is over; the text says why."""
+
+
+class Link:
+    """The engine's side of one worker.
+
+    Args:
+        transport: the engine's end; closed when `run` ends.
+        control: the socket that closes when the worker is gone; closed when `run` ends.
+        group: the worker must be of this one.
+        settings: for HELLO.
+        window, silence_s: see `WINDOW` and `SILENCE_S`.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        control: socket.socket,
+        owner: Owner,
+        *,
+        group: str,
+        settings: Mapping[str, Any] | None = None,
+        window: int = WINDOW,
+        silence_s: float = SILENCE_S,
+    ) -> None:
+        self.group = group
+        #: what the worker said of itself, once it has
+        self.ready: Ready | None = None
+        self.is_open = True
+        self._transport = transport
+        self._control = control
+        self._owner = owner
+        self._settings = dict(settings or {})
+        self._window = window
+        self._silence_s = silence_s
+        self._seqs = itertools.count(1)
+        self._backlog: deque[Outgoing] = deque()
+        self._sent: dict[int, Outgoing] = {}
+        self._questions: dict[int, _Question] = {}
+        self._explained: set[tuple[int, int]] = set()
+        self._more = trio.Event()
+        self._room = trio.Event()
+        self._idle = trio.Event()
+        self._greeted = trio.Event()
+        self._heard = 0.0
+        self._is_draining = False
+        self._why = ""
+        self._scope = trio.CancelScope()
+
+    # -- what the hub does --
+
+    def submit(self, event: Outgoing) -> None:
+        """Put an event behind the others; it is the caller's again when the link has ended (`leftover`)."""
+        self._backlog.append(event)
+        self._more.set()
+
+    def publish(self, shape: Shape, id: bytes, values: Values | Packed, handlers: tuple[str, ...] | None) -> bool:
+        """Send a live event now; False, and it is lost, if there is no room."""
+        if not self.is_open or self.ready is None:
+            return False
+        try:
+            sent = self._explain_shape(shape) and self._transport.put(
+                (frames.EVENT, 0, shape.number, id, values, handlers)
+            )
+            self._transport.flush()
+        except FrameError as error:
+            self._on_frame_error(error)
+            return False
+        return sent
+
+    @property
+    def load(self) -> int:
+        """Events and questions that are not done."""
+        return len(self._backlog) + len(self._sent) + len(self._questions)
+
+    @property
+    def unacknowledged(self) -> int:
+        """Events that the worker has."""
+        return len(self._sent)
+
+    def leftover(self) -> list[Outgoing]:
+        """The events that are not done, in order; the link forgets them."""
+        events = [*self._sent.values(), *self._backlog]
+        self._sent.clear()
+        self._backlog.clear()
+        return events
+
+    async def ask(self, shape: Shape, id: bytes, values: Values | Packed, timeout_s: float) -> Answer:
+        """Ask for a veto.
+
+        Raises:
+            ActionTimeout: no answer came in time.
+            WorkerDied: none will come.
+            FrameError: the values cannot travel, or the worker broke the channel.
+        """
+        head = (frames.ASK, next(self._seqs), shape.number, id, values)
+        return await self._question(head, timeout_s, lambda: self._explain_shape(shape))
+
+    async def evaluate(
+        self, program: ProgramText, values: Values | Packed, state: Mapping[str, Any], timeout_s: float
+    ) -> Answer:
+        """Evaluate a program.  Raises as `ask`."""
+        head = (frames.EVALUATE, next(self._seqs), program.number, values, dict(state))
+        return await self._question(head, timeout_s, lambda: self._explain_program(program))
+
+    async def _question(self, head: tuple[Any, ...], timeout_s: float, explain: Callable[[], bool]) -> Answer:
+        if not self.is_open:
+            raise WorkerDied(f"the worker of {self.group} is gone")
+        frame = (*head, time.monotonic() + timeout_s)
+        seq = head[1]
+        question = self._questions[seq] = _Question()
+        self._note_work()
+        try:
+            with trio.move_on_after(timeout_s):
+                if await self._put_soon(frame, explain):
+                    await question.arrived.wait()
+        except FrameError as error:
+            self._on_frame_error(error)
+            raise
+        finally:
+            del self._questions[seq]
+        if question.answer is not None:
+            return question.answer
+        if not self.is_open:
+            raise WorkerDied(f"the worker of {self.group} died before it answered")
+        raise ActionTimeout(f"a worker of {self.group} did not answer within {timeout_s:g} s")
+
+    async def _put_soon(self, frame: tuple[Any, ...], explain: Callable[[], bool] = lambda: True) -> bool:
+        """Write a frame as soon as there is room; False if the link ends first."""
+        while self.is_open:
+            if explain() and self._transport.put(frame):
+                self._transport.flush()
+                return True
+            await self._wait_for_room()
+        return False
+
+    def _on_frame_error(self, error: FrameError) -> None:
+        """Something could not be written: the link is over if that is the worker's doing, else it is the value's."""
+        if self._transport.is_broken:
+            self.stop(f"it sent what is no frame: {error}")
+
+    # -- the life of a link --
+
+    async def run(self) -> str:
+        """Serve the worker until it is gone; returns why, in words for the log."""
+        try:
+            with self._scope:
+                self._put_first((frames.HELLO, frames.VERSION, self.group, self._settings))
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._feed)
+                    nursery.start_soon(self._pump)
+                    nursery.start_soon(self._watch_control)
+                    nursery.start_soon(self._watch_silence)
+        except* _Ended as group:
+            self._why = self._why or str(_first(group))
+        except* FrameError as group:
+            self._why = f"it sent what is no frame: {_first(group)}"
+        finally:
+            self._close()
+        return self._why or "it ended"
+
+    def _close(self) -> None:
+        self.is_open = False
+        fd = self._transport.writable_fileno
+        if fd is not None:
+            trio.lowlevel.notify_closing(fd)
+        self._transport.close()
+        self._control.close()
+        for question in self._questions.values():
+            question.arrived.set()
+        self._room.set()
+        self._more.set()
+        self._idle.set()
+
+    def stop(self, why: str) -> None:
+        """End the link from outside; `run` returns `why`."""
+        self._why = self._why or why
+        self._scope.cancel()
+
+    async def drain(self) -> None:
+        """Wait until everything is done, and tell the worker to end.  `run` returns when it has."""
+        while self.is_open and (self._backlog or self._sent):
+            self._idle = trio.Event()
+            await self._idle.wait()
+        await self.dismiss()
+
+    async def dismiss(self) -> None:
+        """Tell the worker to finish what it has and to end."""
+        self._is_draining = True
+        await self._put_soon((frames.DRAIN,))
+
+    def _put_first(self, frame: tuple[Any, ...]) -> None:
+        if not self._transport.put(frame):
+            raise FrameError("an empty transport has no room")
+        self._transport.flush()
+
+    async def _watch_control(self) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(self._control)
+            try:
+                octets = self._control.recv(64)
+            except BlockingIOError:
+                continue
+            except OSError:
+                octets = b""
+            if not octets:
+                # what it wrote before it went still counts
+                self._take()
+                raise _Ended("it ended" if self._is_draining else "it died")
+            raise _Ended("it talked on its control socket")
+
+    async def _watch_silence(self) -> None:
+        with trio.move_on_after(READY_S):
+            await self._greeted.wait()
+        if self.ready is None:
+            raise _Ended(f"it did not say READY within {READY_S:g} s")
+        while True:
+            await trio.sleep(min(_SILENCE_CHECK_S, self._silence_s / 4))
+            if (self._sent or self._questions) and trio.current_time() - self._heard > self._silence_s:
+                raise _Ended(f"it has said nothing for {self._silence_s:g} s with {len(self._sent)} events to handle")
+
+    # -- writing --
+
+    async def _feed(self) -> None:
+        while True:
+            while self.ready is None or not self._backlog or len(self._sent) >= self._window:
+                self._more = trio.Event()
+                await self._more.wait()
+            await self._feed_some()
+
+    async def _feed_some(self) -> None:
+        """Move some events into the transport; wait if there is no room."""
+        done: list[Outgoing] = []
+        is_full = False
+        self._note_work()
+        for _ in range(min(_FEED, self._window - len(self._sent), len(self._backlog))):
+            event = self._backlog[0]
+            seq = next(self._seqs)
+            try:
+                is_full = not (self._explain(event) and self._transport.put(_frame(seq, event)))
+            except FrameError as error:
+                if self._transport.is_broken:
+                    raise
+                # the event itself is at fault: no worker will ever get it
+                event.dead[""] = Dead(0, "", 0, str(error))
+                done.append(event)
+            else:
+                if is_full:
+                    break
+                self._sent[seq] = event
+            self._backlog.popleft()
+        self._transport.flush()
+        if done:
+            self._owner.on_done(self, done)
+        if is_full:
+            await self._wait_for_room()
+        else:
+            await trio.lowlevel.checkpoint()
+
+    def _explain(self, event: Outgoing) -> bool:
+        if event.program is not None:
+            return self._explain_program(event.program)
+        assert event.shape is not None, "an event has a shape or a program"
+        return self._explain_shape(event.shape)
+
+    def _explain_shape(self, shape: Shape) -> bool:
+        """See that the worker knows a shape; False if there is no room to tell."""
+        place = (frames.SHAPE, shape.number)
+        if place not in self._explained:
+            if not self.is_open or not self._transport.put((*place, shape.event, shape.fields)):
+                return False
+            self._explained.add(place)
+        return True
+
+    def _explain_program(self, program: ProgramText) -> bool:
+        place = (frames.PROGRAM, program.number)
+        if place not in self._explained:
+            if not self.is_open or not self._transport.put((*place, program.source, program.where, program.variables)):
+                return False
+            self._explained.add(place)
+        return True
+
+    def _note_work(self) -> None:
+        """The worker has something to do; its silence counts from now, if it had nothing before."""
+        if not self._sent and len(self._questions) <= 1:
+            self._heard = trio.current_time()
+
+    async def _wait_for_room(self) -> None:
+        if not self._transport.wait_for_room():
+            await trio.lowlevel.checkpoint()
+            return
+        fd = self._transport.writable_fileno
+        if fd is not None:
+            try:
+                await trio.lowlevel.wait_writable(fd)
+            except trio.ClosedResourceError:
+                return
+            self._transport.flush()
+        else:
+            await self._room.wait()
+
+    # -- reading --
+
+    async def _pump(self) -> None:
+        transport = self._transport
+        while True:
+            if not self._take():
+                if transport.sleep():
+                    await trio.lowlevel.wait_readable(transport.fileno())
+                transport.awake()
+                self._room.set()
+                self._room = trio.Event()
+            else:
+                # one that never stops talking must not stop the others
+                await trio.lowlevel.checkpoint()
+
+    def _take(self) -> bool:
+        """Read what there is; False if that is nothing."""
+        try:
+            arrived = self._transport.take()
+        except EOFError:
+            raise _Ended("it ended" if self._is_draining else "it died") from None
+        if arrived:
+            self._heard = trio.current_time()
+        for frame in arrived:
+            said = frames.from_worker_untrusted(frame)
+            if self.ready is None and not isinstance(said, Ready | Log):
+                raise FrameError("it does not begin with READY")
+            match said:
+                case Ack():
+                    self._on_ack(said)
+                case Answer():
+                    self._on_answer(said)
+                case Dead():
+                    self._on_dead(said)
+                case Log():
+                    self._owner.on_log(self, said)
+                case Ready():
+                    self._on_ready(said)
+                case Alive():
+                    pass
+        return bool(arrived)
+
+    def _on_ready(self, ready: Ready) -> None:
+        if self.ready is not None:
+            raise FrameError("a second READY")
+        if ready.group != self.group:
+            raise FrameError(f"a worker of group {ready.group} where one of {self.group} belongs")
+        self.ready = ready
+        self._greeted.set()
+        self._owner.on_ready(self, ready)
+        self._more.set()
+
+    def _on_ack(self, ack: Ack) -> None:
+        done: list[Outgoing] = []
+        for first, count in ack.runs:
+            if count > len(self._sent):
+                raise FrameError("it acknowledges what it was not given")
+            for seq in range(first, first + count):
+                event = self._sent.pop(seq, None)
+                if event is None:
+                    raise FrameError("it acknowledges what it was not given")
+                done.append(event)
+        self._more.set()
+        if not self._sent and not self._backlog:
+            self._idle.set()
+        self._owner.on_done(self, done)
+
+    def _on_answer(self, answer: Answer) -> None:
+        question = self._questions.get(answer.seq)
+        # one that nobody waits for any more is late, not wrong
+        if question is not None:
+            question.answer = answer
+            question.arrived.set()
+
+    def _on_dead(self, dead: Dead) -> None:
+        event = self._sent.get(dead.seq)
+        if event is None:
+            raise FrameError("it gives up what it was not given")
+        event.dead[dead.handler] = dead
+
+
+def _frame(seq: int, event: Outgoing) -> tuple[Any, ...]:
+    if event.program is not None:
+        return (frames.RUN, seq, event.program.number, event.id, event.values, dict(event.state))
+    assert event.shape is not None, "an event has a shape or a program"
+    return (frames.EVENT, seq, event.shape.number, event.id, event.values, event.handlers)
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first error of a group of groups."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -1,0 +1,271 @@
+"""The threads of a worker: each handler has a desk, where events wait, are batched, handled, retried and given up.
+
+Layer: adapter; threads, no trio.  Spec: issue text "Guarantees".
+Invariants: what one desk gets it handles in order, and nothing behind an event is handled before that event is done or
+given up, so that the events of a message stay in order; an event is acknowledged when every desk that got it is done
+with it; a live event is tried once; what is unfinished when the worker stops is not acknowledged, and comes again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+import time
+import traceback
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Protocol
+
+from .api import Event, Registration, is_async
+from .frames import ALIVE, DEAD, LOG, Status, ack_frame
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from .api import Backoff
+    from .programs import Evaluator
+
+#: octets of an error that are worth keeping
+_MAX_ERROR = 2000
+
+
+class Sender(Protocol):
+    """Sends a frame to the engine; waits for room, and gives up silently when the engine is gone."""
+
+    def __call__(self, frame: tuple[Any, ...]) -> None: ...
+
+
+class Ledger:
+    """Who is not done yet with which event; sends the acknowledgements."""
+
+    def __init__(self, send: Sender) -> None:
+        self._send = send
+        self._lock = threading.Lock()
+        # only events that more than one desk has
+        self._shared: Counter[int] = Counter()
+
+    def expect(self, seq: int, desks: int) -> None:
+        """An event went to so many desks; one that went to none is done at once."""
+        if desks == 0:
+            self.done([seq])
+        elif desks > 1:
+            with self._lock:
+                self._shared[seq] = desks
+
+    def done(self, seqs: Iterable[int]) -> None:
+        """One desk is done with these."""
+        finished = [seq for seq in seqs if seq and self._is_last(seq)]
+        if finished:
+            self._send(ack_frame(finished))
+
+    def dead(self, seq: int, handler: str, attempts: int, error: str) -> None:
+        """One desk gives an event up; the engine keeps a dead letter, and the event is done for this desk."""
+        self._send((DEAD, seq, handler, attempts, error[:_MAX_ERROR]))
+        self.done([seq])
+
+    def _is_last(self, seq: int) -> bool:
+        with self._lock:
+            if seq not in self._shared:
+                return True
+            self._shared[seq] -= 1
+            if self._shared[seq]:
+                return False
+            del self._shared[seq]
+            return True
+
+
+class Desk:
+    """A queue and a thread; subclasses handle a batch."""
+
+    def __init__(self, name: str, ledger: Ledger, send: Sender, *, batch: int, linger_s: float) -> None:
+        self.name = name
+        self._ledger = ledger
+        self._send = send
+        self._batch = batch
+        self._linger_s = linger_s
+        self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"handler {name}", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def add(self, item: Any) -> None:
+        """Put an item behind the others."""
+        self._queue.put(item)
+
+    def finish(self) -> None:
+        """Stop when everything is handled; whoever waits to try again stops at once."""
+        self._stopping.set()
+        self._queue.put(None)
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait for the end; False if it did not come."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            while batch := self._next_batch():
+                self._handle(batch)
+        finally:
+            self._close()
+
+    def _next_batch(self) -> list[Any]:
+        first = self._queue.get()
+        batch = [] if first is None else [first]
+        deadline = time.monotonic() + self._linger_s
+        while batch and len(batch) < self._batch:
+            try:
+                if self._linger_s and not self._stopping.is_set():
+                    item = self._queue.get(timeout=max(0.0, deadline - time.monotonic()))
+                else:
+                    item = self._queue.get_nowait()
+            except queue.Empty:
+                break
+            if item is None:
+                # for the next round, which ends
+                self._queue.put(None)
+                break
+            batch.append(item)
+        return batch
+
+    def _pause(self, backoff: Backoff, attempt: int) -> bool:
+        """Wait before the next attempt; False if the worker stops."""
+        self._send((ALIVE,))
+        return not self._stopping.wait(backoff.pause_s(attempt))
+
+    def _log(self, text: str) -> None:
+        self._send((LOG, text.encode("utf-8", "surrogateescape"), ("main",)))
+
+    def _handle(self, batch: list[Any]) -> None:
+        raise NotImplementedError
+
+    def _close(self) -> None:
+        raise NotImplementedError
+
+
+class HandlerDesk(Desk):
+    """Calls a handler of events."""
+
+    def __init__(self, registration: Registration, ledger: Ledger, send: Sender) -> None:
+        super().__init__(registration.name, ledger, send, batch=registration.batch, linger_s=registration.linger_s)
+        self.registration = registration
+        self._caller = Caller()
+
+    def _handle(self, batch: list[Event]) -> None:
+        registration = self.registration
+        for attempt in range(1, registration.attempts + 1):
+            error = self._caller.problem(registration.function, batch)
+            if error is None:
+                self._ledger.done(event.seq for event in batch)
+                return
+            self._log(f"handler {self.name} failed with {len(batch)} events (attempt {attempt}): {error}")
+            batch = [event for event in batch if event.seq]
+            if not batch:
+                return
+            if attempt < registration.attempts and not self._pause(registration.backoff, attempt):
+                return
+        self._give_up(batch, error)
+
+    def _give_up(self, batch: list[Event], error: str | None) -> None:
+        """Try each alone, so that one that cannot be handled does not take the others with it."""
+        attempts = self.registration.attempts
+        for event in batch:
+            if len(batch) > 1:
+                error = self._caller.problem(self.registration.function, [event])
+            if error is None:
+                self._ledger.done([event.seq])
+            else:
+                self._ledger.dead(event.seq, self.name, attempts + (len(batch) > 1), error)
+
+    def _close(self) -> None:
+        self._caller.close()
+        if self.registration.close is not None:
+            self.registration.close()
+
+
+class ProgramDesk(Desk):
+    """Evaluates programs whose values nobody waits for: items are ``(seq, program, values, state)``."""
+
+    def __init__(self, evaluator: Evaluator, ledger: Ledger, send: Sender, *, attempts: int, backoff: Backoff) -> None:
+        super().__init__("event_action", ledger, send, batch=500, linger_s=0.0)
+        self._evaluator = evaluator
+        self._attempts = attempts
+        self._backoff = backoff
+
+    def learn(self, text: Any) -> None:
+        """A program, to be known before the items that follow."""
+        self.add(text)
+
+    def _handle(self, batch: Sequence[Any]) -> None:
+        done: list[int] = []
+        for item in batch:
+            if not isinstance(item, tuple):
+                self._evaluator.learn(item)
+                continue
+            seq, program, values, state = item
+            if not self._evaluate(seq, program, values, state, done):
+                break
+        self._ledger.done(done)
+
+    def _evaluate(
+        self, seq: int, program: int, values: tuple[Any, ...], state: Mapping[str, Any], done: list[int]
+    ) -> bool:
+        """Evaluate until no lookup defers; False if the worker stops first."""
+        where = self._evaluator.where(program)
+        for attempt in range(1, self._attempts + 1):
+            found = self._evaluator.evaluate(program, values, state)
+            if found.status is Status.DONE:
+                done.append(seq)
+                return True
+            problem = b"failed to expand %s: %s" % (where.encode(), found.text)
+            self._send((LOG, problem, ("main", "panic")))
+            if found.status is not Status.DEFERRED:
+                # EV-5: an expansion that fails is like one that gave nothing
+                done.append(seq)
+                return True
+            # what is done is told before a long wait
+            self._ledger.done(done)
+            done.clear()
+            if attempt < self._attempts and not self._pause(self._backoff, attempt):
+                return False
+        self._ledger.dead(seq, where, self._attempts, found.text.decode("utf-8", "replace"))
+        return True
+
+    def _close(self) -> None:
+        self._evaluator.close()
+
+
+class Caller:
+    """Calls functions of users, awaiting what is async in a loop of its own; belongs to one thread."""
+
+    def __init__(self) -> None:
+        self._runner: asyncio.Runner | None = None
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """The result.  Raises whatever the function raises."""
+        if not is_async(function):
+            return function(*arguments)
+        if self._runner is None:
+            self._runner = asyncio.Runner()
+        return self._runner.run(function(*arguments))
+
+    def problem(self, function: Callable[..., Any], *arguments: Any) -> str | None:
+        """Call; None if it returned, or what it raised, with the place."""
+        try:
+            self.call(function, *arguments)
+        except Exception as error:  # code of users: whatever it raises is a failed attempt
+            return describe(error)
+        return None
+
+    def close(self) -> None:
+        if self._runner is not None:
+            self._runner.close()
+
+
+def describe(error: BaseException) -> str:
+    """An exception of a user's code in one line: its kind, its text and where it was raised."""
+    last = traceback.extract_tb(error.__traceback__)[-1:]
+    where = f" ({last[0].filename}:{last[0].lineno})" if last else ""
+    return f"{type(error).__name__}: {error}{where}".replace("\n", " ")[:_MAX_ERROR]

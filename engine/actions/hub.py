@@ -1,0 +1,450 @@
+"""The engine's side of all workers: who wants which event, who gets it, and when it is done.
+
+Layer: adapter, on trio.  Spec: design.md "Events and action workers"; issue text "Guarantees".
+Workers of one group share its events; each group gets all it asked for.  An event of a message goes to the worker that
+has the earlier ones of that message, as long as it is not done with them: so they stay in order, whatever dies.
+A group that is expected (configured) keeps its events until a worker comes; one that came by itself is remembered only
+as long as one of its workers is there.  Workers of the group `OBSERVERS` look on: all they get is live.
+Invariants: the number of events held here is bounded by `limit`, over all groups; an event is told as done exactly
+once, when every group is done with it; an event that nobody wants is done at once; nothing here waits for a worker
+without a bound.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from ..errors import ActionError, ActionTimeout, WorkerDied
+from .api import Patterns
+from .channel import SILENCE_S, WINDOW, Link, Outgoing
+from .frames import ProgramText, Shape, Status
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Mapping
+
+    from ._ring import Packed
+    from .frames import Answer, Log, Ready, Values, Veto
+    from .transport import Transport
+
+#: the group of the engine's own workers, which evaluate programs and run the built-in handlers
+MAIN: Final = "main"
+#: the group that only looks on
+OBSERVERS: Final = "tail"
+#: events held by default; what is over that stays where it came from
+LIMIT: Final = 50_000
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What a veto says.
+
+    Attributes:
+        text: why, never empty.
+        group: whose workers say so.
+    """
+
+    text: bytes
+    group: str
+
+
+@dataclass(slots=True)
+class Counts:
+    """What a group did, for people and metrics."""
+
+    done: int = 0
+    dead: int = 0
+    dropped: int = 0
+    refused: int = 0
+    silent: int = 0
+
+
+@dataclass(slots=True)
+class GroupReport:
+    """How a group stands.
+
+    Attributes:
+        waiting: events that no worker has; unacknowledged: those that workers have.
+    """
+
+    group: str
+    workers: int
+    waiting: int
+    unacknowledged: int
+    counts: Counts
+
+
+class _Group:
+    """The workers of one group."""
+
+    def __init__(self, name: str, *, is_expected: bool) -> None:
+        self.name = name
+        self.is_expected = is_expected
+        self.links: list[Link] = []
+        #: events that no link has, in order
+        self.waiting: deque[Outgoing] = deque()
+        #: key -> the link that has events of it, and how many
+        self.places: dict[bytes, tuple[Link, int]] = {}
+        self.counts = Counts()
+        #: None as long as nobody has said
+        self.handlers: tuple[tuple[str, Patterns], ...] | None = None
+        self.vetoes: tuple[tuple[Patterns, Veto], ...] = ()
+
+    def learn(self, ready: Ready) -> None:
+        self.handlers = tuple((name, Patterns((pattern,))) for name, pattern in ready.handlers)
+        self.vetoes = tuple((Patterns((veto.pattern,)), veto) for veto in ready.vetoes)
+
+    def wants(self, name: str, handlers: tuple[str, ...] | None) -> bool:
+        """Whether it handles this event; a group that is expected and has never said is thought to."""
+        if self.handlers is None:
+            return self.is_expected
+        return any(
+            patterns.match(name) and (handlers is None or handler in handlers) for handler, patterns in self.handlers
+        )
+
+    def veto(self, name: str) -> Veto | None:
+        """The most patient registration that may refuse this event."""
+        found = [veto for patterns, veto in self.vetoes if patterns.match(name)]
+        return max(found, key=lambda veto: (veto.timeout_s, veto.refuses), default=None)
+
+    def ready_links(self) -> list[Link]:
+        return [link for link in self.links if link.is_open and link.ready is not None]
+
+    def least_loaded(self) -> Link | None:
+        return min(self.ready_links(), key=lambda link: link.load, default=None)
+
+    def place(self, event: Outgoing) -> None:
+        """Give an event to a link: that of its key, or the one that has least to do."""
+        known = self.places.get(event.key)
+        link = self.least_loaded() if known is None else known[0]
+        if link is None:
+            self.waiting.append(event)
+            return
+        self.places[event.key] = link, 1 if known is None else known[1] + 1
+        link.submit(event)
+
+    def place_waiting(self) -> None:
+        events, self.waiting = self.waiting, deque()
+        for event in events:
+            self.place(event)
+
+    def forget(self, event: Outgoing) -> None:
+        """An event is done."""
+        known = self.places.get(event.key)
+        if known is not None:
+            link, count = known
+            if count > 1:
+                self.places[event.key] = link, count - 1
+            else:
+                del self.places[event.key]
+
+    def lose(self, link: Link) -> None:
+        """A link has ended: what it had waits again, before everything that came later."""
+        self.links.remove(link)
+        self.places = {key: place for key, place in self.places.items() if place[0] is not link}
+        self.waiting.extendleft(reversed(link.leftover()))
+        self.place_waiting()
+
+
+class Hub:
+    """Hands events out.
+
+    Args:
+        on_done: told of events that every group is done with, in the order they got done; `Outgoing.dead` has the dead
+            letters that must be stored before the event is forgotten.
+        log: takes a line, and the logs it is for.
+        expected: groups whose events are kept until a worker comes.
+        limit: events held at one time.
+    """
+
+    def __init__(
+        self,
+        *,
+        on_done: Callable[[list[Outgoing]], None],
+        log: Callable[[bytes, frozenset[str]], None],
+        expected: tuple[str, ...] = (),
+        limit: int = LIMIT,
+        window: int = WINDOW,
+        silence_s: float = SILENCE_S,
+    ) -> None:
+        self._on_done = on_done
+        self._log = log
+        self._limit = limit
+        self._window = window
+        self._silence_s = silence_s
+        self._groups: dict[str, _Group] = {}
+        for name in expected:
+            self._groups[name] = _Group(name, is_expected=True)
+        self._shapes: dict[tuple[str, tuple[str, ...]], Shape] = {}
+        self._programs: dict[tuple[bytes, str, tuple[str, ...]], ProgramText] = {}
+        self._held = 0
+        self._room = trio.Event()
+        self._changed = trio.Event()
+
+    # -- what events are --
+
+    def shape(self, event: str, fields: tuple[str, ...]) -> Shape:
+        """The shape of an event's values; the same one each time."""
+        place = (event, fields)
+        found = self._shapes.get(place)
+        if found is None:
+            found = self._shapes[place] = Shape(len(self._shapes) + 1, event, fields)
+        return found
+
+    def program(self, source: bytes, where: str, variables: tuple[str, ...]) -> ProgramText:
+        """A program for workers; the same one each time.  `where` begins with ``event_action``, for messages."""
+        place = (source, where, variables)
+        found = self._programs.get(place)
+        if found is None:
+            found = self._programs[place] = ProgramText(len(self._programs) + 1, source, where, variables)
+        return found
+
+    # -- events that must be handled --
+
+    def wants(self, name: str, handlers: tuple[str, ...] | None = None) -> bool:
+        """Whether anybody would get this event; if not it need not be built."""
+        return any(group.wants(name, handlers) for group in self._groups.values())
+
+    @property
+    def held(self) -> int:
+        """Events that are not done."""
+        return self._held
+
+    def submit_nowait(self, event: Outgoing) -> bool:
+        """Take an event; False if there are too many already.  `on_done` is told of it exactly once, if it is taken."""
+        if self._held >= self._limit:
+            return False
+        if event.program is not None:
+            wanting = [self._group(MAIN, is_expected=True)]
+        else:
+            assert event.shape is not None, "an event has a shape or a program"
+            name, handlers = event.shape.event, event.handlers
+            self._show(event)
+            wanting = [
+                group for group in self._groups.values() if group.name != OBSERVERS and group.wants(name, handlers)
+            ]
+        if not wanting:
+            self._on_done([event])
+            return True
+        self._held += 1
+        event.open_groups = len(wanting)
+        for group in wanting:
+            group.place(event)
+        return True
+
+    async def submit(self, event: Outgoing, *, timeout_s: float) -> bool:
+        """As `submit_nowait`, but wait for room so long at most."""
+        with trio.move_on_after(timeout_s):
+            while not self.submit_nowait(event):
+                await self._room.wait()
+            return True
+        return False
+
+    # -- live events --
+
+    def publish(
+        self, shape: Shape, values: Values | Packed, *, id: bytes = b"", handlers: tuple[str, ...] | None = None
+    ) -> None:
+        """Send a live event to a worker of each group that wants it; where there is no room it is lost, and counted."""
+        for group in self._groups.values():
+            if group.name != OBSERVERS and group.handlers is not None and group.wants(shape.event, handlers):
+                link = group.least_loaded()
+                if link is None or not link.publish(shape, id, values, handlers):
+                    group.counts.dropped += 1
+        self._observe(shape, id, values)
+
+    def _observe(self, shape: Shape, id: bytes, values: Values | Packed) -> None:
+        group = self._groups.get(OBSERVERS)
+        if group is not None and group.links and group.wants(shape.event, None):
+            for link in group.ready_links():
+                if not link.publish(shape, id, values, None):
+                    group.counts.dropped += 1
+
+    def _show(self, event: Outgoing) -> None:
+        if event.shape is not None and OBSERVERS in self._groups:
+            self._observe(event.shape, event.id, event.values)
+
+    # -- questions --
+
+    def may_refuse(self, name: str) -> bool:
+        """Whether anybody has a veto on this event."""
+        return any(group.veto(name) is not None for group in self._groups.values())
+
+    async def ask(self, shape: Shape, values: Values | Packed, *, id: bytes = b"") -> Refusal | None:
+        """Ask every group that has a veto on an event, one after the other, until one refuses.
+
+        Each is waited for as long as it asked for; what its silence means is what it said it means.
+        """
+        self._observe(shape, id, values)
+        for group in list(self._groups.values()):
+            veto = group.veto(shape.event)
+            if veto is None:
+                continue
+            try:
+                answer = await self._ask_group(group, shape, values, id, veto.timeout_s)
+            except ActionError as error:
+                group.counts.silent += 1
+                self._log(f"{shape.event}: {error}".encode(), frozenset(["main"]))
+                if veto.refuses:
+                    return Refusal(f"no answer from {group.name}".encode(), group.name)
+                continue
+            if answer.status is Status.FAILED:
+                self._log(b"%s: %s" % (shape.event.encode(), answer.text), frozenset(["main", "panic"]))
+            elif answer.status is Status.DONE and answer.text:
+                group.counts.refused += 1
+                return Refusal(answer.text, group.name)
+        return None
+
+    async def _ask_group(
+        self, group: _Group, shape: Shape, values: Values | Packed, id: bytes, timeout_s: float
+    ) -> Answer:
+        deadline = trio.current_time() + timeout_s
+        while True:
+            link = await self._wait_for_link(group, deadline)
+            try:
+                return await link.ask(shape, id, values, deadline - trio.current_time())
+            except WorkerDied:
+                # a question changes nothing, so another worker may be asked in the time that is left
+                if trio.current_time() >= deadline:
+                    raise
+                # its link is about to end
+                await trio.lowlevel.checkpoint()
+
+    async def evaluate(
+        self, program: ProgramText, values: Values | Packed, state: Mapping[str, Any], *, timeout_s: float
+    ) -> Answer:
+        """Evaluate a program in one of the engine's own workers.
+
+        Raises:
+            ActionTimeout: there was no worker, or no answer, in time.
+            WorkerDied: the worker died; the program may have done what it does.
+        """
+        deadline = trio.current_time() + timeout_s
+        link = await self._wait_for_link(self._group(MAIN, is_expected=True), deadline)
+        return await link.evaluate(program, values, state, deadline - trio.current_time())
+
+    async def _wait_for_link(self, group: _Group, deadline: float) -> Link:
+        with trio.move_on_at(deadline):
+            while (link := group.least_loaded()) is None:
+                await self._changed.wait()
+            return link
+        raise ActionTimeout(f"there is no worker of {group.name}")
+
+    # -- workers --
+
+    async def serve(
+        self,
+        transport: Transport,
+        control: socket.socket,
+        *,
+        group: str,
+        settings: Mapping[str, Any] | None = None,
+        on_link: Callable[[Link], None] | None = None,
+    ) -> str:
+        """Serve one worker until it is gone; returns why.  What it was not done with goes to others, or waits.
+
+        Args:
+            transport, control: see `Link`; owned from now on.
+            on_link: told of the link before it begins.
+        """
+        link = Link(
+            transport,
+            control,
+            self,
+            group=group,
+            settings=settings,
+            window=self._window if group != OBSERVERS else 0,
+            silence_s=self._silence_s,
+        )
+        where = self._group(group)
+        where.links.append(link)
+        if on_link is not None:
+            on_link(link)
+        try:
+            return await link.run()
+        finally:
+            where.lose(link)
+            if not where.links and not where.is_expected:
+                self._dissolve(where)
+
+    def report(self) -> list[GroupReport]:
+        """How each group stands."""
+        return [
+            GroupReport(
+                group.name,
+                len(group.ready_links()),
+                len(group.waiting) + sum(link.load - link.unacknowledged for link in group.links),
+                sum(link.unacknowledged for link in group.links),
+                group.counts,
+            )
+            for group in self._groups.values()
+        ]
+
+    async def drain(self, *, timeout_s: float) -> bool:
+        """Let every worker finish what it has; False if that took too long.  Nothing may be submitted any more."""
+        with trio.move_on_after(timeout_s):
+            async with trio.open_nursery() as nursery:
+                for group in self._groups.values():
+                    for link in group.links:
+                        nursery.start_soon(link.drain if link.ready else link.dismiss)
+            return True
+        return False
+
+    def _group(self, name: str, *, is_expected: bool = False) -> _Group:
+        group = self._groups.get(name)
+        if group is None:
+            group = self._groups[name] = _Group(name, is_expected=is_expected)
+        return group
+
+    def _dissolve(self, group: _Group) -> None:
+        """Nobody is left of a group that came by itself: what it has not handled is not waited for."""
+        del self._groups[group.name]
+        self._finish(group, list(group.waiting))
+
+    def on_ready(self, link: Link, ready: Ready) -> None:
+        """See `channel.Owner`."""
+        group = self._groups[link.group]
+        group.learn(ready)
+        # what was kept in case it is wanted, and is not
+        unwanted = [
+            event
+            for event in group.waiting
+            if event.shape is not None and not group.wants(event.shape.event, event.handlers)
+        ]
+        if unwanted:
+            gone = set(map(id, unwanted))
+            group.waiting = deque(event for event in group.waiting if id(event) not in gone)
+            self._finish(group, unwanted)
+        group.place_waiting()
+        self._changed.set()
+        self._changed = trio.Event()
+
+    def on_done(self, link: Link, events: list[Outgoing]) -> None:
+        """See `channel.Owner`."""
+        group = self._groups[link.group]
+        for event in events:
+            group.forget(event)
+        self._finish(group, events)
+
+    def on_log(self, link: Link, line: Log) -> None:
+        """See `channel.Owner`."""
+        self._log(line.text, line.logs)
+
+    def _finish(self, group: _Group, events: list[Outgoing]) -> None:
+        """One group is done with these."""
+        done = []
+        for event in events:
+            group.counts.done += 1
+            event.open_groups -= 1
+            if not event.open_groups:
+                group.counts.dead += bool(event.dead)
+                done.append(event)
+        if done:
+            self._held -= len(done)
+            self._on_done(done)
+            self._room.set()
+            self._room = trio.Event()
