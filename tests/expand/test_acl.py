@@ -28,7 +28,7 @@ def _run(
     scope = Scope(
         variables,
         acls=Acls.compile(texts, options=options),
-        lookups=_Down(),  # type: ignore[arg-type]
+        lookups=_Down(),
         logwrite=lambda line, logs: log.append((line, sorted(logs))),
     )
     try:
@@ -77,7 +77,12 @@ def _run(
     ],
 )
 def test_verbs_conditions_and_messages(text: str, value: bytes | None, holds: bool | None) -> None:
-    variables = {"domain": b"A.Test", "local_part": b"bob", "host": b"mx.example", "host_address": b"10.1.2.3"}
+    variables: dict[str, Any] = {
+        "domain": b"A.Test",
+        "local_part": b"bob",
+        "host": b"mx.example",
+        "host_address": b"10.1.2.3",
+    }
     found, _, _ = _run(text, **variables)
     if value is None:
         assert isinstance(found, ExpandError)

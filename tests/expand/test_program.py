@@ -99,7 +99,7 @@ def test_the_seeds_layout_gives_a_blank_behind_the_result() -> None:
 
     scope = Scope(
         {"event_name": b"msg:delivery", "sender_address_domain": b"o'neil.example", "domain": b"A.Test"},
-        lookups=Lookups(),  # type: ignore[arg-type]
+        lookups=Lookups(),
     )
     assert compile_option(_SEED, key="main.event_action").evaluate(scope) == b" "
     assert asked == [("pgsql", b"SELECT * FROM record_Delivery( 'o''neil.example','a.test')")]
@@ -190,7 +190,7 @@ def test_the_three_kinds_of_failure_are_told_apart() -> None:
     with pytest.raises(ForcedFailure, match='"if" failed and "fail" requested'):
         compile_text("${if eq{a}{b}{x}fail}").evaluate(Scope())
     with pytest.raises(LookupDeferral, match='lookup of "q" gave DEFER: server is down'):
-        compile_text("a${lookup pgsql{q}}").evaluate(Scope(lookups=Lookups()))  # type: ignore[arg-type]
+        compile_text("a${lookup pgsql{q}}").evaluate(Scope(lookups=Lookups()))
     with pytest.raises(ExpandError) as caught:
         compile_text("${base64d:!}").evaluate(Scope())
     assert type(caught.value) is ExpandError

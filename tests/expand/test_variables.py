@@ -146,7 +146,7 @@ def test_a_lookup_says_whether_dns_was_authentic() -> None:
         def find(self, *_: object, **__: object) -> Found:
             return Found(b"x", authenticated=True)
 
-    scope = Scope(lookups=Lookups())  # type: ignore[arg-type]
+    scope = Scope(lookups=Lookups())
     assert _value("${lookup dnsdb{a=b}{$lookup_dnssec_authenticated}}", scope) == b"yes"
 
 
