@@ -43,7 +43,7 @@ _EE: Final = tlsa.Usage.DANE_EE
 #: first octets of records that hold a certificate or a bare key in full
 _FULL_CERTIFICATE: Final = bytes((_TA, tlsa.Selector.CERT, tlsa.Matching.FULL))
 _FULL_KEY: Final = bytes((_TA, tlsa.Selector.SPKI, tlsa.Matching.FULL))
-_REFERENCE: Final = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*\Z", re.ASCII)
+_REFERENCE: Final = re.compile(r"[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*\Z", re.ASCII)
 #: a wildcard is a whole first label before at least two more (OpenSSL's rule)
 _WILDCARD: Final = re.compile(r"\*((?:\.[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?){2,})\Z", re.ASCII)
 _PLAIN_LABEL: Final = re.compile(r"[a-z0-9-]+\Z", re.ASCII)

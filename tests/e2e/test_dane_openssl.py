@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import collections
 import os
+import random
 import re
 
 import pytest
 from cryptography import x509
 
-from engine.tls.dane import Verdict, judge
+from engine.tls.dane import Verdict, covers, judge
 from engine.tls.tlsa import usable
 from fakes.dane_cases import Case, cases
+from fakes.dane_pki import leaf, make, root
 from fakes.openssl_dane import OracleVerdict, oracle
 
 CASES = int(os.environ.get("OUTRIDER_DANE_CASES", "4000"))
@@ -79,6 +81,37 @@ def test_no_verdict_is_more_lenient_than_that_of_openssl(part: int) -> None:
     assert seen["match 2"] > 10
     assert seen["match 3"] > 10
     assert {"no-match", "name-mismatch", "invalid-chain", "unusable"} <= set(seen)
+
+
+@pytest.mark.slow
+def test_no_name_is_covered_that_openssl_does_not_cover() -> None:
+    """Names of few letters, so that they often meet; a name that only we accept is a bug."""
+    rng = random.Random(SEED)
+    reference = oracle()
+    seen: collections.Counter[tuple[bool, bool]] = collections.Counter()
+    stricter: dict[str, str] = {}
+
+    def some_name() -> str:
+        labels = ["".join(rng.choices("aA-_*1", (9, 2, 2, 1, 3, 1), k=rng.choice((1, 1, 1, 2, 3)))) for _ in range(4)]
+        return ".".join(
+            rng.choices((*labels, "*", "xn--a", ""), (4, 3, 2, 2, 4, 1, 0.2), k=rng.choice((1, 2, 3, 3, 4)))
+        )
+
+    for number in range(700):
+        patterns = tuple(some_name() for _ in range(rng.choice((1, 1, 2))))
+        inside = {"names": None, "subject": patterns[0]} if number % 5 == 0 else {"names": patterns}
+        der = make(leaf(root(), **inside))  # type: ignore[arg-type]
+        names = [pattern.replace("*", rng.choice(("a", "a-", "1", "xn--a", "_", "a.a")), 1) for pattern in patterns]
+        for name in [*names, *(some_name() for _ in range(6))]:
+            ours, theirs = covers(der, [name]), reference.covers(der, name)
+            assert theirs is not None
+            assert theirs or not ours, (patterns, name)
+            seen[ours, theirs] += 1
+            if theirs and not ours:
+                stricter[name] = repr(patterns)
+    assert seen[True, True] > 100
+    # names with empty labels or other characters than a name can have, which OpenSSL compares all the same
+    assert all(re.search(r"\A\.|\.\.|\.\Z|\A\Z|\*", name) for name in stricter), stricter
 
 
 def test_every_reason_to_be_stricter_is_told() -> None:

@@ -5,10 +5,10 @@ A case is mostly a good one with one or two things wrong, for cases with everyth
 
 from __future__ import annotations
 
+import datetime
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 
 from cryptography.hazmat.primitives import serialization
 
@@ -59,6 +59,15 @@ LEAF_FAULTS: tuple[dict[str, object], ...] = (
     {"names": ("MX.Example.ORG", "a.example.net")},
     {"names": ("mx_1.example.org", "*.example.org")},
     {"names": ("xn--bcher-kva.example.org",)},
+    {"names": ("mx.example.org.",)},
+    {"names": ("*.example.org.",)},
+    {"names": ("*.-a.example.org", "*.b-.example.org")},
+    {"names": ("*.a_b.example.org", "-mx.example.org")},
+    {"names": ("mx.example.org\0.example.net",)},
+    {"names": ("",)},
+    {"names": ("*.xn--bcher-kva.example.org", "xn--*.example.org")},
+    {"names": None, "subject": "*.example.org"},
+    {"names": None, "subject": "mx.ex\xe4mple.org"},
     {"names": (HOST,), "subject": ""},
     {"label": "rsa-leaf"},
     {"label": "rsa1024-leaf"},
@@ -78,6 +87,8 @@ _ROOT_FAULTS: tuple[dict[str, object], ...] = (
     {"label": "rsa-root", "pss": True},
     {"path_length": 0},
     {"permitted": ("example.net",)},
+    {"label": "ed448-root"},
+    {"digest": "sha512", "label": "p521-root"},
 )
 _NAMES = (
     (HOST,),
@@ -93,7 +104,16 @@ _NAMES = (
     ("example.org",),
     ("xn--bcher-kva.example.org",),
     ("mail.example.net", "mx2.example.net", "mx3.example.org"),
+    ("mx.-a.example.org",),
+    ("mx.b-.example.org",),
+    ("mx.a_b.example.org",),
+    ("-mx.example.org",),
+    ("xn--x.example.org",),
+    ("a.xn--bcher-kva.example.org",),
+    ("mx-.example.org",),
 )
+#: days from `NOW`, for which certificates are not yet or no longer valid
+_DAYS = (0, 0, 0, 0, 0, 0, 0, 0, -29, -31, 1, 3, 59, 61, -400)
 
 
 @dataclass(frozen=True)
@@ -103,7 +123,7 @@ class Case:
     records: tuple[bytes, ...]
     chain: tuple[bytes, ...]
     names: tuple[str, ...]
-    now: datetime = NOW
+    now: datetime.datetime = NOW
 
 
 @dataclass(frozen=True)
@@ -167,7 +187,8 @@ def _case(rng: random.Random, world: World) -> Case:
     records = [_record(rng, world) for _ in range(rng.choice((1, 1, 1, 2, 2, 3, 4)))]
     if rng.random() < 0.1:
         records.append(rng.choice(records))
-    return Case(tuple(records), tuple(chain), rng.choice(_NAMES))
+    now = NOW + datetime.timedelta(days=rng.choice(_DAYS), seconds=rng.choice((-1, 0, 1)))
+    return Case(tuple(records), tuple(chain), rng.choice(_NAMES if rng.random() < 0.7 else _NAMES[:1]), now)
 
 
 def _sent(rng: random.Random, world: World) -> list[bytes]:

@@ -66,6 +66,7 @@ _LIBSSL: Mapping[str, tuple[Any, list[Any]]] = {
 _LIBCRYPTO: Mapping[str, tuple[Any, list[Any]]] = {
     "d2i_X509": (c_void_p, [c_void_p, POINTER(c_char_p), c_long]),
     "X509_free": (None, [c_void_p]),
+    "X509_check_host": (c_int, [c_void_p, c_char_p, c_size_t, c_uint, c_void_p]),
     "OPENSSL_sk_new_null": (c_void_p, []),
     "OPENSSL_sk_push": (c_int, [c_void_p, c_void_p]),
     "OPENSSL_sk_free": (None, [c_void_p]),
@@ -136,6 +137,17 @@ class Oracle:
             for certificate in certificates:
                 crypto.X509_free(certificate)
             crypto.ERR_clear_error()
+
+    def covers(self, certificate: bytes, name: str) -> bool | None:
+        """Whether the certificate is for the host; None if OpenSSL cannot read it."""
+        loaded = self._load(certificate)
+        if not loaded:
+            return None
+        octets = name.encode()
+        found = self._crypto.X509_check_host(loaded, octets, len(octets), _NO_PARTIAL_WILDCARDS, None)
+        self._crypto.X509_free(loaded)
+        self._crypto.ERR_clear_error()
+        return bool(found == 1)
 
     def _verify(self, connection: int, certificates: list[int], usable: int, now: datetime) -> OracleVerdict:
         ssl, crypto = self._ssl, self._crypto
