@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import enum
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
 from ..errors import DataError
@@ -55,10 +55,12 @@ class Recipient:
     Attributes:
         address: ``local@domain``, domain as lower-case A-labels.
         merge: the merge data, without the address; None when there are none.
+        line: one-based number of its first line, 0 if it was not read from lines; makes no difference to equality.
     """
 
     address: str
     merge: Mapping[str, object] | None = None
+    line: int = field(default=0, compare=False)
 
     @property
     def needs_smtputf8(self) -> bool:
@@ -113,7 +115,7 @@ class RecipientReader:
             return self._csv_rows()
         return self._rows(_read_object if self.format is Format.JSON_LINES else _read_address)
 
-    def _rows(self, read: Callable[[str], Recipient]) -> Iterator[Recipient | BadRow]:
+    def _rows(self, read: Callable[[Line], Recipient]) -> Iterator[Recipient | BadRow]:
         for line in self._lines:
             if line.error:
                 yield BadRow(line.number, line.error, line.text)
@@ -121,7 +123,7 @@ class RecipientReader:
             if not line.text or line.text.isspace():
                 continue
             try:
-                yield read(line.text)
+                yield read(line)
             except DataError as error:
                 yield BadRow(line.number, error.message, line.text)
 
@@ -182,7 +184,7 @@ class RecipientReader:
             except DataError as error_of_address:
                 yield BadRow(line.number, error_of_address.message, "\n".join([part.text for part in raw]))
                 continue
-            yield Recipient(address, dict(zip(rest, fields, strict=True)) if rest else None)
+            yield Recipient(address, dict(zip(rest, fields, strict=True)) if rest else None, line.number)
 
     def _split(self, line: Line, raw: list[Line]) -> tuple[list[str], str]:
         """The fields of a row that has quotes, and what is wrong with it; lines it goes on in are added to `raw`."""
@@ -219,11 +221,12 @@ _CSV_WORDS: Final = {
 }
 
 
-def _read_address(text: str) -> Recipient:
-    return Recipient(str(parse_address(text.strip())))
+def _read_address(line: Line) -> Recipient:
+    return Recipient(str(parse_address(line.text.strip())), None, line.number)
 
 
-def _read_object(text: str) -> Recipient:
+def _read_object(line: Line) -> Recipient:
+    text = line.text
     try:
         found = _DECODER.decode(text)
     except json.JSONDecodeError as error:
@@ -245,7 +248,7 @@ def _read_object(text: str) -> Recipient:
             _check_depth(value, 1)
     if "\\u" in text:
         _check_surrogates(found)
-    return Recipient(str(parse_address(address.strip())), found or None)
+    return Recipient(str(parse_address(address.strip())), found or None, line.number)
 
 
 def _check_depth(value: object, depth: int) -> None:

@@ -82,7 +82,7 @@ def load(
                     if not reason:
                         yield NewRecipient(row.address, row.merge)
                         continue
-                    bad = BadRow(0, reason, row.address)
+                    bad = BadRow(row.line, reason, row.address)
                 assert bad is not None
                 if on_bad is None:
                     raise DataError(f"{bad.reason}: {bad.text}" if bad.text else bad.reason, line=bad.line or None)
