@@ -8,7 +8,10 @@ No verdict may be more lenient than OpenSSL's.  Where one is stricter, `STRICTER
 
 from __future__ import annotations
 
+import base64
 import collections
+import datetime
+import json
 import os
 import random
 import re
@@ -19,12 +22,16 @@ from cryptography import x509
 from engine.tls.dane import Verdict, covers, judge
 from engine.tls.tlsa import usable
 from fakes.dane_cases import Case, cases
-from fakes.dane_pki import leaf, make, root
+from fakes.dane_pki import HOST, NOW, leaf, make, record, root
 from fakes.openssl_dane import OracleVerdict, oracle
+from fakes.peers import PROJECT
 
 CASES = int(os.environ.get("OUTRIDER_DANE_CASES", "4000"))
 SEED = int(os.environ.get("OUTRIDER_DANE_SEED", "20261124"))
 PARTS = 8
+ODD = json.loads((PROJECT / "tests/vectors/tlsa/odd_certificates.json").read_text())
+#: when they are valid
+ODD_AT = datetime.datetime(2026, 11, 25, 6, tzinfo=datetime.UTC)
 
 #: where we refuse what OpenSSL accepts, and why
 STRICTER = {
@@ -83,6 +90,19 @@ def test_no_verdict_is_more_lenient_than_that_of_openssl(part: int) -> None:
     assert {"no-match", "name-mismatch", "invalid-chain", "unusable"} <= set(seen)
 
 
+@pytest.mark.parametrize("row", ODD, ids=[row["what"] for row in ODD])
+def test_odd_certificates_are_judged_alike(row: dict[str, str]) -> None:
+    der = base64.b64decode(row["certificate"])
+    kinds = [(usage, selector, matching) for usage in (2, 3) for selector in (0, 1) for matching in (0, 1, 2)]
+    for now in (ODD_AT, NOW):
+        for kind in kinds:
+            records = (record(der, *kind),)
+            ours = judge(records, (der,), (HOST,), now=now)
+            theirs = oracle().judge(records, (der,), (HOST,), now)
+            assert theirs is not None
+            assert (ours.is_match, ours.status == "unusable") == (theirs.accepted, theirs.usable == 0), kind
+
+
 @pytest.mark.slow
 def test_no_name_is_covered_that_openssl_does_not_cover() -> None:
     """Names of few letters, so that they often meet; a name that only we accept is a bug."""
@@ -100,7 +120,7 @@ def test_no_name_is_covered_that_openssl_does_not_cover() -> None:
     for number in range(700):
         patterns = tuple(some_name() for _ in range(rng.choice((1, 1, 2))))
         inside = {"names": None, "subject": patterns[0]} if number % 5 == 0 else {"names": patterns}
-        der = make(leaf(root(), **inside))  # type: ignore[arg-type]
+        der = make(leaf(root(), **inside))
         names = [pattern.replace("*", rng.choice(("a", "a-", "1", "xn--a", "_", "a.a")), 1) for pattern in patterns]
         for name in [*names, *(some_name() for _ in range(6))]:
             ours, theirs = covers(der, [name]), reference.covers(der, name)
