@@ -3,15 +3,17 @@
 How: `outrider sink` in a process of its own, with a self-made certificate.  Ours opens a session as a delivery does
 (TCP, banner, EHLO, STARTTLS, handshake, the certificate matched with a TLSA record ``3 1 1``, EHLO) and says QUIT; one
 after another, with trio.  The bare loop says the same octets over blocking sockets and pyOpenSSL and looks at no
-certificate.  Both run in this process in turns; measured is its CPU time, a connection.  Then ours again, where the
-sessions of the connections before may be resumed.  Right: every connection ends with the capabilities of the sink, ours
-is proved by DANE each time, and is resumed each time or never.
+certificate.  A third says them with trio and nothing around it, to tell what waiting with trio costs by itself: each
+of the seven waits of a connection is a turn of its loop and of epoll.  All run in this process in turns; measured is
+its CPU time, a connection.  Then ours again, where the sessions of the connections before may be resumed.  Right: every
+connection ends with the capabilities of the sink, ours is proved by DANE each time, and is resumed each time or never.
 
 What would falsify it: a median ratio over 1.3 for new connections, or over 0.8 for resumed ones.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import socket
@@ -50,8 +52,10 @@ def run(bench: Harness) -> None:
         bare = Contender("bare loop", lambda: _bare(sink.port, count), SSL.SSLeay_version(SSL.SSLEAY_VERSION).decode())
         fresh = Contender("outrider", lambda: trio.run(_ours, sink, count, False))
         resumed = Contender("outrider", lambda: trio.run(_ours, sink, count, True))
+        waiting = Contender("bare trio", lambda: trio.run(_bare_trio, sink.port, count), trio.__version__)
         bench.compare("new connection with DANE-EE", fresh, bare, metric=CPU_US, at_most=1.3, is_figure=True)
         bench.compare("resumed connection with DANE-EE", resumed, bare, metric=CPU_US, at_most=0.8)
+        bench.compare("new connection, beside the least that trio needs", fresh, waiting, metric=CPU_US)
 
 
 class _Sink:
@@ -101,11 +105,16 @@ async def _ours(sink: _Sink, count: int, is_resumed: bool) -> Timing:
     return watch.timing(count, right)
 
 
-def _bare(port: int, count: int) -> Timing:
+def _bare_context() -> SSL.Context:
     context = SSL.Context(SSL.TLS_CLIENT_METHOD)
     context.set_min_proto_version(SSL.TLS1_2_VERSION)
     context.set_cipher_list(b"DEFAULT:!aNULL:!eNULL")
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+    return context
+
+
+def _bare(port: int, count: int) -> Timing:
+    context = _bare_context()
     hello = b"EHLO " + _HELO.encode() + b"\r\n"
     right = 0
     with Stopwatch() as watch:
@@ -135,3 +144,61 @@ def _read_hello(connection: socket.socket | SSL.Connection) -> bytes:
     while _LAST_LINE not in found or not found.endswith(b"\r\n"):
         found += connection.recv(65536)
     return found
+
+
+async def _bare_trio(port: int, count: int) -> Timing:
+    context = _bare_context()
+    hello = b"EHLO " + _HELO.encode() + b"\r\n"
+    right = 0
+    with Stopwatch() as watch:
+        for _ in range(count):
+            channel = trio.socket.socket()
+            await channel.connect(("127.0.0.1", port))
+            channel.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            stream = trio.SocketStream(channel)
+            await stream.receive_some(65536)
+            await stream.send_all(hello)
+            found = b""
+            while _LAST_LINE not in found or not found.endswith(b"\r\n"):
+                found += await stream.receive_some(65536)
+            await stream.send_all(b"STARTTLS\r\n")
+            await stream.receive_some(65536)
+            secure = SSL.Connection(context, None)
+            secure.set_tlsext_host_name(_NAME.encode())
+            secure.set_connect_state()
+            await _shake_hands(secure, stream)
+            secure.send(hello)
+            await stream.send_all(secure.bio_read(65536))
+            found = b""
+            while _LAST_LINE not in found or not found.endswith(b"\r\n"):
+                found += await _receive(secure, stream)
+            right += b"PIPELINING" in found
+            secure.send(b"QUIT\r\n")
+            await stream.send_all(secure.bio_read(65536))
+            await _receive(secure, stream)
+            secure.shutdown()
+            await stream.send_all(secure.bio_read(65536))
+            await stream.aclose()
+    return watch.timing(count, right)
+
+
+async def _shake_hands(secure: SSL.Connection, stream: trio.SocketStream) -> None:
+    while True:
+        is_done = True
+        try:
+            secure.do_handshake()
+        except SSL.WantReadError:
+            is_done = False
+        with contextlib.suppress(SSL.WantReadError):
+            await stream.send_all(secure.bio_read(65536))
+        if is_done:
+            return
+        secure.bio_write(await stream.receive_some(65536))
+
+
+async def _receive(secure: SSL.Connection, stream: trio.SocketStream) -> bytes:
+    while True:
+        try:
+            return secure.recv(65536)
+        except SSL.WantReadError:
+            secure.bio_write(await stream.receive_some(65536))

@@ -205,3 +205,18 @@ async def test_an_insecure_mx_is_matched_and_not_counted(make_world: MakeWorld, 
     assert session.facts.tls is not None
     assert (session.facts.tls.dane, session.facts.tls.resumed) == (True, False)
     await session.quit()
+
+
+async def test_sessions_are_resumed_under_the_same_records_only(make_world: MakeWorld, sink: Sink) -> None:
+    """R44, R45: another set of records is another policy and means a full handshake; their order means nothing."""
+    made = scene(make_world, sink.address[1], RIGHT, WRONG)
+    seen = []
+    for records in [(RIGHT, WRONG), (WRONG, RIGHT), (RIGHT,), (RIGHT,), ()]:
+        made.answers.records = records
+        made.site = Site("r", made.site.transport, (HOST,))
+        made.world.core.tlsa = TlsaLookup(made.answers)
+        session = await made.connect()
+        assert session.facts.tls is not None
+        seen.append((session.facts.tls.resumed, session.facts.tls.dane))
+        await session.quit()
+    assert seen == [(False, True), (True, True), (False, True), (True, True), (False, False)]
