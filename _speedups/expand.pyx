@@ -1070,6 +1070,7 @@ cdef object substitute(Code code, Frame frame, State state, object subject, obje
     cdef bint after_empty = False
     cdef int piece_mark
     cdef Code program = replacement if isinstance(replacement, Code) else None
+    mark[0] = subject_mark
     examine(state, text)
     while at <= size:
         spend(state, 200, 0)
@@ -1330,7 +1331,7 @@ cdef object steps_from(Code code, Frame frame, State state, int* place, int* res
             if value is not None:
                 spend(state, 1, len(value))
             slots[a] = value
-            marks[a] = CLEAN if row[1] else mark
+            marks[a] = CLEAN if row[1] else part_mark(mark)
         elif what == SEAM:
             value = seam(code, frame, state, constants[b], c, d)
             marks[a] = CLEAN if value is None else mark_of(value)
@@ -1417,7 +1418,7 @@ cdef object steps_from(Code code, Frame frame, State state, int* place, int* res
             value = join_list(items, slots[c])
             spend(state, 1, len(value))
             slots[a] = value
-            marks[a] = marks[b]
+            marks[a] = part_mark(marks[b])
         elif what == SORT_ADD:
             # a: slot with the list, b: item, c: key, d: comparator
             items = slots[a]
@@ -1440,7 +1441,7 @@ cdef object steps_from(Code code, Frame frame, State state, int* place, int* res
             value = substitute(code, frame, state, fetch(code, slots, b), fetch(code, slots, c),
                                fetch(code, slots, d), &mark)
             slots[a] = value
-            marks[a] = join_marks(mark, mark_at(frame, d))
+            marks[a] = part_mark(join_marks(mark, mark_at(frame, d)))
         elif what == FAIL:
             row = constants[a]
             raise row[0](row[1], column=row[2])

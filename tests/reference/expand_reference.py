@@ -18,7 +18,7 @@ from engine.expand.mailtext import domain, local_part
 from engine.expand.numbers import evaluate, integer
 from engine.expand.operators import lower, upper
 from engine.expand.regexes import compile_regex
-from engine.expand.taint import Tainted, is_tainted, join, quoter_of, taint
+from engine.expand.taint import Tainted, is_tainted, join, taint
 
 if TYPE_CHECKING:
     from engine.expand import Scope
@@ -198,7 +198,7 @@ class Reference:
         fold = lower if caseless else bytes
         for item in split_list(_plain(members)):
             if fold(item) == fold(subject):
-                self.value = taint(item, quoter_of(members)) if is_tainted(members) else item
+                self.value = _as(item, members)
                 return self.go(target, True)
         return self.go(target, False)
 
@@ -241,8 +241,7 @@ class Reference:
                 separator, plain = leading_separator(plain)
                 separator = 0x3A if separator is None else separator
             items = split_list(plain, separator)
-        mark = quoter_of(text)
-        self.slots[a] = iter([taint(item, mark) if is_tainted(text) else item for item in items])
+        self.slots[a] = iter([_as(item, text) for item in items])
         self.slots[a + 1] = separator
 
     def next(self, a: int, b: int, target: int, _: int) -> None:
@@ -260,10 +259,7 @@ class Reference:
 
     def join_list(self, a: int, b: int, c: int, pairs: int) -> None:
         items = [pair[0] for pair in self.slots[b]] if pairs else self.slots[b]
-        marked = [item for item in items if is_tainted(item)]
-        quoters = {quoter_of(item) for item in marked}
-        text = join_list(map(_plain, items), self.slots[c])
-        self.slots[a] = taint(text, quoters.pop() if len(quoters) == 1 else None) if marked else text
+        self.slots[a] = _as(join_list(map(_plain, items), self.slots[c]), *items)
 
     def sort_add(self, a: int, b: int, c: int, kind: int) -> None:
         pairs, item, key = self.slots[a], self.get(b), self.get(c)
@@ -318,7 +314,7 @@ class Reference:
                 break
         self.groups = saved
         # the subject counts as a part even when all of it was replaced
-        self.slots[a] = join_marks(b"".join(map(_plain, out)) + text[at:], subject, *out, replacement)
+        self.slots[a] = _as(b"".join(map(_plain, out)) + text[at:], subject, *out, replacement)
 
     def fail(self, a: int, *_: int) -> None:
         kind, message, column = self.assembly.constants[a]
@@ -329,15 +325,6 @@ class Reference:
         if is_tainted(value):
             shown = value.decode("utf-8", "surrogateescape")
             raise ExpandError(f"attempt to use tainted string '{shown}' for {self.assembly.constants[b]}")
-
-
-def join_marks(text: bytes, *origins: bytes) -> bytes:
-    """`text` with the mark that all its origins have together."""
-    marked = [origin for origin in origins if is_tainted(origin)]
-    if not marked:
-        return text
-    quoters = {quoter_of(origin) for origin in marked}
-    return taint(text, quoters.pop() if len(quoters) == 1 else None)
 
 
 def _lookup_of(function: Any) -> str | None:
