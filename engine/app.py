@@ -21,6 +21,7 @@ from .delivery.core import Core
 from .delivery.jobs import Jobs
 from .delivery.leases import Leases
 from .delivery.progress import Progress
+from .delivery.reporting import Reporting
 from .delivery.retries import Retries
 from .delivery.routing import RouterChain
 from .delivery.routing.expansion import EngineExpander
@@ -31,6 +32,7 @@ from .errors import ConfigError, DataError
 from .expand import Scope
 from .expand.lists import NamedLists
 from .logs.mainlog import MainLogFormat, parse_selector
+from .logs.tlsrpt import TlsrptLog
 from .logs.writer import LogFile, LogWriter
 from .net.resolver import Resolver
 from .net.sts_cache import StsPolicies
@@ -205,6 +207,7 @@ def make_core(
             make_scope,
             compiled.routers.threads,
         ),
+        reporting=Reporting(tlsrpt_log(config), compiled.resolver),
         jobs=Jobs(database, name),
         leases=Leases(),
         progress=progress,
@@ -248,6 +251,12 @@ def sts_fetcher(config: Config, resolver: Resolver) -> StsFetcher:
     """What fetches them."""
     options = config.mta_sts
     return StsFetcher(resolver, trust_anchors=options.verify_certificates, port=options.port)
+
+
+def tlsrpt_log(config: Config) -> TlsrptLog | None:
+    """Where results of TLS go, if they are to go anywhere."""
+    options = config.tlsrpt
+    return TlsrptLog(options.directory, options.collector) if options.directory or options.collector else None
 
 
 def with_queue(config: Config, queue: str | None) -> Config:

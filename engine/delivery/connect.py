@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from ..net.session import Session
     from ..policy.hosts import Host
     from ..tls.context import TlsOptions
+    from ..tls.dane import Verdict
     from ..tls.facts import Decide
     from ..tls.ocsp import Demand
     from .core import Core
@@ -77,7 +78,8 @@ async def _open_as_planned(core: Core, site: Site, number: int, decisions: HostD
     host, plan = site.hosts[number], policy.decision.plan
     try:
         ocsp = await _ocsp_demand(core, site, number, policy.decision.usage_mask)
-        return await _open(core, site, number, replace(decisions, files=replace(decisions.files, ocsp=ocsp)), plan)
+        decisions = replace(decisions, files=replace(decisions.files, ocsp=ocsp))
+        return await _open_and_report(core, site, number, decisions, policy.decision)
     except TlsPolicyError as error:
         if plan.level is TlsLevel.DANE:
             _tell_dane_failure(core, host, error)
@@ -87,6 +89,24 @@ async def _open_as_planned(core: Core, site: Site, number: int, decisions: HostD
         text = f"{error.message}: delivering unencrypted to H={host.name} [{host.address}] (not in hosts_require_tls)"
         core.settlement.tell(Fact(FactKind.NOTE, core.clock(), text=text))
     return await _open(core, site, number, decisions, CLEAR)
+
+
+async def _open_and_report(core: Core, site: Site, number: int, decisions: HostDecisions, found: Decision) -> Session:
+    """Open a session, and let TLSRPT know what became of the policies it is made under."""
+    verdicts: list[Verdict] = []
+    try:
+        session = await _open(core, site, number, decisions, found.plan, verdicts.append)
+    except DeliveryError as error:
+        await core.reporting.report(core, site, number, found, error=error, verdict=verdicts[-1] if verdicts else None)
+        raise
+    try:
+        facts = session.facts
+        await core.reporting.report(core, site, number, found, facts=facts.tls, local_address=facts.local_address)
+    except BaseException:
+        with trio.CancelScope(shield=True):
+            await session.aclose()
+        raise
+    return session
 
 
 def _tell_dane_failure(core: Core, host: Host, error: TlsPolicyError) -> None:
@@ -127,6 +147,7 @@ async def _policy(core: Core, site: Site, number: int, decisions: HostDecisions)
     for line in found.log:
         core.settlement.tell(Fact(FactKind.NOTE, core.clock(), text=line))
     if isinstance(found, Refusal):
+        await core.reporting.report(core, site, number, found)
         error = DeliveryError(found.message, errno=found.errno, retry_name=found.retry_name, permanent=found.permanent)
         error.dane_fail = found.dane_fail
         raise error
@@ -135,7 +156,7 @@ async def _policy(core: Core, site: Site, number: int, decisions: HostDecisions)
     return policy
 
 
-def _judge_by(plan: Plan, clock: Callable[[], float]) -> Decide | None:
+def _judge_by(plan: Plan, clock: Callable[[], float], note: Callable[[Verdict], None]) -> Decide | None:
     """Who decides about the chain of certificates: the TLSA records, where there are some."""
     if plan.level is not TlsLevel.DANE:
         return None
@@ -143,6 +164,7 @@ def _judge_by(plan: Plan, clock: Callable[[], float]) -> Decide | None:
     def decide(chain: tuple[bytes, ...]) -> ChainVerdict:
         now = datetime.datetime.fromtimestamp(clock(), datetime.UTC)
         verdict = judge(plan.tlsa, chain, plan.reference_names, now=now)
+        note(verdict)
         # R13: what insecure MX records lead to may match, and proves nothing
         return ChainVerdict(verdict.is_match, verdict.is_match and plan.authenticates, verdict.reason)
 
@@ -195,7 +217,14 @@ def _scope(core: Core, site: Site, number: int) -> ExpandScope:
 _AUTHENTICATED: Final = {True: b"yes", False: b"no", None: b""}
 
 
-async def _open(core: Core, site: Site, number: int, decisions: HostDecisions, plan: Plan) -> Session:
+async def _open(
+    core: Core,
+    site: Site,
+    number: int,
+    decisions: HostDecisions,
+    plan: Plan,
+    note: Callable[[Verdict], None] = lambda _: None,
+) -> Session:
     host, options = site.hosts[number], site.transport.options
     # an interface of the other family is not for this host
     interface = options.interface if (":" in options.interface) == (":" in host.address) else ""
@@ -221,7 +250,7 @@ async def _open(core: Core, site: Site, number: int, decisions: HostDecisions, p
         ),
         core.contexts,
         memory,
-        decide=_judge_by(plan, core.clock),
+        decide=_judge_by(plan, core.clock, note),
         tls_options=_files_for(plan, decisions.files),
     )
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .leases import Leases
     from .pool import Pool
     from .progress import Progress
+    from .reporting import Reporting
     from .retries import Retries
     from .routing import RouteDeferred, RouterChain
     from .settlement import Settled, Settlement, StoreThread
@@ -68,6 +69,7 @@ class Core:
     contexts: TlsContexts
     tlsa: TlsaLookup
     sts: StsGate
+    reporting: Reporting
     jobs: Jobs
     leases: Leases
     progress: Progress
