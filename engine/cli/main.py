@@ -25,6 +25,7 @@ COMMANDS: Final = {
     "expand": False,
     "why": False,
     "tlsa": True,
+    "tlsrpt": False,
     "sink": False,
     "worker": True,
     "demo": False,
