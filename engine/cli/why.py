@@ -1,14 +1,17 @@
 """`outrider why`: how a domain is reached, what TLS must prove there, and what would happen to mail.
 
 Layer: command line.  Spec: dane-tls R1 to R21 (each step names its rule), R10 (a resolver that vouches for nothing).
-Everything is decided by what decides it for mail: routers, `PlanBuilder`, the options of the transport.  DNS is asked,
-no host is connected to.
+Everything is decided by what decides it for mail: routers, `PlanBuilder`, MTA-STS, the transport.  DNS is
+asked, and the host of an MTA-STS policy where there is one; no mail host is connected to.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import random
+import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path  # noqa: TC003 - typer reads the annotations
@@ -21,18 +24,23 @@ from .. import app as composition
 from ..actions.lookups.registry import LookupRegistry
 from ..config import load, loads
 from ..delivery.routing import Routed, RouteDeferred
+from ..delivery.sts import NO_POLICY, StsGate
 from ..errors import ExpandError
 from ..expand import Scope
 from ..net.resolver import Resolver
+from ..net.sts_cache import StsAnswer, StsPolicies
 from ..net.tlsa_lookup import TlsaLookup
 from ..policy.builder import PlanBuilder
 from ..policy.plan import TlsLevel
 from ..policy.requirement import Decision, Refusal
+from ..policy.wishes import decide
 from ..tls import tlsa
 from ..values import parse_address
 from .exits import Exit, exit_on_error
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ..app import Compiled
     from ..config import Config
     from ..delivery.routing import Route
@@ -100,10 +108,13 @@ class Story:
     resolver: WatchedResolver
     route: Route
     validates: bool | None = None
+    sts: StsAnswer = NO_POLICY
     hops: list[Hop] = field(default_factory=list)
 
     @property
     def exit_code(self) -> Exit:
+        if self.sts.must_wait:
+            return Exit.TEMPORARY
         if isinstance(self.route, Routed):
             return Exit.OK if any(hop.may_be_used for hop in self.hops) else Exit.TEMPORARY
         return Exit.TEMPORARY if isinstance(self.route, RouteDeferred) else Exit.UNAVAILABLE
@@ -115,6 +126,8 @@ class Story:
             return f"mail waits: {self.route.message}"
         if not isinstance(self.route, Routed):
             return f"mail fails: {self.route.message}"
+        if self.sts.must_wait:
+            return f"mail waits: {self.sts.must_wait}"
         first = next((hop for hop in self.hops if hop.may_be_used), None)
         if first is None or not isinstance(first.found, Decision):
             return "mail waits: no host may be connected to for now"
@@ -134,6 +147,7 @@ class Story:
             "transport": self.route.transport if isinstance(self.route, Routed) else None,
             "questions": [question_as_object(answer) for answer in self.resolver.answers.values()],
             "steps": list(self.route.reasons),
+            "mta_sts": sts_as_object(self.sts),
             "hosts": [hop_as_object(hop) for hop in self.hops],
             "mail": self.mail,
             "exit_code": int(self.exit_code),
@@ -151,6 +165,7 @@ class Story:
         else:
             lines += [f"  {reason}" for reason in self.route.reasons]
             lines.append(f"  {self.route.message}")
+        lines += [f"  {line}" for line in _sts_lines(self.sts)]
         for number, hop in enumerate(self.hops, 1):
             preference = "" if hop.host.preference is None else f", preference {hop.host.preference}"
             lines += ["", f"host {number}: {hop.host.name} [{hop.host.address}]:{hop.port}{preference}"]
@@ -179,9 +194,18 @@ async def _find_out(config: Config, address: Address) -> Story:
         route = await compiled.routers.route(address, scope)
         story = Story(address, resolver, route)
         if isinstance(route, Routed):
+            with _policies(compiled) as policies:
+                gate = StsGate(
+                    policies,
+                    config.routers,
+                    compiled.transports,
+                    lambda variables: _scope(compiled, lookups, variables),
+                    compiled.routers.threads,
+                )
+                story.sts = await gate.look_up(route, str(address.domain))
             lookup = TlsaLookup(resolver)
             for host in route.hosts:
-                story.hops.append(await _hop(compiled, lookups, lookup, route, host))
+                story.hops.append(await _hop(compiled, lookups, lookup, gate, story, host))
         if resolver.is_ad_trusted:
             root = await Resolver.query(resolver, ".", "SOA")
             story.validates = None if root.is_error else root.ad
@@ -190,12 +214,29 @@ async def _find_out(config: Config, address: Address) -> Story:
         lookups.close()
 
 
+@contextlib.contextmanager
+def _policies(compiled: Compiled) -> Iterator[StsPolicies]:
+    """The MTA-STS policies that the engine keeps; where we may not write there, none beyond the end of the block."""
+    config, resolver = compiled.config, compiled.resolver
+    fetch = composition.sts_fetcher(config, resolver).fetch
+    directory = composition.sts_directory(config)
+    if os.access(directory, os.W_OK):
+        yield StsPolicies(directory, resolver, fetch, clock=time.time)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        yield StsPolicies(scratch, resolver, fetch, clock=time.time)
+
+
 def _scope(compiled: Compiled, lookups: LookupRegistry, variables: dict[str, Any]) -> Scope:
     variables = {"primary_hostname": compiled.host_name, **variables}
     return Scope(variables, lookups=lookups, now=time.time, random=random.randrange)
 
 
-async def _hop(compiled: Compiled, lookups: LookupRegistry, lookup: TlsaLookup, route: Routed, host: Host) -> Hop:
+async def _hop(
+    compiled: Compiled, lookups: LookupRegistry, lookup: TlsaLookup, gate: StsGate, story: Story, host: Host
+) -> Hop:
+    route = story.route
+    assert isinstance(route, Routed)
     transport = compiled.transports[route.transport]
     port = host.port or transport.options.port
     variables = {
@@ -212,7 +253,10 @@ async def _hop(compiled: Compiled, lookups: LookupRegistry, lookup: TlsaLookup, 
         decisions = await trio.to_thread.run_sync(transport.decide, host, scope)
     except ExpandError as error:
         return Hop(host, port, None, error.message)
-    return Hop(host, port, await lookup.run(PlanBuilder(host, port, decisions.tls)))
+    found = await lookup.run(PlanBuilder(host, port, decisions.tls))
+    if isinstance(found, Decision):
+        found = decide(found, host, decisions.tls, sts=story.sts.policy, is_by_dns=gate.is_by_dns(route.router))
+    return Hop(host, port, found)
 
 
 # --- in words ---------------------------------------------------------------------------------------------------------
@@ -257,6 +301,29 @@ def _use(rdata: bytes, records: tuple[bytes, ...]) -> str:
     if rdata in {records[index] for index in tlsa.shadowed(records)}:
         return "  (ignored: there is a stronger digest)"
     return ""
+
+
+def _sts_lines(sts: StsAnswer) -> list[str]:
+    lines = []
+    if sts.policy is not None:
+        policy = sts.policy
+        lines.append(f"MTA-STS policy of {policy.domain}: mode {policy.mode.value}, mx {', '.join(policy.mx)}")
+    if sts.problem:
+        lines.append(f"MTA-STS: {sts.problem}: {sts.detail}")
+    if sts.must_wait:
+        lines.append(f"MTA-STS: {sts.must_wait}")
+    return lines
+
+
+def sts_as_object(sts: StsAnswer) -> dict[str, Any]:
+    """What is known of a domain's MTA-STS policy as JSON has it."""
+    policy = sts.policy
+    return {
+        "policy": None if policy is None else {"mode": policy.mode.value, "mx": policy.mx, "id": policy.id},
+        "must_wait": sts.must_wait or None,
+        "problem": sts.problem or None,
+        "detail": sts.detail or None,
+    }
 
 
 def hop_as_object(hop: Hop) -> dict[str, Any]:

@@ -13,10 +13,14 @@ from typing import Any
 import pytest
 
 from engine.cli import why as command
+from engine.config import loads
 from engine.policy.answers import Answer, Status
 from engine.policy.plan import CLEAR, Plan, TlsLevel
+from engine.values import parse_address
 from fakes.dnssec import SignedDns, Signing, Zone
 from fakes.peers import PROJECT
+from fakes.sts_world import DOMAIN, MX, policy, sts_scene
+from fakes.tls_pairs import anchors
 
 EE, EE512 = bytes(range(32)), bytes(range(64))
 
@@ -182,6 +186,27 @@ def test_without_configuration() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["hosts"][0]["plan"]["level"] == "opportunistic"
+
+
+async def test_mta_sts(tmp_path: Path) -> None:
+    """R48, R49: a policy is fetched and heeded, and an MX that it does not name is put off."""
+    async with sts_scene(tmp_path) as scene:
+        text = (
+            f'[main]\nqueue = "sqlite://{tmp_path}/queue.db"\n[dns]\nnameservers = ["{scene.dns.address}"]\n'
+            f'[mta_sts]\nport = {scene.host.port}\nverify_certificates = "{anchors(tmp_path)}"\n'
+            '[[routers]]\nname = "dnslookup"\ndriver = "dnslookup"\nself = "send"\ntransport = "t"\n'
+            '[transports.t]\ndriver = "smtp"\n'
+        )
+        address = parse_address(f"user@{DOMAIN}")
+        scene.publish(policy("enforce", "*.example.org"))
+        story = await command._find_out(loads(text.encode()), address)
+        assert f"  MTA-STS policy of {DOMAIN}: mode enforce, mx *.example.org" in story.as_text().splitlines()
+        assert story.mail == f"mail goes to {MX} [127.0.0.1], over TLS with a certificate that verifies, or not at all"
+        assert story.as_object()["mta_sts"]["policy"] == {"mode": "enforce", "mx": ("*.example.org",), "id": "1"}
+        scene.publish(policy("enforce", "mx.elsewhere.example"))
+        story = await command._find_out(loads(text.encode()), address)
+        assert (story.exit_code, story.mail) == (75, "mail waits: no host may be connected to for now")
+        assert f"-> no connection for now: MTA-STS: {MX} is not named by the policy of {DOMAIN}" in story.as_text()
 
 
 def test_words_for_every_manner() -> None:
