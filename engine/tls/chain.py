@@ -166,7 +166,7 @@ def is_signed_by(certificate: crypto.X509, key: bytes) -> bool:
         digest = parsed.signature_hash_algorithm
         signature, content = parsed.signature, parsed.tbs_certificate_bytes
         if isinstance(public, rsa.RSAPublicKey) and isinstance(parameters, padding.PKCS1v15 | padding.PSS) and digest:
-            if _RSASSA_PSS in key[:24] and not isinstance(parameters, padding.PSS):
+            if _RSASSA_PSS in key[:24] and not _allows(key, encoded(certificate), content):
                 return False
             public.verify(signature, content, parameters, digest)
         elif isinstance(public, ec.EllipticCurvePublicKey) and digest:
@@ -179,6 +179,19 @@ def is_signed_by(certificate: crypto.X509, key: bytes) -> bool:
     except (ValueError, TypeError, InvalidVersion, InvalidSignature, UnsupportedAlgorithm):
         return False
     return True
+
+
+def _allows(key: bytes, certificate: bytes, content: bytes) -> bool:
+    """Whether a key for RSASSA-PSS alone may have made the signature of a certificate (RFC 4055 §1.2).
+
+    `cryptography` takes such a key for one of plain RSA and drops its parameters.  Those of the signature have to be
+    the same octets, or to be PSS at least where the key has none.
+    """
+    start = certificate.index(content) + len(content)
+    used = certificate[start : start + 2 + certificate[start + 1]]
+    start = key.index(_RSASSA_PSS) - 2
+    allowed = key[start : start + 2 + key[start + 1]]
+    return used == allowed or (allowed[2:] == _RSASSA_PSS and used[2:].startswith(_RSASSA_PSS))
 
 
 def _has_weak_digest(der: bytes) -> bool:
