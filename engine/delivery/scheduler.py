@@ -208,18 +208,21 @@ class Scheduler:
     async def _dispatch(self, claims: list[Claim], nursery: trio.Nursery) -> None:
         core = self._core
         routed: dict[int, tuple[Route, list[Member], StsAnswer]] = {}
+        useless: dict[int, str] = {}
         for claim in claims:
-            try:
-                context = core.jobs.get(claim.job_id) or await core.jobs.load(claim.job_id)
-            except DataError as error:
-                core.fail(None, claim, f"the message of this job cannot be composed: {error}")
-                continue
-            except QueueLocked as error:
-                self._tell_trouble(error)
-                core.settlement.release(claim)
-                continue
+            job = claim.job_id
+            context = core.jobs.get(job)
+            if context is None and job not in useless:
+                try:
+                    context = await core.jobs.load(job)
+                except DataError as error:
+                    useless[job] = f"the message of this job cannot be composed: {error}"
+                except QueueLocked as error:
+                    self._tell_trouble(error)
+                    core.settlement.release(claim)
+                    continue
             if context is None:
-                core.fail(None, claim, "the job of this recipient is gone")
+                core.fail(None, claim, useless.setdefault(job, "the job of this recipient is gone"))
                 continue
             domain = claim.address.rpartition("@")[2]
             waiting = self._unrouted.get(domain)
