@@ -55,7 +55,6 @@ class TlsrptLog:
     def __init__(self, directory: str, collector: str = "") -> None:
         self._directory = directory
         self._collector = collector
-        self._socket: socket.socket | None = None
         self._told = ""
         self.trouble = ""
         self.lost = 0
@@ -78,11 +77,6 @@ class TlsrptLog:
         trouble, self.trouble = self.trouble, ""
         return trouble
 
-    def close(self) -> None:
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
-
     def _append(self, report: SessionReport) -> None:
         os.makedirs(self._directory, mode=0o750, exist_ok=True)
         day = datetime.datetime.fromtimestamp(report.at, datetime.UTC).date()
@@ -95,10 +89,10 @@ class TlsrptLog:
             os.close(handle)
 
     def _send(self, octets: bytes) -> None:
-        if self._socket is None:
-            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-            self._socket.setblocking(False)
-        self._socket.sendto(octets, self._collector)
+        # a socket a connection is nothing beside the connection, and there is none to forget
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+            channel.setblocking(False)
+            channel.sendto(octets, self._collector)
 
     def _lose(self, text: str) -> None:
         self.lost += 1

@@ -86,7 +86,6 @@ def test_a_datagram(tmp_path: Path) -> None:
         log = TlsrptLog("", str(tmp_path / "socket"))
         log.record(REPORT)
         values = json.loads(collector.recv(65536))
-        log.close()
     assert values == json.loads(datagram(REPORT))
     assert values == {
         "dpv": "1",
@@ -131,7 +130,6 @@ def test_no_collector(tmp_path: Path) -> None:
     log.record(REPORT)
     assert "collector" in log.take_trouble()
     assert (log.take_trouble(), log.lost) == ("", 2)
-    log.close()
 
 
 def test_a_collector_that_does_not_read_holds_nobody_up(tmp_path: Path) -> None:
@@ -141,4 +139,3 @@ def test_a_collector_that_does_not_read_holds_nobody_up(tmp_path: Path) -> None:
         for _ in range(2000):
             log.record(REPORT)
         assert log.lost > 0
-        log.close()
