@@ -203,3 +203,51 @@ async def test_events_in_the_outbox_are_drained(make_world: MakeWorld) -> None:
     assert len(world.store.drain_outbox(owner, 10)) == 1
     await world.core.settlement.drain_outbox()
     assert world.store.drain_outbox(owner, 10) == []
+
+
+async def test_a_domain_that_is_put_off_keeps_its_time_for_those_who_come_later(make_world: MakeWorld) -> None:
+    """A batch later is not a further failure: else the gaps of a rule would never grow."""
+    world = make_world(retry='pattern = "*"\nrule = "G,10h,5m,2"')
+    world.add_job("a@d.example", "b@d.example")
+    first, second = world.claim()
+    at = world.clock() + 300
+    world.core.settlement.defer(deferral(world, first, key="R:d.example", created_at=None))
+    await world.core.settlement._commit()
+    world.clock.now += 7
+    world.core.settlement.defer(deferral(world, second, key="R:d.example", created_at=None))
+    await world.core.settlement._commit()
+    assert {state(world, f"{name}@d.example")[1] for name in "ab"} == {at}
+
+
+async def test_a_queue_that_stays_full_can_be_left(make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second Ctrl-C: a commit that is repeated for ever must not hold the process."""
+    world = make_world()
+    world.add_job("a@d.example")
+    (claim,) = world.claim()
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise QueueFull("the disk of the queue file is full")
+
+    monkeypatch.setattr(world.store, "settle", full)
+    world.core.settlement.settle(claim, claim.outcome(OutcomeKind.DELIVERED), "mx")
+    with trio.fail_after(10), trio.move_on_after(0.2) as scope:
+        await world.core.settlement.run()
+    assert scope.cancelled_caught
+    assert world.core.settlement.is_stuck
+
+
+async def test_a_stop_does_not_wait_for_a_full_disk_for_ever(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.delivery.settlement.RETRY_COMMIT_S", 0.01)
+    world = make_world()
+    world.add_job("a@d.example")
+    (claim,) = world.claim()
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise QueueFull("the disk of the queue file is full")
+
+    monkeypatch.setattr(world.store, "settle", full)
+    world.core.settlement.settle(claim, claim.outcome(OutcomeKind.DELIVERED), "mx")
+    with pytest.raises(QueueFull):
+        await commit(world)

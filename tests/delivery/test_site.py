@@ -117,6 +117,38 @@ def test_hosts_max_try_leaves_one_try_for_each_further_preference() -> None:
     assert list(place.take_unservable(0)) == [again]
 
 
+def test_a_host_whose_time_is_up_is_no_try() -> None:
+    """RT-13: but the hard limit counts it."""
+    place = site(10, 10, 10, hosts_max_try=1)
+    place.set_down(0, Down(9.0, ERROR, expired=True))
+    place.add(work())
+    assert place.next_host(0) == 1
+    strict = site(10, 10, 10, hosts_max_try=1, hosts_max_try_hardlimit=1)
+    strict.set_down(0, Down(9.0, ERROR, expired=True))
+    strict.add(work())
+    assert strict.next_host(0) is None
+
+
+def test_a_host_without_room_is_passed_over_and_still_wanted() -> None:
+    place = site(10, 10, 20)
+    place.add(work())
+    assert place.next_host(0, lambda host: host == 0) == 1
+    assert place.next_host(0, lambda host: True) is None
+    assert place.wanted_hosts(0) == [0, 1]
+
+
+def test_the_last_that_waits_is_what_nobody_has_tried() -> None:
+    place = site(10, 20)
+    assert place.last_waiting is None
+    first, second = work(), work()
+    for piece in (first, second, work(tried=1)):
+        place.add(piece)
+    assert place.last_waiting is second
+    assert place.take(0) is first
+    assert place.take(0) is second
+    assert place.last_waiting is None
+
+
 def test_the_hard_limit_has_no_exception() -> None:
     place = site(10, 20, 30, hosts_max_try=1, hosts_max_try_hardlimit=2)
     put_off = work(tried=0b011)
