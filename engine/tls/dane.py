@@ -92,7 +92,8 @@ def judge(records: Sequence[bytes], chain: Sequence[bytes], names: Sequence[str]
         chain: DER certificates as the peer sent them, leaf first; the order of the rest does not matter (R33).
         names: reference names, A-labels; the certificate must have one of them where DANE-TA decides (R36).  With
             none of them DANE-TA never matches (R38).
-        now: aware time for the dates of the certificates (DANE-TA only; DANE-EE knows no dates, R25).
+        now: aware time for the dates of the certificates (DANE-TA only; DANE-EE knows no dates, R25).  A time without
+            zone is taken for UTC.
     """
     records = records if isinstance(records, tuple) else tuple(records)
     in_force = tlsa.well_formed(records)
