@@ -302,7 +302,8 @@ class Scheduler:
         demands = (wish, sts, domain if sts is not NO_POLICY else "")
         key: tuple[object, ...] = (route.transport, route.router, tuple(hosts), demands)
         site = self._sites.get(key)
-        if site is not None and site.by_domain and (site.is_shared or site.hosts[0].domain != domain):
+        by_domain = site is not None and site.by_domain and (site.is_shared or site.hosts[0].domain != domain)
+        if by_domain:
             # DN-11, R46: what the certificate must name depends on the domain
             key = (*key, domain)
             site = self._sites.get(key)
@@ -312,6 +313,7 @@ class Scheduler:
             if len(self._sites) >= MAX_IDLE_SITES:
                 self._forget_idle_sites()
             site = Site(route.router, self._core.transports[route.transport], route.hosts, wish, sts)
+            site.by_domain = by_domain
             self._sites[key] = site
         return site
 
