@@ -17,7 +17,7 @@ from fakes.peers import PROJECT, in_ci, require
 
 SCRIPT = PROJECT / "tests" / "isolated" / "fuzz_certmatch.py"
 #: how long the fuzzer runs under the sanitizer, in seconds
-SECONDS = 10 if in_ci() else 4
+SECONDS = 6 if in_ci() else 4
 
 
 def fuzz(environment: dict[str, str], *, timeout_s: float) -> dict[str, Any]:
