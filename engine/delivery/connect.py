@@ -31,7 +31,7 @@ from .hosterrors import port_of
 from .site import Policy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from ..expand import Scope as ExpandScope
     from ..net.session import Session
@@ -191,13 +191,13 @@ async def _decide(core: Core, site: Site, number: int) -> HostDecisions:
 async def _ocsp_demand(core: Core, site: Site, number: int, usage_mask: int) -> Demand:
     """OC-3: looked at once the TLSA records are known."""
     host, transport = site.hosts[number], site.transport
-    scope = _scope(core, site, number)
+    scope = _scope(core, site, number, {"tls_out_tlsa_usage": str(usage_mask)})
     if transport.is_pure:
         return transport.ocsp_demand(host, scope, usage_mask)
     return await trio.to_thread.run_sync(transport.ocsp_demand, host, scope, usage_mask, limiter=core.threads)
 
 
-def _scope(core: Core, site: Site, number: int) -> ExpandScope:
+def _scope(core: Core, site: Site, number: int, more: Mapping[str, object] | None = None) -> ExpandScope:
     host = site.hosts[number]
     scope = core.make_scope(
         {
@@ -207,6 +207,7 @@ def _scope(core: Core, site: Site, number: int) -> ExpandScope:
             "router_name": site.router,
             "transport_name": site.transport.name,
             "domain": host.domain,
+            **(more or {}),
         }
     )
     scope.dynamic["lookup_dnssec_authenticated"] = _AUTHENTICATED[host.secure]

@@ -165,9 +165,8 @@ class Transport:
         """Whether a stapled OCSP response is asked for (OC-1 to OC-3).  Blocks if not `is_pure`; raises ExpandError.
 
         Args:
-            usage_mask: `$tls_out_tlsa_usage`, now that the TLSA records are known.
+            scope: with `$tls_out_tlsa_usage`, now that the TLSA records are known; usage_mask: its value.
         """
-        scope.dynamic["tls_out_tlsa_usage"] = b"%d" % usage_mask
         if self._listed("hosts_require_ocsp", host, scope):
             return Demand.REQUIRE
         if self.options.hosts_request_ocsp == "*":

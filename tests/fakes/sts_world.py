@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from unittest import mock
 
 from engine.net.sink import Sink, SinkOptions, open_sink
 from engine.smtp.server import EXTENSIONS, ServerOptions
@@ -26,6 +27,7 @@ USER, NEIGHBOUR = f"user@{DOMAIN}", f"user@{OTHER}"
 class Scene:
     """Attributes:
     sink: the mail host of both domains, at MX.
+    asked: an item for each time that the mail host was asked for an OCSP response.
     """
 
     directory: Path
@@ -36,6 +38,7 @@ class Scene:
     extra: str = ""
     transport: str = ""
     lines: list[str] = field(default_factory=list)
+    asked: list[bool] = field(default_factory=list)
 
     def publish(self, body: bytes, id: str = "1", domain: str = DOMAIN) -> None:
         """A policy, and its record."""
@@ -62,7 +65,8 @@ class Scene:
 
     async def send(self, *addresses: str, **options: object) -> dict[str, tuple[str, str]]:
         """Send one message to each (or go on with what waits): address -> (state, text)."""
-        with self.world() as world:
+        # nobody else comes to use a connection that has nothing to do
+        with self.world() as world, mock.patch("engine.delivery.carrier.IDLE_S", 0.02):
             if addresses:
                 world.add_job(*addresses, **options)  # type: ignore[arg-type]
             await world.run()
@@ -74,23 +78,37 @@ class Scene:
 
 @contextlib.asynccontextmanager
 async def sts_scene(
-    directory: Path, *, identity: Identity | None = None, extensions: tuple[str, ...] = EXTENSIONS, ad: bool = False
+    directory: Path,
+    *,
+    identity: Identity | None = None,
+    extensions: tuple[str, ...] = EXTENSIONS,
+    ad: bool = False,
+    staple: bytes | None = None,
 ) -> AsyncIterator[Scene]:
     """See the module's text.
 
     Args:
         identity: of the mail host; without it one that verifies.
         ad: whether DNS says that its answers are validated.
+        staple: what the mail host sends who asks for an OCSP response.
     """
     zone = {(domain, "MX"): Reply([f"10 {MX}."], ad=ad) for domain in (DOMAIN, OTHER)}
     zone |= {(f"mta-sts.{domain}", "A"): Reply(["127.0.0.1"]) for domain in (DOMAIN, OTHER)}
     zone[MX, "A"] = Reply(["127.0.0.1"], ad=ad)
-    options = SinkOptions(
-        tls=server_context(identity or leaf(MX)), server=ServerOptions(extensions=extensions), keep_messages=20
-    )
+    context = server_context(identity or leaf(MX))
+    asked: list[bool] = []
+    if staple is not None:
+        answer = staple
+
+        def on_request(*_: object) -> bytes:
+            asked.append(True)
+            return answer
+
+        context.set_ocsp_server_callback(on_request)
+    options = SinkOptions(tls=context, server=ServerOptions(extensions=extensions), keep_messages=20)
     async with serve_dns(zone) as dns, open_sink(options) as sink:
         with PolicyHost(leaf(f"mta-sts.{DOMAIN}", f"mta-sts.{OTHER}")) as host:
-            yield Scene(directory, dns, host, sink)
+            yield Scene(directory, dns, host, sink, asked=asked)
 
 
 __all__ = ["DOMAIN", "MX", "NEIGHBOUR", "OTHER", "USER", "Scene", "policy", "sts_scene"]
