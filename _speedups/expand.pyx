@@ -26,6 +26,27 @@ from libc.string cimport memcmp, memcpy, memset
 from engine.errors import ExpandError
 from engine.expand.taint import Tainted, kind_of_taint
 
+cdef extern from *:
+    """
+    /* What bytes.__new__ does for a subclass, without the arguments of a call.  The class has no slots and no __dict__,
+       so an instance is octets and nothing else; the hash of a bytes object is made when it is asked for. */
+    static PyObject *tainted_octets(PyTypeObject *kind, PyObject *octets) {
+        Py_ssize_t size = PyBytes_GET_SIZE(octets);
+        PyObject *copy = kind->tp_alloc(kind, size);
+        if (copy == NULL)
+            return NULL;
+        memcpy(PyBytes_AS_STRING(copy), PyBytes_AS_STRING(octets), size + 1);
+    _Py_COMP_DIAG_PUSH
+    _Py_COMP_DIAG_IGNORE_DEPR_DECLS
+        ((PyBytesObject *)copy)->ob_shash = -1;
+    _Py_COMP_DIAG_POP
+        return copy;
+    }
+    """
+    ctypedef struct PyTypeObject:
+        pass
+    object tainted_octets(PyTypeObject* kind, object octets)
+
 #: what one evaluation may cost, nested ones included; a step is 50 ns or so, and all are used up in some seconds
 STEP_LIMIT = 10_000_000
 OCTET_LIMIT = 64 << 20
@@ -229,8 +250,8 @@ cdef inline bytes octets(object value):
 cdef object marked(object value, int mark):
     """`value` as it may leave the evaluator: `Tainted` when it has a mark."""
     if mark == CLEAN:
-        return value if type(value) is bytes else bytes(value)
-    return _kinds[mark](value)
+        return octets(value)
+    return tainted_octets(<PyTypeObject*> _kinds[mark], octets(value))
 
 
 cdef inline unsigned char lowered(unsigned char octet) noexcept:

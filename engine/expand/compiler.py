@@ -576,8 +576,16 @@ class Compiler:
         self._asked(partial(runtime.flag, node.data), [], label, wanted)
 
     def _match_list(self, node: Node, label: _Label, wanted: bool) -> None:
-        operands = self._values(node.parts)
-        self._asked(partial(conditions.match_list, node.data, self._options), operands, label, wanted)
+        members = node.parts[1]
+        items = None
+        if members.kind == "text":
+            items = conditions.compiled_list(node.data, members.data, self._options)
+        if items is None:
+            function = partial(conditions.match_list, node.data, self._options)
+            self._asked(function, self._values(node.parts), label, wanted)
+        else:
+            function = partial(conditions.match_compiled, node.data, items)
+            self._asked(function, [self._value(node.parts[0])], label, wanted)
 
     def _acl_condition(self, node: Node, label: _Label, wanted: bool) -> None:
         self._asked(runtime.acl_holds, self._values(node.parts), label, wanted)

@@ -196,6 +196,14 @@ def list_is_pure(kind: str, members: Node, options: ExpandOptions) -> bool:
         return True
 
 
+def compiled_list(kind: str, members: bytes, options: ExpandOptions) -> ItemList | None:
+    """The list of a `match_domain` and its like that is constant, or None when it cannot be used."""
+    try:
+        return _list(kind, members, options)
+    except ExpandError:
+        return None  # Exim notices when it evaluates
+
+
 def match_list(kind: str, options: ExpandOptions, scope: Scope, subject: bytes, members: bytes) -> bool:
     """`match_domain` and its like: whether `subject` is in the list.
 
@@ -208,14 +216,32 @@ def match_list(kind: str, options: ExpandOptions, scope: Scope, subject: bytes, 
     if kind == "match_ip" and subject and not network.address_version(subject):
         raise ExpandError(f'"{as_text(subject)}" is not an IP address')
     try:
-        members_list = _list(kind, bytes(members), options)
-        find = members_list.found if kind == "match_ip" else members_list.shown
+        items = _list(kind, bytes(members), options)
+    except ExpandError as error:
+        raise _incomplete(error, members) from None
+    return match_compiled(kind, items, scope, subject)
+
+
+def match_compiled(kind: str, items: ItemList, scope: Scope, subject: bytes) -> bool:
+    """As `match_list`, with a list that was compiled before."""
+    if kind == "match_ip":
+        if subject and not network.address_version(subject):
+            raise ExpandError(f'"{as_text(subject)}" is not an IP address')
+        find = items.found
+    else:
+        find = items.shown
+    try:
         found = find(_KINDS[kind][1](subject), scope)
     except ExpandError as error:
-        reason = getattr(error, "reason", error.message)
-        error.message = f'unable to complete match against "{as_text(members)}": {reason}'
-        error.args = (error.message,)
-        raise
+        raise _incomplete(error, items.source) from None
     if found or kind != "match_ip":
         scope.value = found or None
     return found is not None
+
+
+def _incomplete(error: ExpandError, members: bytes) -> ExpandError:
+    """The same error, with the list in front of the reason."""
+    reason = getattr(error, "reason", error.message)
+    error.message = f'unable to complete match against "{as_text(members)}": {reason}'
+    error.args = (error.message,)
+    return error

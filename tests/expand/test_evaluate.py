@@ -183,7 +183,7 @@ def test_changed_programs_are_refused_or_end() -> None:
     rng = random.Random(7)
     text = "${map{a:b:$local_part}{${if match{$item}{(a)}{$1}{${sg{$item}{b}{\\$0x}}}}}}${sort{b:a}{lt}{$item}}"
     assembly = Compiler(_OPTIONS).assemble(compile_text(text, options=_OPTIONS).tree)
-    for _ in range(3000):
+    for _ in range(1000):
         instructions = list(assembly.instructions)
         for _ in range(rng.randrange(1, 4)):
             instructions[rng.randrange(len(instructions))] = rng.randrange(-12, 60)
