@@ -60,6 +60,8 @@ MAX_ROUTING: Final = 100
 MAX_IDLE_SITES: Final = 20_000
 #: seconds between looks for what other processes added to the queue
 POLL_S: Final = 1.0
+#: what the display says while the queue takes nothing; the log has the reason
+TROUBLE: Final = "waiting for the queue: disk full or locked"
 #: seconds between looks while something is due that another engine is about to take
 MIN_WAIT_S: Final = 0.05
 
@@ -111,11 +113,14 @@ class Scheduler:
         """Claim once, or wait for a reason to; True when there is nothing left to do."""
         core = self._core
         high = core.config.main.claim_size * HIGH_WATER_BATCHES
+        if core.settlement.is_stuck:
+            self._show_trouble(True)
         if self.held >= high or core.settlement.is_stuck:
             await self._wait_settled(POLL_S)
             return False
         claims = await self._claim()
         self._told = ""
+        self._show_trouble(False)
         if claims:
             await self._dispatch(claims, nursery)
             return False
@@ -130,10 +135,17 @@ class Scheduler:
 
     def _tell_trouble(self, error: QueueLocked | QueueFull) -> None:
         """Say once what the queue has to say, until it takes a claim again."""
+        self._show_trouble(True)
         if self._told != str(error):
             self._told = str(error)
             text = f"queue: {error}; will try again"
             self._core.settlement.tell(Fact(FactKind.NOTE, self._core.clock(), text=text))
+
+    def _show_trouble(self, is_stuck: bool) -> None:
+        """Let the display say why nothing goes on."""
+        progress = self._core.progress
+        if progress.phase == ("" if is_stuck else TROUBLE):
+            progress.phase = TROUBLE if is_stuck else ""
 
     async def _claim(self) -> list[Claim]:
         core, main = self._core, self._core.config.main

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import trio
 
+from engine.delivery.scheduler import TROUBLE
 from engine.logs.facts import FactKind
 from engine.net.sink import Sink, SinkOptions, open_sink
 from engine.queue.model import Filter, NewJob, NewRecipient, OutcomeKind, RecipientState
@@ -53,6 +54,7 @@ async def test_a_queue_that_cannot_be_asked_now_is_asked_again(
         assert (sink.counts.unique, sink.counts.duplicates) == (60, 0)
     assert {world.state(f"u{number}@d.example")[0] for number in range(60)} == {D}
     told = [fact.text for fact in world.log.facts if fact.kind is FactKind.NOTE]
+    assert world.core.progress.phase == ""
     if len(left) < 2:
         assert told[0] == f"queue: {error}; will try again"
 
@@ -231,3 +233,23 @@ async def test_what_is_cut_off_is_in_doubt_only_where_it_may_have_arrived(make_w
     assert world.store.counts(job.id).leased == 0
     assert world.store.counts(job.id).waiting == 2
     assert not any(fact.kind is FactKind.IN_DOUBT for fact in world.log.facts)
+
+
+async def test_the_display_says_why_nothing_goes_on(make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.delivery.scheduler.POLL_S", 0.02)
+    world = make_world()
+    world.add_job("a@d.example")
+    phases = []
+    claim = world.store.claim
+
+    def locked(*arguments: Any) -> Any:
+        phases.append(world.core.progress.phase)
+        if len(phases) < 3:
+            raise LOCKED
+        return claim(*arguments)
+
+    monkeypatch.setattr(world.store, "claim", locked)
+    with trio.fail_after(10):
+        await world.run()
+    assert phases[:3] == ["", TROUBLE, TROUBLE]
+    assert world.core.progress.phase == ""
