@@ -126,13 +126,13 @@ def test_deferrals_and_drops_end_in_delivery(tmp_path: Path, start_sink: StartSi
     """Scenario 4: 20 % deferred, 5 % dropped; everybody gets it, and twice only who was in doubt."""
     sink = start_sink("--defer", "0.2", "--drop", "0.05", "--seed", "4")
     user = Outrider(tmp_path, sink.port)
-    count = 1000
+    count = 500
     done = user.send(user.recipients(count, domains=3), user.message(TEMPLATE), "--template", "--wait")
     assert done.returncode == 0, done.stderr
     counts = sink.stop()
     assert counts["unique"] == count
-    assert counts["deferred"] > 100
-    assert counts["dropped"] > 20
+    assert counts["deferred"] > 50
+    assert counts["dropped"] > 10
     log = user.log()
     assert user.delivered().keys() == {f"user{number}@d{number % 3}.example" for number in range(count)}
     doubtful = sum(line.mark == "==" and line.rest.startswith("R=smart T=remote_smtp in doubt") for line in log)
@@ -143,11 +143,11 @@ def test_deferrals_and_drops_end_in_delivery(tmp_path: Path, start_sink: StartSi
 def test_a_stop_ends_in_time_and_a_second_start_goes_on(tmp_path: Path, start_sink: StartSink) -> None:
     sink = start_sink("--delay", "20")
     user = Outrider(tmp_path, sink.port, transport='hosts_require_tls = "*"\nconnections_per_host = 4')
-    count = 2000
+    count = 800
     arguments = user.send_arguments(user.recipients(count), user.message(TEMPLATE), "--template")
     with user.started(*arguments) as process:
         deadline = time.monotonic() + 20
-        while user.states_or_none()[2] < 50 and time.monotonic() < deadline:
+        while user.states_or_none()[2] < 20 and time.monotonic() < deadline:
             time.sleep(0.02)
         process.send_signal(signal.SIGTERM)
         assert process.wait(15) == 75
@@ -164,7 +164,7 @@ def test_a_stop_ends_in_time_and_a_second_start_goes_on(tmp_path: Path, start_si
 def test_two_engines_on_one_queue_send_nothing_twice(tmp_path: Path, start_sink: StartSink) -> None:
     sink = start_sink()
     user = Outrider(tmp_path, sink.port, main="claim_size = 50")
-    count = 3000
+    count = 1500
     done = user.send(user.recipients(count), user.message(TEMPLATE), "--template", "--queue-only")
     assert done.returncode == 0, done.stderr
     assert done.stdout == "job 1\n"
