@@ -34,6 +34,7 @@ capacity, which was checked against the size of the buffer when it was opened, a
 ring (`_record`, `_begin`).
 """
 
+cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.float cimport PyFloat_AS_DOUBLE
@@ -97,6 +98,11 @@ cdef enum:
 
 # b"OUTRING" and the version
 cdef uint64_t _MAGIC = 0x01474E495254554F
+
+
+# octets of the numbers CA to D3: float, double, unsigned and signed
+cdef int[10] _WIDTHS
+_WIDTHS[:] = [4, 8, 1, 2, 4, 8, 1, 2, 4, 8]
 
 
 cdef struct Control:
@@ -581,13 +587,27 @@ cdef class Consumer(_End):
     cdef Py_ssize_t _exports
     # where frames that lie there to be looked at end; `_own` if there are none
     cdef uint64_t _next
+    cdef int _row_kind
+    cdef int _row_place
 
     def __init__(self, memory, int number):
         _End.__init__(self, memory, number)
+        self._row_kind = -1
         self._own = self._seen = self._next = RING_LOAD(self._control.head)
         if self._own & (_WORD - 1):
             self.close()
             raise FrameError("the shared memory has impossible positions")
+
+    def set_rows(self, int kind, int place):
+        """From now on `take` gives an array as a `Row`, if it is item `place` of a frame that begins with `kind`.
+
+        Raises:
+            ValueError: that cannot be: a kind is from 0 to 127, a place from 1 to 15.
+        """
+        if not (0 <= kind <= 127 and 1 <= place <= 15):
+            raise ValueError("no such kind or place")
+        self._row_kind = kind
+        self._row_place = place
 
     def take(self, Py_ssize_t limit=512):
         """Read and take out at most `limit` frames; returns their values in order.
@@ -605,7 +625,11 @@ cdef class Consumer(_End):
         self._look()
         try:
             while len(found) < limit and self._record(&source):
-                value = _unpack(&source, 0)
+                # an array of at most fifteen items is one octet, and a kind is another
+                if source.end - source.at > 2 and source.at[1] == self._row_kind and source.at[0] & 0xF0 == 0x90:
+                    value = self._with_row(&source)
+                else:
+                    value = _unpack(&source, 0)
                 if source.at != source.end:
                     raise FrameError("octets behind the value of a frame")
                 found.append(value)
@@ -691,6 +715,20 @@ cdef class Consumer(_End):
         self._look()
         return self._seen - self._own
 
+    cdef object _with_row(self, In *source):
+        # the mark is looked at again, and counts: the memory may have changed
+        cdef Py_ssize_t size = source.at[0] & 0x0F
+        cdef Py_ssize_t index
+        cdef tuple found
+        source.at += 1
+        _need(source, size)
+        found = PyTuple_New(size)
+        for index in range(size):
+            item = _row(source) if index == self._row_place else _unpack(source, 1)
+            Py_INCREF(item)
+            PyTuple_SET_ITEM(found, index, item)
+        return found
+
     cdef int _look(self) except -1:
         cdef uint64_t tail = RING_LOAD(self._control.tail)
         if tail - self._own > self._capacity or tail - self._own < self._seen - self._own or tail & (_WORD - 1):
@@ -763,6 +801,57 @@ cdef class Frame:
         if source.at != source.end:
             raise FrameError("octets behind the value of a frame")
         return value
+
+
+@cython.final
+cdef class Row:
+    """The values of an array, each of which is unpacked when it is asked for, and only then.
+
+    It holds a copy, so it may be kept.  Its lengths have been checked; a value that is none all the same (text that is
+    not UTF-8, too deep) raises FrameError when it is asked for.
+    """
+
+    cdef bytes _octets
+    cdef Py_ssize_t _count
+
+    def __init__(self):
+        raise TypeError("rows come from Consumer.take")
+
+    def __len__(self):
+        return self._count
+
+    def __getitem__(self, Py_ssize_t index):
+        cdef In source
+        if index < 0:
+            index += self._count
+        if not 0 <= index < self._count:
+            raise IndexError("no such value")
+        source.at = <const uint8_t *>PyBytes_AS_STRING(self._octets)
+        source.end = source.at + PyBytes_GET_SIZE(self._octets)
+        _skip(&source, index)
+        return _unpack(&source, 1)
+
+    def __iter__(self):
+        return iter(self.to_tuple())
+
+    def __eq__(self, other):
+        return self.to_tuple() == (other.to_tuple() if isinstance(other, Row) else other)
+
+    __hash__ = None
+
+    def __repr__(self):
+        return f"<Row {self.to_tuple()!r}>"
+
+    def to_tuple(self):
+        """All values."""
+        cdef In source
+        cdef Py_ssize_t _index
+        cdef list found = []
+        source.at = <const uint8_t *>PyBytes_AS_STRING(self._octets)
+        source.end = source.at + PyBytes_GET_SIZE(self._octets)
+        for _index in range(self._count):
+            found.append(_unpack(&source, 1))
+        return tuple(found)
 
 
 # --- unpacking --------------------------------------------------------------------------------------------------------
@@ -878,6 +967,73 @@ cdef object _unpack(In *source, int depth):
         number = _number(source, 1 << (mark - 0xD0))
         return _signed(number, 1 << (mark - 0xD0))
     return _unpack_long(source, mark, depth)
+
+
+cdef object _row(In *source):
+    """An array as a row; anything else as what it is."""
+    cdef uint8_t mark
+    cdef uint64_t size
+    cdef const uint8_t *begin
+    cdef Row row
+    _need(source, 1)
+    mark = source.at[0]
+    if not (mark & 0xF0 == 0x90 or mark == 0xDC or mark == 0xDD):
+        return _unpack(source, 1)
+    source.at += 1
+    size = _number(source, 2 if mark == 0xDC else 4) if mark >= 0xDC else mark & 0x0F
+    # so the count can be no more than the octets that were sent
+    _need(source, size)
+    row = Row.__new__(Row)
+    begin = source.at
+    _skip(source, size)
+    row._octets = PyBytes_FromStringAndSize(<const char *>begin, source.at - begin)
+    row._count = <Py_ssize_t>size
+    # if the memory changed meanwhile the copy may be no row: every use of it is checked again
+    return row
+
+
+cdef int _skip(In *source, uint64_t count) except -1:
+    """Go behind `count` values, looking at their lengths only; arrays and maps are so many values more."""
+    cdef uint8_t mark
+    cdef uint64_t size
+    while count:
+        count -= 1
+        _need(source, 1)
+        mark = source.at[0]
+        source.at += 1
+        if mark <= 0x7F or mark >= 0xE0 or mark == 0xC0 or mark == 0xC2 or mark == 0xC3:
+            continue
+        if mark == 0xC4 or mark == 0xD9:
+            size = _number(source, 1)
+        elif mark >= 0xA0 and mark <= 0xBF:
+            size = mark & 0x1F
+        elif mark <= 0x9F:
+            # 80 to 8F are maps, 90 to 9F arrays
+            count += (mark & 0x0F) * (2 if mark <= 0x8F else 1)
+            size = 0
+        elif mark >= 0xCA and mark <= 0xD3:
+            size = _WIDTHS[mark - 0xCA]
+        elif mark == 0xC5 or mark == 0xDA:
+            size = _number(source, 2)
+        elif mark == 0xC6 or mark == 0xDB:
+            size = _number(source, 4)
+        elif mark >= 0xC7 and mark <= 0xC9:
+            size = 1 + _number(source, 1 << (mark - 0xC7))
+        elif mark >= 0xD4 and mark <= 0xD8:
+            size = 1 + (1 << (mark - 0xD4))
+        elif mark == 0xDC or mark == 0xDD:
+            count += _number(source, 2 if mark == 0xDC else 4)
+            size = 0
+        elif mark == 0xDE or mark == 0xDF:
+            count += 2 * _number(source, 2 if mark == 0xDE else 4)
+            size = 0
+        else:
+            raise FrameError("an octet that msgpack does not use")
+        _need(source, size)
+        source.at += size
+        # every value takes an octet at least
+        _need(source, count)
+    return 0
 
 
 cdef object _signed(uint64_t number, int width):

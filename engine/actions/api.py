@@ -21,14 +21,13 @@ Layer: adapter; no trio.  Spec: issue text "Workers".
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 if TYPE_CHECKING:
-    from .frames import Shape, Values
+    from .frames import Arrived, Shape
 
 #: times that a handler is called with the same events before they are given up; with the pauses of `Backoff` 15 minutes
 ATTEMPTS: Final = 20
@@ -47,7 +46,7 @@ class Event:
 
     __slots__ = ("_shape", "_values", "id", "seq")
 
-    def __init__(self, shape: Shape, values: Values, id: bytes = b"", seq: int = 0) -> None:
+    def __init__(self, shape: Shape, values: Arrived, id: bytes = b"", seq: int = 0) -> None:
         self._shape = shape
         self._values = values
         self.id = id
@@ -282,9 +281,3 @@ def refusal(value: object, name: str) -> bytes:
     if isinstance(value, bytes):
         return bytes(value)
     raise TypeError(f"{name} returned {type(value).__name__}, not None or a string")
-
-
-def is_async(function: object) -> bool:
-    """Whether calling it makes something to be awaited."""
-    kind = type(function)
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(vars(kind).get("__call__"))

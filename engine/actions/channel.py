@@ -22,6 +22,7 @@ state can hurt.
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
 WINDOW: Final = 10_000
 #: events moved into the transport at one time
 _FEED: Final = 256
+#: times in a row that a worker is listened to before others are
+_TURNS: Final = 4
 #: how long a worker may take from its transport to READY: it imports what its handlers need
 READY_S: Final = 60.0
 #: how long a worker that has work may say nothing, by default
@@ -92,13 +95,35 @@ class Owner(Protocol):
 
 
 class _Question:
-    """Somebody waits for an answer."""
+    """Somebody waits for an answer.
 
-    __slots__ = ("answer", "arrived")
+    Attributes:
+        task: who waits, or None when it need not (any more).
+        deadline: of trio's clock.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("answer", "deadline", "task")
+
+    def __init__(self, deadline: float) -> None:
         self.answer: Answer | None = None
-        self.arrived = trio.Event()
+        self.deadline = deadline
+        self.task: trio.lowlevel.Task | None = None
+
+    async def wait(self) -> None:
+        """Until there is an answer, or nobody will give one."""
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            self.task = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        self.task = trio.lowlevel.current_task()
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+    def end(self) -> None:
+        """Wake who waits."""
+        if self.task is not None:
+            trio.lowlevel.reschedule(self.task)
+            self.task = None
 
 
 class _Ended(Exception):
@@ -144,11 +169,15 @@ class Link:
         self._explained: set[tuple[int, int]] = set()
         self._more = trio.Event()
         self._room = trio.Event()
+        self._has_waiters = False
         self._idle = trio.Event()
         self._greeted = trio.Event()
         self._heard = 0.0
         self._is_draining = False
         self._why = ""
+        # when a question gives up next, as far as `_watch_deadlines` knows
+        self._expiry = math.inf
+        self._expires = trio.Event()
         self._scope = trio.CancelScope()
 
     # -- what the hub does --
@@ -212,12 +241,20 @@ class Link:
             raise WorkerDied(f"the worker of {self.group} is gone")
         frame = (*head, time.monotonic() + timeout_s)
         seq = head[1]
-        question = self._questions[seq] = _Question()
+        question = self._questions[seq] = _Question(trio.current_time() + timeout_s)
         self._note_work()
         try:
-            with trio.move_on_after(timeout_s):
-                if await self._put_soon(frame, explain):
-                    await question.arrived.wait()
+            if not (explain() and self._transport.put(frame)):
+                with trio.move_on_at(question.deadline):
+                    await self._put_soon(frame, explain)
+            else:
+                self._transport.flush()
+            # a deadline of its own for each question costs more than the question
+            if question.deadline < self._expiry:
+                self._expiry = question.deadline
+                self._expires.set()
+            if self.is_open:
+                await question.wait()
         except FrameError as error:
             self._on_frame_error(error)
             raise
@@ -227,7 +264,7 @@ class Link:
             return question.answer
         if not self.is_open:
             raise WorkerDied(f"the worker of {self.group} died before it answered")
-        raise ActionTimeout(f"a worker of {self.group} did not answer within {timeout_s:g} s")
+        raise ActionTimeout(f"a worker of {self.group} did not answer in time")
 
     async def _put_soon(self, frame: tuple[Any, ...], explain: Callable[[], bool] = lambda: True) -> bool:
         """Write a frame as soon as there is room; False if the link ends first."""
@@ -255,6 +292,7 @@ class Link:
                     nursery.start_soon(self._pump)
                     nursery.start_soon(self._watch_control)
                     nursery.start_soon(self._watch_silence)
+                    nursery.start_soon(self._watch_deadlines)
         except* _Ended as group:
             self._why = self._why or str(_first(group))
         except* FrameError as group:
@@ -271,7 +309,7 @@ class Link:
         self._transport.close()
         self._control.close()
         for question in self._questions.values():
-            question.arrived.set()
+            question.end()
         self._room.set()
         self._more.set()
         self._idle.set()
@@ -322,6 +360,22 @@ class Link:
             await trio.sleep(min(_SILENCE_CHECK_S, self._silence_s / 4))
             if (self._sent or self._questions) and trio.current_time() - self._heard > self._silence_s:
                 raise _Ended(f"it has said nothing for {self._silence_s:g} s with {len(self._sent)} events to handle")
+
+    async def _watch_deadlines(self) -> None:
+        """End the questions whose time is over.
+
+        It sleeps until the first deadline there was; by then most of these questions are answered.
+        """
+        while True:
+            self._expires = trio.Event()
+            with trio.move_on_at(self._expiry):
+                await self._expires.wait()
+            now = trio.current_time()
+            for question in list(self._questions.values()):
+                if question.deadline <= now:
+                    question.end()
+            open_ones = [question.deadline for question in self._questions.values() if question.deadline > now]
+            self._expiry = min(open_ones, default=math.inf)
 
     # -- writing --
 
@@ -401,22 +455,33 @@ class Link:
                 return
             self._transport.flush()
         else:
+            self._has_waiters = True
             await self._room.wait()
 
     # -- reading --
 
     async def _pump(self) -> None:
         transport = self._transport
+        fd = transport.fileno()
+        turns = 0
         while True:
-            if not self._take():
-                if transport.sleep():
-                    await trio.lowlevel.wait_readable(transport.fileno())
-                transport.awake()
+            if self._take():
+                turns += 1
+                if turns == _TURNS:
+                    # one that never stops talking must not stop the others
+                    turns = 0
+                    await trio.lowlevel.checkpoint()
+                continue
+            turns = 0
+            if transport.sleep():
+                await trio.lowlevel.wait_readable(fd)
+            else:
+                await trio.lowlevel.checkpoint()
+            transport.awake()
+            if self._has_waiters:
+                self._has_waiters = False
                 self._room.set()
                 self._room = trio.Event()
-            else:
-                # one that never stops talking must not stop the others
-                await trio.lowlevel.checkpoint()
 
     def _take(self) -> bool:
         """Read what there is; False if that is nothing."""
@@ -475,7 +540,7 @@ class Link:
         # one that nobody waits for any more is late, not wrong
         if question is not None:
             question.answer = answer
-            question.arrived.set()
+            question.end()
 
     def _on_dead(self, dead: Dead) -> None:
         event = self._sent.get(dead.seq)

@@ -9,6 +9,7 @@ with it; a live event is tried once; what is unfinished when the worker stops is
 from __future__ import annotations
 
 import asyncio
+import inspect
 import queue
 import threading
 import time
@@ -16,13 +17,12 @@ import traceback
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .api import Event, Registration, is_async
 from .frames import ALIVE, DEAD, LOG, Status, ack_frame
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from .api import Backoff
+    from .api import Backoff, Event, Registration
     from .programs import Evaluator
 
 #: octets of an error that are worth keeping
@@ -245,11 +245,12 @@ class Caller:
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """The result.  Raises whatever the function raises."""
-        if not is_async(function):
-            return function(*arguments)
+        found = function(*arguments)
+        if not inspect.iscoroutine(found):
+            return found
         if self._runner is None:
             self._runner = asyncio.Runner()
-        return self._runner.run(function(*arguments))
+        return self._runner.run(found)
 
     def problem(self, function: Callable[..., Any], *arguments: Any) -> str | None:
         """Call; None if it returned, or what it raised, with the place."""

@@ -40,6 +40,7 @@ from msgpack import ExtType
 from ..errors import FrameError
 from ..expand.certificates import Certificate
 from ..expand.taint import Tainted, taint
+from ._ring import Row
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -58,6 +59,8 @@ HELLO: Final = 1
 SHAPE: Final = 2
 PROGRAM: Final = 3
 EVENT: Final = 4
+#: place of the values in an EVENT
+EVENT_VALUES: Final = 4
 ASK: Final = 5
 EVALUATE: Final = 6
 RUN: Final = 7
@@ -70,6 +73,8 @@ LOG: Final = 69
 ALIVE: Final = 70
 
 Values = tuple[Any, ...]
+#: values that have arrived
+Arrived = Values | Row
 
 
 class Status(enum.IntEnum):
@@ -322,7 +327,12 @@ def _fields(name: str, frame: Values, *kinds: type) -> None:
         _refuse(f"{name}: {len(frame) - 1} fields, not {len(kinds)}")
     for value, kind in zip(frame[1:], kinds, strict=True):
         # a bool is an int to isinstance, and a number of seconds may be whole
-        right = type(value) is kind or kind is object or (kind is float and type(value) is int)
+        right = (
+            type(value) is kind
+            or kind is object
+            or (kind is float and type(value) is int)
+            or (kind is tuple and type(value) is Row)
+        )
         if not right:
             _refuse(f"{name}: {type(value).__name__} where {kind.__name__} belongs")
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ..errors import FrameError
 from . import _ring
+from .frames import EVENT, EVENT_VALUES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -109,6 +110,9 @@ class Rings:
         except FrameError:
             self._close_descriptors()
             raise
+        if writes == 1:
+            # what handlers do not look at need not become an object
+            self.consumer.set_rows(EVENT, EVENT_VALUES)
         self.max_frame: int = self.producer.max_frame
         self.put = self.producer.put
         self.put_many = self.producer.put_many

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
+    from .frames import Arrived
     from .transport import Transport
 
 #: shapes that one engine may explain; there are as many as events, and a few for old ones
@@ -157,7 +158,7 @@ class Runner:
         wanting = [desk for desk in self._desks if desk.registration.patterns.match(event)]
         self._shapes[number] = Shape(number, event, fields), wanting
 
-    def _shape(self, number: int, values: tuple[Any, ...]) -> tuple[Shape, list[HandlerDesk]]:
+    def _shape(self, number: int, values: Arrived) -> tuple[Shape, list[HandlerDesk]]:
         known = self._shapes.get(number)
         if known is None:
             raise FrameError(f"no shape {number}")
@@ -165,9 +166,7 @@ class Runner:
             raise FrameError(f"{len(values)} values for the {len(known[0].fields)} fields of {known[0].event}")
         return known
 
-    def _on_event(
-        self, seq: int, number: int, name: bytes, values: tuple[Any, ...], handlers: tuple[str, ...] | None
-    ) -> None:
+    def _on_event(self, seq: int, number: int, name: bytes, values: Arrived, handlers: tuple[str, ...] | None) -> None:
         shape, desks = self._shape(number, values)
         if handlers is not None:
             desks = [desk for desk in desks if desk.name in handlers]
