@@ -97,16 +97,25 @@ async def _open_and_report(core: Core, site: Site, number: int, decisions: HostD
     try:
         session = await _open(core, site, number, decisions, found.plan, verdicts.append)
     except DeliveryError as error:
+        for line in getattr(error, "__notes__", ()):
+            _note(core, site, number, line)
         await core.reporting.report(core, site, number, found, error=error, verdict=verdicts[-1] if verdicts else None)
         raise
     try:
         facts = session.facts
+        if facts.tls is not None and facts.tls.ocsp_log:
+            _note(core, site, number, facts.tls.ocsp_log)
         await core.reporting.report(core, site, number, found, facts=facts.tls, local_address=facts.local_address)
     except BaseException:
         with trio.CancelScope(shield=True):
             await session.aclose()
         raise
     return session
+
+
+def _note(core: Core, site: Site, number: int, text: str) -> None:
+    host = site.hosts[number]
+    core.settlement.tell(Fact(FactKind.NOTE, core.clock(), text=f"H={host.name} [{host.address}]: {text}"))
 
 
 def _tell_dane_failure(core: Core, host: Host, error: TlsPolicyError) -> None:

@@ -247,7 +247,8 @@ class ClientHandshake:
             decide: asked about the chain whatever the level; must be given for a DANE plan.
 
         Raises:
-            TlsPolicyError: the certificate does not prove what the plan demands; close the connection.
+            TlsPolicyError: the certificate does not prove what the plan demands; close the connection.  Its notes are
+                lines for the log.
             ValueError: the plan is for DANE and nobody was given to decide.
         """
         if self._plan.level is TlsLevel.DANE and decide is None:
@@ -262,7 +263,6 @@ class ClientHandshake:
                 verified=stored.verified,
                 verify_message=stored.verify_message,
                 ocsp=stored.ocsp,
-                ocsp_reason=stored.ocsp_reason,
             )
         elif self._wants_verdict:
             message = self._verify(facts)
@@ -299,14 +299,18 @@ class ClientHandshake:
             text = f"(SSL_connect) Server certificate demands a stapled status, but: {staple.reason}"
             if self._plan.level is not TlsLevel.VERIFIED and not facts.dane:
                 facts, text = replace(facts, verified=False, verify_message=f"SSL verify error: {text[14:]}"), ""
+        note = ocsp.log_text(staple, self._ocsp)
         if text:
             self.fail()
-            raise tls_error(text)
+            error = tls_error(text)
+            if note:
+                error.add_note(note)
+            raise error
         if is_good:
             result = ocsp.Result.VERIFIED if is_proved else ocsp.Result.NOT_TRIED
         else:
             result = ocsp.Result.NO_RESPONSE if staple.status is ocsp.Status.ABSENT else ocsp.Result.FAILED
-        return replace(facts, ocsp=result, ocsp_reason=staple.reason)
+        return replace(facts, ocsp=result, ocsp_log=note)
 
     def _needs_staple(self, facts: TlsFacts) -> bool:
         """R53: where a path was verified; what DANE-EE matches needs nobody's word."""

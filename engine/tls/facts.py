@@ -48,7 +48,8 @@ class TlsFacts:
         resumed: the handshake resumed an earlier session; the verdict is the one of that session.
         sni: the name sent in the SNI extension, or None.
         verify_message: why `verified` is False although verification ran (TL-11), else empty.
-        ocsp: `$tls_out_ocsp`: 0 not requested, 1 no response, 2 not tried, 3 failed, 4 verified; ocsp_reason: why.
+        ocsp: `$tls_out_ocsp`: 0 not requested, 1 no response, 2 not tried, 3 failed, 4 verified; ocsp_log: a line
+            about it for the log, or "".
     """
 
     version: str
@@ -61,7 +62,7 @@ class TlsFacts:
     sni: str | None = None
     verify_message: str = ""
     ocsp: int = 0
-    ocsp_reason: str = ""
+    ocsp_log: str = ""
 
     @property
     def log_text(self) -> str:

@@ -159,6 +159,23 @@ _REFUSALS: Final = {
 }
 
 
+def log_text(staple: Staple, demand: Demand) -> str:
+    """The line for the log that goes with it (table of OC-4), or "" for none."""
+    match staple.status:
+        case Status.ABSENT:
+            return "Required TLS certificate status not received" if demand is Demand.REQUIRE else ""
+        case Status.REVOKED:
+            return f"Server certificate {staple.reason}"
+        case Status.OUT_OF_DATE:
+            return f"OCSP dates invalid: {staple.reason}"
+        case Status.UNKNOWN:
+            return "Server certificate status unknown, in OCSP stapling"
+        case Status.GARBLED | Status.UNPROVEN:
+            return f"OCSP response not usable: {staple.reason}"
+        case Status.GOOD:
+            return ""
+
+
 def _check(response: ocsp.OCSPResponse, leaf_der: bytes, candidates: Sequence[bytes], now: datetime.datetime) -> Staple:
     leaf = load_certificate(leaf_der)
     issuers = [each for each in _loaded(candidates) if each.subject == leaf.issuer and _is_issued_by(leaf, each)]

@@ -65,25 +65,28 @@ async def test_dane_decides_who_is_asked(tmp_path: Path, usages: tuple[int, ...]
 
 
 @pytest.mark.parametrize(
-    ("answer", "text"),
+    ("answer", "text", "line"),
     [
-        (b"", "TLS session: (SSL_connect) Required TLS certificate status not received"),
-        (staple(REVOKED), "TLS session: (SSL_connect) Server certificate revoked"),
+        (b"", "Required TLS certificate status not received", "Required TLS certificate status not received"),
+        (staple(REVOKED), "Server certificate revoked", "Server certificate revoked; reason: key_compromise"),
     ],
 )
-async def test_a_host_that_must_staple_and_does_not(tmp_path: Path, answer: bytes, text: str) -> None:
+async def test_a_host_that_must_staple_and_does_not(tmp_path: Path, answer: bytes, text: str, line: str) -> None:
     """OC-4, OC-5: an ordinary failure of TLS; without hosts_require_tls the mail would go in clear (8.2)."""
     async with sts_scene(tmp_path, staple=answer) as scene:
         scene.transport = 'hosts_require_ocsp = "*"\nhosts_require_tls = "*"'
+        text = f"TLS session: (SSL_connect) {text}"
         assert (await scene.send(USER))[USER] == ("queued", text)
         assert scene.sink.counts.messages == 0
-        assert any("defer (-37)" in line and text in line for line in scene.lines)
+        assert any("defer (-37)" in each and text in each for each in scene.lines)
+        assert f"H={MX} [127.0.0.1]: {line}" in scene.lines
 
 
 async def test_what_is_only_asked_for_stops_no_mail(tmp_path: Path) -> None:
     async with sts_scene(tmp_path, staple=staple(REVOKED)) as scene:
         assert (await scene.send(USER))[USER][0] == "delivered"
-        assert " CV=yes " in scene.lines[0]
+        assert scene.lines[0] == f"H={MX} [127.0.0.1]: Server certificate revoked; reason: key_compromise"
+        assert " CV=yes " in scene.lines[1]
 
 
 async def test_required_and_good(tmp_path: Path) -> None:
