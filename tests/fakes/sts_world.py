@@ -26,7 +26,7 @@ USER, NEIGHBOUR = f"user@{DOMAIN}", f"user@{OTHER}"
 @dataclass
 class Scene:
     """Attributes:
-    sink: the mail host of both domains, at MX.
+    sink: the mail host of both domains, at MX; port: where it is reached, if not directly.
     asked: an item for each time that the mail host was asked for an OCSP response.
     """
 
@@ -35,6 +35,7 @@ class Scene:
     host: PolicyHost
     sink: Sink
     seconds: float = 0.0
+    port: int = 0
     extra: str = ""
     transport: str = ""
     lines: list[str] = field(default_factory=list)
@@ -59,7 +60,7 @@ class Scene:
         clock = LaterClock(self.seconds)
         self.seconds += 10
         with dane_world(
-            self.directory, self.dns.address, self.sink.port, dns=dns, transport=transport, clock=clock
+            self.directory, self.dns.address, self.port or self.sink.port, dns=dns, transport=transport, clock=clock
         ) as made:
             yield made
 
