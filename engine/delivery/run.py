@@ -26,7 +26,7 @@ from .settlement import Settlement
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from ..queue.model import Recovered, Recovery
+    from ..queue.model import Recovered
     from .core import Core
 
 #: seconds between looks for engines that have died
@@ -107,6 +107,7 @@ async def _cut_off_when_stopped(core: Core, scope: trio.CancelScope) -> None:
 
 
 def _start_chores(core: Core, scheduler: Scheduler, nursery: trio.Nursery) -> None:
+    nursery.start_soon(_tell_if_nothing_is_validated, core)
     lease_time = core.config.main.lease_time
     chores: tuple[tuple[float, Callable[[], Awaitable[object]]], ...] = (
         (lease_time / 3, lambda: _extend(core, lease_time)),
@@ -129,6 +130,15 @@ async def _repeat(core: Core, interval_s: float, chore: Callable[[], Awaitable[o
             core.settlement.tell(Fact(FactKind.NOTE, core.clock(), text=f"queue: {error}"))
 
 
+async def _tell_if_nothing_is_validated(core: Core) -> None:
+    """R10: a resolver that does not validate switches DANE off, and nobody would know."""
+    tries = any(transport.options.hosts_try_dane for transport in core.transports.values())
+    requires = any(transport.options.hosts_require_dane for transport in core.transports.values())
+    if (tries or requires) and await core.tlsa.validates() is False:
+        text = "DNS: the resolver does not validate (no AD bit in its answer for the root): DANE is not used"
+        core.settlement.tell(Fact(FactKind.NOTE, core.clock(), text=text))
+
+
 async def _extend(core: Core, lease_time: float) -> None:
     epochs = core.leases.epochs
     if epochs:
@@ -143,36 +153,38 @@ async def _sweep(core: Core) -> None:
 
 
 async def _recover(core: Core) -> None:
-    """Clear up after engines that are gone, and log what is known of what they were doing."""
+    await core.database.call(recover_now, core)
+
+
+def recover_now(core: Core) -> None:
+    """Clear up after engines that are gone, and log what is known of what they were doing.  In the queue's thread."""
 
     def log_before_the_commit(recipients: Sequence[Recovered]) -> None:
         # a kill right after the commit must not hide what was in doubt
         core.log.write([fact for recovered in recipients for fact in _recovered_facts(core, recovered)])
 
-    def recover() -> Recovery:
-        return core.database.store.recover(
-            core.engine.owner,
-            core.clock(),
-            in_doubt_delay_s=core.config.main.in_doubt_delay,
-            witness=log_before_the_commit,
-        )
-
-    recovery = await core.database.call(recover)
+    recovery = core.database.store.recover(
+        core.engine.owner,
+        core.clock(),
+        in_doubt_delay_s=core.config.main.in_doubt_delay,
+        witness=log_before_the_commit,
+    )
+    notes: list[str] = []
     if recovery.engines or recovery.recipients:
         doubtful = sum(recovered.kind is RecoveryKind.IN_DOUBT for recovered in recovery.recipients)
-        text = (
+        notes.append(
             f"recovered after engine {', '.join(map(str, recovery.engines)) or 'lost its leases'}:"
             f" {doubtful} in doubt, {len(recovery.recipients) - doubtful} settled from the journal,"
             f" {recovery.released} given back"
         )
-        core.settlement.tell(Fact(FactKind.NOTE, core.clock(), text=text))
-    for job_id in recovery.held_jobs:
-        text = f"job {job_id} is held: its loading was cut off after part of it could have been sent"
-        core.settlement.tell(Fact(FactKind.NOTE, core.clock(), text=text))
-    for job_id in recovery.completed:
-        completion = await core.database.call(core.completion_of_job, job_id)
-        if completion is not None:
-            core.settlement.tell(completion)
+    notes += [
+        f"job {job_id} is held: its loading was cut off after part of it could have been sent"
+        for job_id in recovery.held_jobs
+    ]
+    facts = [Fact(FactKind.NOTE, core.clock(), text=text) for text in notes]
+    facts += [fact for fact in map(core.completion_of_job, recovery.completed) if fact is not None]
+    if facts:
+        core.log.write(facts)
 
 
 def _recovered_facts(core: Core, recovered: Recovered) -> tuple[Fact, ...]:

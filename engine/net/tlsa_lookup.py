@@ -49,6 +49,11 @@ class TlsaLookup:
         self._resolver = resolver
         self._kept: Expiring[str, Answer] = Expiring(cache_size, clock)
 
+    async def validates(self) -> bool | None:
+        """Whether the resolver validates: the root is signed, so it has to say so (R10).  None if it cannot be told."""
+        answer = await self._resolver.query(".", "SOA")
+        return None if answer.is_error else answer.secure
+
     async def run(self, builder: PlanBuilder) -> Decision | Refusal:
         """Ask what `builder` wants to know until it has a result.  Never raises for what DNS does."""
         while builder.result is None:

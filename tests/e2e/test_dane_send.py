@@ -86,6 +86,8 @@ async def test_where_the_ad_bit_proves_nothing_there_is_no_dane(
                 found = world.state("ada@s.test")
                 assert (found[0], found[2]) == (state, errno)
                 lines = log_lines(world)
+        told = "DNS: the resolver does not validate (no AD bit in its answer for the root): DANE is not used"
+        assert (told in {fact.text for fact in world.log.facts}) is not validate
         if errno:
             assert f"H={HOST} [{host.address}]: DANE error: {HOST} lookup not DNSSEC" in lines
         else:

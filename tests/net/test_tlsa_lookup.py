@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+import pytest
 import trio
 import trio.testing
 
@@ -109,3 +110,21 @@ async def test_a_host_without_dane_asks_nothing() -> None:
     found = await lookup.run(PlanBuilder(replace(HOST, address_secure=False), 25, TlsChoices()))
     assert isinstance(found, Decision)
     assert resolver.asked == []
+
+
+@pytest.mark.parametrize(
+    ("status", "ad", "is_trusted", "expected"),
+    [
+        (Status.OK, True, True, True),
+        (Status.NODATA, False, True, False),
+        (Status.OK, True, False, None),
+        (Status.TIMEOUT, False, True, None),
+    ],
+)
+async def test_whether_the_resolver_validates(
+    status: Status, ad: bool, is_trusted: bool, expected: bool | None
+) -> None:
+    """R10"""
+    resolver = Canned(Answer("", "", status, ad=ad, is_ad_trusted=is_trusted))
+    assert await TlsaLookup(resolver).validates() is expected
+    assert resolver.asked == ["."]
