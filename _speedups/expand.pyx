@@ -611,6 +611,49 @@ cdef int compare(int kind, object first, object second) except -1:
     return result >= 0
 
 
+# -- hashes: engine.expand.pieces -------------------------------------------------------------------------------------
+
+cdef const char* HASH_CODES = b"abcdefghijklmnopqrtsuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+cdef int* PRIMES = [3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101,
+                    103, 107, 109, 113]
+
+
+def hash_text(bytes text not None, Py_ssize_t size, int modulus):
+    """The first `size` octets of `text` with the others folded in, as letters of the first `modulus` of the alphabet.
+
+    Raises:
+        ValueError: the size is not from 1 to that of the text, or the modulus not from 1 to 62.
+    """
+    cdef Py_ssize_t whole = PyBytes_GET_SIZE(text), at, place = 0
+    if not 1 <= size <= whole or not 1 <= modulus <= 62:
+        raise ValueError("no such hash")
+    cdef const unsigned char* source = <const unsigned char*> PyBytes_AS_STRING(text)
+    # made without contents: CPython shares the objects of single octets
+    cdef bytes result = PyBytes_FromStringAndSize(NULL, size)
+    cdef unsigned char* out = <unsigned char*> PyBytes_AS_STRING(result)
+    cdef unsigned int octet, shift
+    memcpy(out, source, size)
+    for at in range(size, whole):
+        octet = source[at]
+        shift = <unsigned int> ((octet + at) & 7)
+        out[place] ^= <unsigned char> ((octet << shift) | (octet >> (8 - shift)))
+        place = place + 1 if place + 1 < size else 0
+    for at in range(size):
+        out[at] = HASH_CODES[out[at] % modulus]
+    return result
+
+
+def prime_sum(bytes text not None):
+    """The sum of the octets of `text`, each times a prime: from the greatest down to 3, and again."""
+    cdef unsigned long long total = 0
+    cdef int place = 28
+    cdef unsigned char octet
+    for octet in text:
+        total += <unsigned long long> PRIMES[place] * octet
+        place = place - 1 if place else 28
+    return total
+
+
 # -- lists ------------------------------------------------------------------------------------------------------------
 
 cdef inline bint is_separator(unsigned char octet) noexcept:
@@ -1190,10 +1233,37 @@ cdef object quote(State state, tuple quoter, object value):
     examine(state, text)
     for at in range(PyBytes_GET_SIZE(text)):
         if table[source[at]]:
-            value = quoter[0](text)
-            spend(state, 0, len(value))
-            return value
-    return text
+            break
+    else:
+        return text
+    if quoter[3] is None:
+        value = quoter[0](text)
+    else:
+        value = replaced(text, table, quoter[3])
+    spend(state, 0, len(value))
+    return value
+
+
+cdef bytes replaced(bytes text, const unsigned char* table, tuple replacements):
+    """The text with each octet that the table marks replaced by what is in its place."""
+    cdef const unsigned char* source = <const unsigned char*> PyBytes_AS_STRING(text)
+    cdef Py_ssize_t size = 0, at
+    cdef bytes other
+    if len(replacements) != 256:
+        raise ValueError("there are 256 replacements")
+    for at in range(PyBytes_GET_SIZE(text)):
+        size += PyBytes_GET_SIZE(octets(replacements[source[at]])) if table[source[at]] else 1
+    cdef bytes result = PyBytes_FromStringAndSize(NULL, size)
+    cdef char* out = PyBytes_AS_STRING(result)
+    for at in range(PyBytes_GET_SIZE(text)):
+        if table[source[at]]:
+            other = octets(replacements[source[at]])
+            memcpy(out, PyBytes_AS_STRING(other), PyBytes_GET_SIZE(other))
+            out += PyBytes_GET_SIZE(other)
+        else:
+            out[0] = source[at]
+            out += 1
+    return result
 
 
 cdef object hot(int which, bytes text):

@@ -242,7 +242,9 @@ class Compiler:
         if mark is None:
             self._emit(Op.MOVE, slot, text)
         else:
-            self._emit(Op.QUOTE, slot, self._index((quoter, table, quoter_mark(mark))), text)
+            # but for names in LDAP every quoter looks at one octet at a time
+            each = None if option else tuple([quoter(b"%c" % octet) for octet in range(256)])
+            self._emit(Op.QUOTE, slot, self._index((quoter, table, quoter_mark(mark), each)), text)
 
     def _certop(self, node: Node, slot: int) -> None:
         algorithm, name = node.data

@@ -133,7 +133,7 @@ def hmac(algorithm: bytes, key: bytes, text: bytes) -> bytes:
     """
     if algorithm not in (b"md5", b"sha1"):
         raise ExpandError(f'hmac algorithm "{as_text(algorithm)}" is not recognised')
-    return hmac_module.new(key, text, algorithm.decode("ascii")).hexdigest().encode()
+    return hmac_module.digest(key, text, algorithm.decode("ascii")).hex().encode()
 
 
 def list_quote(separator: bytes, text: bytes) -> bytes:

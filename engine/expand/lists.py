@@ -183,14 +183,14 @@ class ItemList:
         for item in self._items:
             negated = item.negated
             test = item.test
-            if isinstance(test, ItemList):
-                found = test._match(subject, scope, show=show, groups=groups)
-            elif isinstance(test, patterns.Pattern):
+            if isinstance(test, patterns.Pattern):
                 found = test.match(subject, scope)
-                if show and found is not None:
+                if found is not None and show:
                     found = test.shown(item.source, found)
                     if groups and scope is not None:
                         scope.groups = test.groups(subject)
+            elif isinstance(test, ItemList):
+                found = test._match(subject, scope, show=show, groups=groups)
             else:
                 expanded = self._expanded(test, scope)
                 found = None if expanded is None else expanded._match(subject, scope, show=show, groups=groups)

@@ -123,11 +123,11 @@ def base64_decode(text: bytes) -> bytes:
     return base64.b64decode(compact).partition(b"\0")[0]
 
 
-_NOT_ALNUM: Final = re.compile(rb"[^A-Za-z0-9]", re.DOTALL)
+_REGEX_QUOTED: Final = [b"%c" % octet if (b"%c" % octet).isalnum() else b"\\%c" % octet for octet in range(256)]
 
 
 def _regex_quote(text: bytes) -> bytes:
-    return _NOT_ALNUM.sub(rb"\\\g<0>", text)
+    return b"".join([_REGEX_QUOTED[octet] for octet in text])
 
 
 _MAX_UNSIGNED: Final = (1 << 64) - 1

@@ -9,16 +9,11 @@ import functools
 from typing import Final
 
 from ..errors import ExpandError
-from . import numbers
+from . import _evaluate, numbers
 from .regexes import text as as_text
 
-#: the alphabet of `hash`; r stands before t before s, as it always has
-HASH_CODES: Final = b"abcdefghijklmnopqrtsuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
-#: taken from the last to the second, and again
-PRIMES: Final = (
-    *(2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53),
-    *(59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107, 109, 113),
-)
+#: letters in the alphabet of `hash`
+HASH_LETTERS: Final = 62
 
 
 def substr(text: bytes, start: int, length: int) -> bytes:
@@ -46,7 +41,7 @@ def hash_text(text: bytes, size: int, modulus: int) -> bytes:
     """
     if modulus < 0:
         modulus = 26
-    elif modulus > len(HASH_CODES):
+    elif modulus > HASH_LETTERS:
         raise ExpandError(f'hash count "{modulus}" too big')
     if size >= len(text):
         return text
@@ -54,25 +49,12 @@ def hash_text(text: bytes, size: int, modulus: int) -> bytes:
         return b""
     if modulus == 0:
         raise ExpandError("missing or misplaced { or }")
-    buffer = bytearray(text)
-    place = 0
-    for at in range(size, len(text)):
-        octet = buffer[at]
-        shift = (octet + at) & 7
-        buffer[place] ^= ((octet << shift) | (octet >> (8 - shift))) & 0xFF
-        place = place + 1 if place + 1 < size else 0
-    return bytes(HASH_CODES[octet % modulus] for octet in buffer[:size])
+    return _evaluate.hash_text(text, size, modulus)
 
 
 def nhash(text: bytes, first: int, second: int) -> bytes:
     """The numeric hash: one number below `first`, or two when `second` is not negative."""
-    total = 0
-    place = 0
-    for octet in text:
-        if place == 0:
-            place = len(PRIMES) - 1
-        total += PRIMES[place] * octet
-        place -= 1
+    total = _evaluate.prime_sum(text)
     if second < 0:
         if first == 0:
             raise ExpandError("")

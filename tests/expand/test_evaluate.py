@@ -17,7 +17,7 @@ from engine.expand.lists import NamedLists
 from engine.expand.listsplit import join_list, split_list
 from engine.expand.taint import Tainted, quoter_of, taint
 from reference import expand_grammar
-from reference.expand_reference import Reference, assemble
+from reference.expand_reference import Reference, assemble, hash_text, prime_sum
 
 _OPTIONS = ExpandOptions(lists=NamedLists(domains={"ld": "a.test : *.b.test"}), late_errors=True)
 _NAMES = ("local_part", "address_data", "acl", "value")
@@ -130,6 +130,19 @@ def test_sums_are_as_in_python(text: str, decimal: bool) -> None:
     octets = text.encode()
     expected = _value_or_error(numbers.evaluate, octets, decimal=decimal)
     assert _value_or_error(kernel.evaluate_sum, octets, decimal) == expected
+
+
+@given(st.binary(min_size=1, max_size=80), st.data())
+def test_hashes_are_as_in_python(text: bytes, data: Any) -> None:
+    size, modulus = data.draw(st.integers(1, len(text))), data.draw(st.integers(1, 62))
+    assert kernel.hash_text(text, size, modulus) == hash_text(text, size, modulus)
+    assert kernel.prime_sum(text) == prime_sum(text)
+
+
+@pytest.mark.parametrize(("size", "modulus"), [(0, 5), (4, 5), (-1, 5), (2, 0), (2, 63), (2, -1)])
+def test_a_hash_that_there_is_not_is_refused(size: int, modulus: int) -> None:
+    with pytest.raises(ValueError, match="no such hash"):
+        kernel.hash_text(b"abc", size, modulus)
 
 
 @given(st.lists(st.text(":a ,", max_size=4).map(str.encode), max_size=6), st.sampled_from(b":,\n a"))

@@ -42,6 +42,26 @@ def _sum10(text: bytes) -> bytes:
     return b"%d" % evaluate(text, decimal=True)
 
 
+_CODES = b"abcdefghijklmnopqrtsuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+_PRIMES = [number for number in range(3, 114) if all(number % divisor for divisor in range(2, number))]
+
+
+def hash_text(text: bytes, size: int, modulus: int) -> bytes:
+    """The letters of `hash`."""
+    buffer = bytearray(text)
+    for number, at in enumerate(range(size, len(text))):
+        octet = buffer[at]
+        shift = (octet + at) & 7
+        buffer[number % size] ^= ((octet << shift) | (octet >> (8 - shift))) & 0xFF
+    return bytes(_CODES[octet % modulus] for octet in buffer[:size])
+
+
+def prime_sum(text: bytes) -> int:
+    """The sum that `nhash` takes the modulus of."""
+    primes = _PRIMES[::-1]
+    return sum(primes[number % len(primes)] * octet for number, octet in enumerate(text))
+
+
 def assemble(text: bytes, options: Any) -> Assembly:
     """The assembly of a string, nothing in it prepared."""
     return Compiler(options, prepared=False).assemble(compile_text(text, options=options).tree)
