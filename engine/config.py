@@ -90,7 +90,18 @@ class DnsOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActionsOptions:
-    """`[actions]`: where lookups find their servers."""
+    """`[actions]`: the workers that run event actions, and where lookups find their servers."""
+
+    workers: int = _option(Kind.INTEGER, 0, "action workers that the engine starts; 0: none")
+    worker_sockets: tuple[str, ...] = _option(
+        Kind.LIST, (), "`group:/path` of sockets where workers attach themselves; the group `tail` only looks on"
+    )
+    worker_socket_mode: str = _option(Kind.STRING, "0600", "permission bits of these sockets, octal")
+    worker_users: tuple[str, ...] = _option(Kind.LIST, (), "users that may attach workers beside root and the engine's")
+    worker_timeout: int = _option(
+        Kind.INTERVAL, 300, "how long a worker that has work may say nothing before it is replaced", minimum=1
+    )
+    worker_window: int = _option(Kind.INTEGER, 10_000, "events that a worker may hold unacknowledged", minimum=1)
 
     pgsql_servers: ListText = _option(Kind.LIST, "", "PostgreSQL servers, `host/database/user/password`")
     mysql_servers: ListText = _option(Kind.LIST, "", "MySQL servers, `host/database/user/password`")
@@ -117,6 +128,29 @@ class TlsrptOptions:
     collector: str = _option(Kind.FILE, "", "socket of the collector of tlsrpt-reporter; default: none")
     organization: str = _option(Kind.STRING, "", "who reports; default: primary_hostname")
     contact: str = _option(Kind.STRING, "", "whom to ask about a report; default: postmaster at primary_hostname")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandlerOptions:
+    """`[handlers.NAME]`: what is done with events, without code; it runs in the action workers."""
+
+    driver: str = _required(Kind.STRING, "what is done with them", choices=("jsonl", "sql", "webhook", "redis", "nats"))
+    events: tuple[str, ...] = _option(Kind.LIST, ("*",), "which events; `*` in a name stands for anything")
+    batch: int = _option(Kind.INTEGER, 100, "most events handled at one time", minimum=1)
+    linger_ms: int = _option(Kind.INTEGER, 50, "milliseconds to wait for a batch to fill up")
+    attempts: int = _option(Kind.INTEGER, 20, "attempts before an event becomes a dead letter", minimum=1)
+    timeout: int = _option(Kind.INTERVAL, 30, "for each step with a server", minimum=1)
+    file: str = _option(Kind.FILE, "", "jsonl: absolute path of the file to append to")
+    sync: bool = _option(Kind.BOOLEAN, False, "jsonl: whether each batch is on disk before it counts as handled")
+    url: str = _option(
+        Kind.STRING, "", "sql: `postgresql://`, `mysql://`, `sqlite:///`; webhook: `https://`; redis, nats: the server"
+    )
+    statement: str = _option(Kind.STRING, "", "sql: one statement, with `:name` for values, `:event_name`, `:event_id`")
+    secret: str = _option(Kind.STRING, "", "webhook: key of the signature (HMAC-SHA256)")
+    headers: tuple[str, ...] = _option(Kind.LIST, (), "webhook: further headers, `Name: value` each")
+    stream: str = _option(Kind.STRING, "", "redis: key of the stream")
+    max_length: int = _option(Kind.INTEGER, 0, "redis: entries kept in the stream, about; 0: all")
+    subject: str = _option(Kind.STRING, "", "nats: what subjects begin with; the event's name follows")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,6 +291,7 @@ class Config:
     routers: tuple[RouterOptions, ...] = field(default_factory=lambda: DEFAULT_ROUTERS)
     transports: Mapping[str, TransportOptions] = field(default_factory=lambda: DEFAULT_TRANSPORTS)
     retry: tuple[RetryOptions, ...] = field(default_factory=lambda: DEFAULT_RETRY)
+    handlers: Mapping[str, HandlerOptions] = field(default_factory=dict)
     acls: Mapping[str, str] = field(default_factory=dict)
     lists: Mapping[str, Mapping[str, ListText]] = field(default_factory=dict)
     macros: Mapping[str, str] = field(default_factory=dict)
@@ -275,6 +310,7 @@ SECTIONS: Final = {
     "routers": RouterOptions,
     "transports": TransportOptions,
     "retry": RetryOptions,
+    "handlers": HandlerOptions,
 }
 _FREE_TABLES: Final = ("acls", "lists", "macros")
 
@@ -363,6 +399,10 @@ class _Reader:
             routers=routers or DEFAULT_ROUTERS,
             transports=transports or DEFAULT_TRANSPORTS,
             retry=retry or DEFAULT_RETRY,
+            handlers={
+                name: self._table(HandlerOptions, f"handlers.{name}", value)
+                for name, value in self._dict("handlers", document.get("handlers", {})).items()
+            },
             acls=self._strings("acls", document.get("acls", {})),
             macros=self._strings("macros", document.get("macros", {})),
             lists=self._lists(document.get("lists", {})),

@@ -174,6 +174,7 @@ _DOCUMENTS = st.fixed_dictionaries(
         "transports": st.dictionaries(st.sampled_from(["remote_smtp", "x", ""]), _table("transports"), max_size=2)
         | _VALUES,
         "retry": st.lists(_table("retry"), max_size=2) | _VALUES,
+        "handlers": st.dictionaries(st.sampled_from(["h", ""]), _table("handlers"), max_size=2) | _VALUES,
         "acls": st.dictionaries(st.text(max_size=5), _VALUES, max_size=2) | _VALUES,
         "lists": st.dictionaries(st.sampled_from(["domainlist", "nolist"]), _VALUES, max_size=2) | _VALUES,
         "macros": _VALUES,
@@ -225,7 +226,12 @@ def test_a_slip_of_the_finger_is_met_with_the_right_name(name: str, data: st.Dat
     known = set(_OPTIONS[section])
     if slip in known or len(name) < 6:
         return
-    text = {"routers": "[[routers]]", "retry": "[[retry]]", "transports": "[transports.x]"}.get(section, f"[{section}]")
+    text = {
+        "routers": "[[routers]]",
+        "retry": "[[retry]]",
+        "transports": "[transports.x]",
+        "handlers": "[handlers.x]",
+    }.get(section, f"[{section}]")
     with pytest.raises(ConfigError, match="did you mean") as caught:
         loads(f"{text}\n{slip} = 1".encode())
     offered = caught.value.message.split("did you mean ")[1].strip("'?")

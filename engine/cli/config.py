@@ -35,7 +35,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 #: stands for a password
 HIDDEN: Final = "***"
 #: options that are secret as a whole, and those with a server a item: host/database/user/password, host/number/password
-_SECRET: Final = {"auth_password"}
+_SECRET: Final = {"auth_password", "secret", "url", "headers"}
 _SERVERS: Final = {"pgsql_servers": 3, "mysql_servers": 3, "redis_servers": 2}
 
 
@@ -117,6 +117,7 @@ def as_object(config: Config) -> dict[str, Any]:
         "routers": [_table(router) for router in config.routers],
         "transports": {name: _table(transport) for name, transport in config.transports.items()},
         "retry": [_table(rule) for rule in config.retry],
+        "handlers": {name: _table(handler) for name, handler in config.handlers.items()},
         "acls": dict(config.acls),
         "lists": {kind: dict(lists) for kind, lists in config.lists.items()},
         "macros": dict(config.macros),
@@ -129,7 +130,7 @@ def as_toml(config: Config) -> str:
     for section, content in as_object(config).items():
         if isinstance(content, list):
             parts += ["\n".join((f"[[{section}]]", *_lines(table))) for table in content]
-        elif section in ("transports", "lists"):
+        elif section in ("transports", "lists", "handlers"):
             parts += ["\n".join((f"[{section}.{_key(name)}]", *_lines(table))) for name, table in content.items()]
         elif content:
             parts.append("\n".join((f"[{section}]", *_lines(content))))

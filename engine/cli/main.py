@@ -27,6 +27,7 @@ COMMANDS: Final = {
     "tlsa": True,
     "tlsrpt": False,
     "sink": False,
+    "events": True,
     "worker": True,
     "demo": False,
     "config": True,

@@ -128,7 +128,7 @@ def test_show_as_json_has_the_shape_of_the_file(file: Path, capsys: pytest.Captu
     assert shown["transports"]["remote"]["auth_username"] == "me"
     assert shown["main"]["claim_size"] == 500
     assert shown["lists"] == {"domainlist": {"local": ["a.example", "b.example"], "other one": "c.example"}}
-    assert {"main", "dns", "actions", "routers", "transports", "retry", "acls", "lists", "macros"} == set(shown)
+    assert {"main", "dns", "actions", "routers", "transports", "retry", "handlers", "acls", "lists", "macros"} == set(shown)
 
 
 @pytest.mark.parametrize(

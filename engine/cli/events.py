@@ -1,0 +1,87 @@
+"""`outrider events`: look at the events of a running engine.
+
+Layer: command line.  Spec: design.md "Command line"; issue text "Guarantees".
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..actions import attach
+from ..actions.api import Worker
+from ..actions.handlers.form import json_line, record
+from ..actions.hub import OBSERVERS
+from ..actions.options import sockets_of
+from ..actions.worker import run as run_worker
+from ..config import load
+from ..errors import ConfigError
+from .exits import exit_on_error
+
+if TYPE_CHECKING:
+    from ..actions.api import Event
+
+app = typer.Typer(help="Look at events.", no_args_is_help=True)
+
+
+@app.callback()
+def _group() -> None:
+    """A group even while it has one command."""
+
+
+class _Enough(BaseException):
+    """Ctrl-C, or nobody reads any more."""
+
+
+@app.command()
+def tail(
+    config: Annotated[str, typer.Option("--config", "-c", help="Configuration of the running engine.")],
+    event: Annotated[list[str] | None, typer.Option(help="Only events that match; may be repeated.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """Show events as they are raised, until Ctrl-C.
+
+    The engine needs a socket for observers: `worker_sockets = ["tail:/run/outrider/tail.sock"]` in `[actions]`.
+    """
+    with exit_on_error():
+        sockets = [one for one in sockets_of(load(config)) if one.group == OBSERVERS]
+        if not sockets:
+            raise ConfigError(
+                f"there is no socket for the group {OBSERVERS}", file=config, key="actions.worker_sockets"
+            )
+        control = attach.connect(sockets[0].path)
+        worker = Worker(OBSERVERS)
+
+        @worker.on(*(event or ["*"]), batch=100)
+        def show(events: list[Event]) -> None:
+            lines = [json_line(one) if as_json else plain(one) for one in events]
+            try:
+                print("\n".join(lines), flush=True)
+            except BrokenPipeError:
+                signal.raise_signal(signal.SIGTERM)
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, _stop)
+        try:
+            run_worker(worker, control)
+        except _Enough:
+            return
+
+
+def plain(event: Event) -> str:
+    """An event in one line: its name, and every value that says something."""
+    values = record(event)
+    name = values.pop("event")
+    return " ".join([name, *(f"{key}={_shown(value)}" for key, value in values.items() if value not in (None, "", 0))])
+
+
+def _shown(value: object) -> str:
+    text = str(value)
+    return text if text.isprintable() and " " not in text and '"' not in text else json.dumps(text, ensure_ascii=False)
+
+
+def _stop(*_: object) -> None:
+    raise _Enough
