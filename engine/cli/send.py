@@ -26,6 +26,7 @@ from ..config import Config, load
 from ..delivery.jobs import JobOptions
 from ..delivery.loading import Loaded, find_same, fingerprint
 from ..delivery.loading import load as load_job
+from ..delivery.run import recover_now
 from ..errors import DataError
 from ..policy.wishes import Wish, wish_in
 from ..queue.model import JobState, NewJob
@@ -111,7 +112,11 @@ def send(
             if template and reader.columns is not None:
                 composer.check(reader.columns)
             core = stack.enter_context(app.open_engine(loaded, log_to_stderr=not sys.stderr.isatty()))
-            job = None if again else find_same(core.database.store, mark)
+            job = None
+            if not again:
+                # what a send that was killed while it queued has left must not be taken for one that is queueing now
+                recover_now(core)
+                job = find_same(core.database.store, mark)
             new_job = NewJob(
                 sender=envelope_sender,
                 body=source,
@@ -133,6 +138,7 @@ def send(
                         now=time.time,
                         on_bad=bad.write if skip_invalid else None,
                         progress=core.progress,
+                        is_only=not again,
                     )
 
             async def queue_and_tell() -> Job:

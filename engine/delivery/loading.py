@@ -15,7 +15,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from ..compose import BadRow, message_id
-from ..errors import DataError
+from ..errors import DataError, StoreError
 from ..queue.model import JobState, NewRecipient
 from .jobs import JobOptions
 
@@ -55,10 +55,12 @@ def load(
     now: Callable[[], float],
     on_bad: Callable[[BadRow], None] | None = None,
     progress: Progress | None = None,
+    is_only: bool = False,
 ) -> Loaded:
     """Queue a job with its recipients.  Blocks; call it in a thread.
 
     Args:
+        is_only: refuse if another process has meanwhile begun to queue the same (see `fingerprint`).
         composer: of this job; a row that lacks a column is a bad row, and so is one that cannot be composed as long
             as none could be: an error of the template itself is found with the first row.
         on_bad: takes the rows that are left out; None: the first bad row is an error.
@@ -70,6 +72,8 @@ def load(
     """
     job_id = store.add_job(owner, job, now())
     try:
+        if is_only:
+            _refuse_second(store, JobOptions.from_mapping(job.options).fingerprint, job_id)
         accepted = duplicates = skipped = 0
         check = _Check(composer, job.is_template)
 
@@ -146,13 +150,21 @@ def fingerprint(*parts: str | bytes, recipients: BinaryIO) -> bytes:
 
 
 def find_same(store: Store, wanted: bytes) -> Job | None:
-    """The newest job with this fingerprint that was not cancelled, or None."""
-    found: Job | None = None
+    """The newest job with this fingerprint that is whole and was not cancelled, or None."""
+    return max((job for job in _same(store, wanted) if not job.is_loading), key=lambda job: job.id, default=None)
+
+
+def _refuse_second(store: Store, wanted: bytes, job_id: int) -> None:
+    """Of two processes that queue the same at once the first goes on; both have their job in the queue by now."""
+    for job in _same(store, wanted):
+        if job.id < job_id:
+            raise StoreError(f"the same is being queued by another process, as job {job.id}; start again to join it")
+
+
+def _same(store: Store, wanted: bytes) -> Iterator[Job]:
     after = 0
     while page := store.jobs(_PAGE, after):
         for job in page:
-            same = JobOptions.from_mapping(job.options).fingerprint == wanted
-            if same and job.state is not JobState.CANCELLED and not job.is_loading:
-                found = job
+            if job.state is not JobState.CANCELLED and JobOptions.from_mapping(job.options).fingerprint == wanted:
+                yield job
         after = page[-1].id
-    return found

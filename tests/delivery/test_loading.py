@@ -12,7 +12,7 @@ from engine.compose import BadRow, Composer, Recipient, read_recipients
 from engine.delivery.jobs import JobOptions
 from engine.delivery.loading import Loaded, find_same, fingerprint, load
 from engine.delivery.progress import Progress
-from engine.errors import DataError
+from engine.errors import DataError, StoreError
 from engine.queue.model import Filter, JobState, NewJob
 from engine.queue.store import QueueFull
 from fakes.engine_world import MakeWorld, World
@@ -141,3 +141,21 @@ def test_a_job_that_is_being_loaded_is_not_gone_on_with(make_world: MakeWorld) -
     options = JobOptions(fingerprint=b"x").to_mapping()
     world.store.add_job(world.core.engine.owner, NewJob("", TEMPLATE, options=options), world.clock())
     assert find_same(world.store, b"x") is None
+
+
+def test_of_two_that_queue_the_same_at_once_the_first_goes_on(make_world: MakeWorld) -> None:
+    first, second = make_world(), make_world()
+
+    def rows() -> Iterator[Recipient]:
+        # the other process comes in the middle of the first one's list
+        yield Recipient("a@d.example", {"name": "A"})
+        with pytest.raises(StoreError, match="being queued by another process, as job 1"):
+            load_rows(second, [Recipient("a@d.example", {"name": "A"})], is_only=True)
+        yield Recipient("b@d.example", {"name": "B"})
+
+    done = load_rows(first, rows(), is_only=True)
+    assert (done.job.id, done.accepted) == (1, 2)
+    assert [job.id for job in first.store.jobs(10)] == [1]
+    found = find_same(first.store, b"mark")
+    assert found is not None
+    assert found.id == 1
