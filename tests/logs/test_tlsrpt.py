@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import grp
+import importlib.util
 import json
+import os
+import pwd
 import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.logs.tlsrpt import TlsrptLog, datagram, decode, encode, path_of, read
 from engine.policy.tls_report import Failure, PolicyResult, PolicyType, ResultType, SessionReport
+from fakes.peers import require
 
+T = TypeVar("T")
 DAY = datetime.date(2026, 11, 24)
 AT = datetime.datetime(2026, 11, 24, 12, tzinfo=datetime.UTC).timestamp()
 FAILED = PolicyResult(
@@ -114,6 +128,65 @@ def test_a_datagram(tmp_path: Path) -> None:
             },
         ],
     }
+
+
+@pytest.mark.slow
+def test_the_real_collector_takes_it(tmp_path: Path) -> None:
+    """The collector of tlsrpt-reporter counts sessions and failures of each policy."""
+    require(importlib.util.find_spec("tlsrpt_reporter"), "tlsrpt-reporter is not installed: it is in the group test")
+    values = {
+        "storage": f"sqlite:///{tmp_path}/results.sqlite",
+        "socketname": f"{tmp_path}/socket",
+        "socketuser": pwd.getpwuid(os.getuid()).pw_name,
+        "socketgroup": grp.getgrgid(os.getgid()).gr_name,
+        "socketmode": "0600",
+        "sockettimeout": "1",
+        "max_uncommited_datagrams": "1",
+        "pidfilename": f"{tmp_path}/pid",
+        "logfilename": f"{tmp_path}/log",
+        "daily_rollover_script": "/bin/true",
+        "dump_path_for_invalid_datagram": f"{tmp_path}/invalid",
+    }
+    lines = "".join(f"{key} = {value}\n" for key, value in values.items())
+    (tmp_path / "collectd.cfg").write_text(f"[tlsrpt_collectd]\n{lines}")
+    command = [sys.executable, "-m", "tlsrpt_reporter.tlsrpt_collectd", "--config_file", str(tmp_path / "collectd.cfg")]
+    log = TlsrptLog("", str(tmp_path / "socket"))
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            wait_for(lambda: (tmp_path / "socket").exists())
+            for _ in range(3):
+                log.record(REPORT)
+            assert log.take_trouble() == ""
+            assert wait_for(lambda: collected(tmp_path / "results.sqlite", 6)) == [
+                ("example.org", REPORT.record, 1, "mx.example.org", 3, 3),
+                ("example.org", REPORT.record, 2, "example.org", 3, 0),
+            ]
+        finally:
+            process.kill()
+    assert not (tmp_path / "invalid").exists()
+
+
+def wait_for(look: Callable[[], T]) -> T:
+    """What `look` gives once that is something."""
+    for _ in range(400):
+        found = look()
+        if found:
+            return found
+        time.sleep(0.025)
+    pytest.fail("the collector did not do its part")
+
+
+def collected(path: Path, sessions: int) -> list[tuple[object, ...]]:
+    """What the collector has counted, once it is that many."""
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        rows = database.execute("SELECT domain, tlsrptrecord, policy, cntrtotal, cntrfailure FROM finalresults")
+        found = [(row[0], row[1], json.loads(row[2]), row[3], row[4]) for row in rows.fetchall()]
+    if sum(row[3] for row in found) < sessions:
+        return []
+    return sorted(
+        (domain, record, policy["policy-type"], policy["policy-domain"], total, failed)
+        for domain, record, policy, total, failed in found
+    )
 
 
 def test_every_result_and_policy_has_a_number() -> None:
