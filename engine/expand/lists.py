@@ -55,6 +55,43 @@ class _Item:
     source: bytes
 
 
+class _Index:
+    """Finds the first item that matches in a list of names and `*tails`, however long it is."""
+
+    __slots__ = ("_exact", "_items", "_tails")
+
+    def __init__(self, items: tuple[_Item, ...], exact: dict[bytes, int], tails: list[tuple[int, bytes]]) -> None:
+        # a tuple of each item alone, and nothing behind the last
+        self._items: list[tuple[_Item, ...]] = [*((item,) for item in items), ()]
+        self._exact = exact
+        self._tails = tails
+
+    @classmethod
+    def of(cls, items: tuple[_Item, ...]) -> _Index | None:
+        """An index of the items, or None when one of them is something else or negated."""
+        exact: dict[bytes, int] = {}
+        tails: list[tuple[int, bytes]] = []
+        for place, item in enumerate(items):
+            if item.negated or not isinstance(item.test, patterns.Exact | patterns.Tail):
+                return None
+            if isinstance(item.test, patterns.Exact):
+                exact.setdefault(item.test.folded, place)
+            else:
+                tails.append((place, item.test.tail))
+        return cls(items, exact, tails)
+
+    def first(self, folded: bytes) -> tuple[_Item, ...]:
+        """The first item that matches a subject in lower case, alone, or nothing."""
+        found = self._exact.get(folded, len(self._items) - 1)
+        for place, tail in self._tails:
+            if place > found:
+                break
+            if folded.endswith(tail):
+                found = place
+                break
+        return self._items[found]
+
+
 class ItemList:
     """A compiled list; see the four kinds below.
 
@@ -67,7 +104,7 @@ class ItemList:
     kind: ClassVar[str] = ""
     #: whether a match sets `$0`, `$1` … in a condition
     sets_groups: ClassVar[bool] = False
-    __slots__ = ("_items", "_named", "always", "is_pure", "source")
+    __slots__ = ("_index", "_items", "_named", "always", "is_pure", "source")
 
     def __init__(self, items: tuple[_Item, ...], named: NamedLists | None, source: bytes) -> None:
         self._items = items
@@ -75,6 +112,7 @@ class ItemList:
         self.source = source
         self.is_pure: bool = all(item.test.is_pure for item in items)
         self.always = self._fixed_answer()
+        self._index = _Index.of(items)
 
     def _fixed_answer(self) -> bool | None:
         if not self._items:
@@ -180,7 +218,10 @@ class ItemList:
             groups: whether to set `$0`, `$1` …
         """
         negated = False
-        for item in self._items:
+        items = self._items
+        if self._index is not None and subject.folded is not None:
+            items = self._index.first(subject.folded)
+        for item in items:
             negated = item.negated
             test = item.test
             if isinstance(test, patterns.Pattern):

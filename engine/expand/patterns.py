@@ -126,30 +126,30 @@ class Nothing(Pattern):
 class Exact(Pattern):
     """The same text without case; the value is the pattern as it is written, which is not tainted."""
 
-    __slots__ = ("_folded", "_text")
+    __slots__ = ("_text", "folded")
 
     def __init__(self, text: bytes) -> None:
         self._text = text
-        self._folded = text.lower()
+        self.folded = text.lower()
 
     def match(self, subject: Subject, scope: Scope | None) -> bytes | None:
-        return self._text if subject.folded == self._folded else None
+        return self._text if subject.folded == self.folded else None
 
 
 class Tail(Pattern):
     """`*tail`"""
 
-    __slots__ = ("_tail",)
+    __slots__ = ("tail",)
 
     def __init__(self, tail: bytes) -> None:
-        self._tail = tail.lower()
+        self.tail = tail.lower()
 
     def match(self, subject: Subject, scope: Scope | None) -> bytes | None:
-        return b"" if subject.folded is not None and subject.folded.endswith(self._tail) else None
+        return b"" if subject.folded is not None and subject.folded.endswith(self.tail) else None
 
     def groups(self, subject: Subject) -> tuple[bytes, ...]:
         text = subject.folded or b""
-        return _marked(subject, text, text[: len(text) - len(self._tail)])
+        return _marked(subject, text, text[: len(text) - len(self.tail)])
 
 
 class Matching(Pattern):

@@ -42,7 +42,7 @@ def kind_of_taint(quoter: str | None) -> type[Tainted]:
 
 def taint(value: bytes, quoter: str | None = None) -> Tainted:
     """Mark `value` as coming from outside, replacing any mark it has."""
-    return kind_of_taint(quoter)(value)
+    return Tainted(value) if quoter is None else kind_of_taint(quoter)(value)
 
 
 def is_tainted(value: object) -> bool:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from engine.errors import ExpandError, LookupDeferral
 from engine.expand import Scope
 from engine.expand.lists import AddressList, DomainList, HostList, LocalPartList, NamedLists
+from engine.expand.patterns import text_subject
 from engine.expand.searches import Found, SearchDeferral
 
 _NAMED = NamedLists(
@@ -179,3 +182,18 @@ def test_fixed_answers_are_known() -> None:
     assert DomainList.compile("").always is False
     assert DomainList.compile("!* : a").always is False
     assert DomainList.compile("a : *").always is None
+
+
+@given(
+    st.lists(
+        st.sampled_from(["a.test", "*.test", "*test", "b.a.test", "A.test", "*a.test", "*"]), min_size=1, max_size=6
+    ),
+    st.sampled_from(["a.test", "b.a.test", "B.A.TEST", "test", "x", ""]),
+)
+def test_a_list_with_an_index_finds_what_one_without_finds(items: list[str], domain: str) -> None:
+    """An item that never matches keeps a list from having an index."""
+    indexed = DomainList.compile(items)
+    plain = DomainList.compile([*items, "\\N^never matches$\\N"])
+    subject = text_subject(domain.encode())
+    assert indexed.match(domain) == plain.match(domain)
+    assert indexed.shown(subject, Scope()) == plain.shown(subject, Scope())
