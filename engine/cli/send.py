@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import secrets
+import signal
 import sys
 import tempfile
+import threading
 import time
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import replace
@@ -127,6 +129,8 @@ def send(
                 options=replace(options, salt=secrets.token_bytes(16), fingerprint=mark).to_mapping(),
             )
 
+            stop = threading.Event()
+
             def queue_job() -> Loaded:
                 with _Rejects(rejects, skip_invalid) as bad:
                     return load_job(
@@ -139,6 +143,7 @@ def send(
                         on_bad=bad.write if skip_invalid else None,
                         progress=core.progress,
                         is_only=not again,
+                        is_stopped=stop.is_set,
                     )
 
             async def queue_and_tell() -> Job:
@@ -147,7 +152,10 @@ def send(
                     if not skip_invalid or rejects is not None:
                         core.progress.phase = "queueing"
                         await shown.enter_async_context(show(core.progress, title=new_job.name))
-                    done = await core.database.call(queue_job)
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(_set_at_signal, stop)
+                        done = await core.database.call(queue_job)
+                        nursery.cancel_scope.cancel()
                 core.progress.phase = ""
                 core.progress.started_at = None
                 _tell_loaded(done, rejects)
@@ -184,6 +192,12 @@ async def _send(
         _tell(f"job {job.id}: {after.unsettled:,} still queued; `outrider run` or the same command goes on with it")
         return Exit.TEMPORARY
     return Exit.UNAVAILABLE if after.failed else Exit.OK
+
+
+async def _set_at_signal(event: threading.Event) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for _ in signals:
+            event.set()
 
 
 def _known_job(job: Job) -> str:

@@ -35,6 +35,10 @@ _PAGE: Final = 500
 _HASH_OCTETS: Final = 1 << 20
 
 
+class LoadingStopped(StoreError):
+    """Somebody asked to stop while a job was being loaded.  Nothing of it is queued; start again."""
+
+
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """What became of the recipients of a job."""
@@ -56,11 +60,13 @@ def load(
     on_bad: Callable[[BadRow], None] | None = None,
     progress: Progress | None = None,
     is_only: bool = False,
+    is_stopped: Callable[[], bool] = lambda: False,
 ) -> Loaded:
     """Queue a job with its recipients.  Blocks; call it in a thread.
 
     Args:
         is_only: refuse if another process has meanwhile begun to queue the same (see `fingerprint`).
+        is_stopped: asked before each batch; once it says yes, nothing stays queued.
         composer: of this job; a row that lacks a column is a bad row, and so is one that cannot be composed as long
             as none could be: an error of the template itself is found with the first row.
         on_bad: takes the rows that are left out; None: the first bad row is an error.
@@ -69,6 +75,7 @@ def load(
     Raises:
         DataError: a row cannot be used, or there is no recipient at all; nothing is queued.
         StoreError: the queue cannot take it; nothing is queued.
+        LoadingStopped: `is_stopped` said so.
     """
     job_id = store.add_job(owner, job, now())
     try:
@@ -95,6 +102,8 @@ def load(
 
         source = good_rows()
         while batch := list(islice(source, BATCH)):
+            if is_stopped():
+                raise LoadingStopped("stopped while the list was being queued: nothing is queued")
             added = store.add_recipients(job_id, batch)
             accepted += added.accepted
             duplicates += added.duplicates

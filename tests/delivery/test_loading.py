@@ -10,7 +10,7 @@ import pytest
 
 from engine.compose import BadRow, Composer, Recipient, read_recipients
 from engine.delivery.jobs import JobOptions
-from engine.delivery.loading import Loaded, find_same, fingerprint, load
+from engine.delivery.loading import Loaded, LoadingStopped, find_same, fingerprint, load
 from engine.delivery.progress import Progress
 from engine.errors import DataError, StoreError
 from engine.queue.model import Filter, JobState, NewJob
@@ -159,3 +159,10 @@ def test_of_two_that_queue_the_same_at_once_the_first_goes_on(make_world: MakeWo
     found = find_same(first.store, b"mark")
     assert found is not None
     assert found.id == 1
+
+
+def test_a_stop_while_loading_queues_nothing(make_world: MakeWorld) -> None:
+    world = make_world()
+    with pytest.raises(LoadingStopped, match="nothing is queued"):
+        load_rows(world, read("email,name\na@d.example,A\n"), is_stopped=lambda: True)
+    assert world.store.jobs(10) == []

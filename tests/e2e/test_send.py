@@ -175,3 +175,18 @@ def test_two_engines_on_one_queue_send_nothing_twice(tmp_path: Path, start_sink:
     assert (counts["messages"], counts["unique"], counts["duplicates"]) == (count, count, 0)
     assert user.states() == {2: count}
     assert len(user.delivered()) == count
+
+
+def test_a_stop_while_the_list_is_queued_queues_nothing(tmp_path: Path, start_sink: StartSink) -> None:
+    sink = start_sink()
+    user = Outrider(tmp_path, sink.port)
+    arguments = user.send_arguments(user.recipients(400_000, domains=1000), user.message(TEMPLATE), "--template")
+    with user.started(*arguments) as process:
+        deadline = time.monotonic() + 20
+        while not user.states_or_none() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(15) == 75
+    assert "nothing is queued" in (tmp_path / "output").read_text()
+    assert user.states() == {}
+    assert sink.stop()["messages"] == 0
