@@ -53,14 +53,15 @@ def dane_world(
     transport: str = "",
     dns: str = "",
     retry: str = "F,1h,1s",
+    router: str = 'driver = "dnslookup"',
     clock: Clock | None = None,
 ) -> Iterator[World]:
-    """An engine that routes by DNS and delivers to `port`; its store is closed at the end."""
+    """An engine that routes by DNS (or as `router` says) and delivers to `port`; its store is closed at the end."""
     config = loads(
         (
             f'[main]\nprimary_hostname = "client.example"\nqueue = "sqlite://{directory}/queue.db"\n{main}\n'
             f'[dns]\nnameservers = ["{nameserver}"]\n{dns}\n'
-            '[[routers]]\nname = "dnslookup"\ndriver = "dnslookup"\nself = "send"\ntransport = "smtp"\n'
+            f'[[routers]]\nname = "dnslookup"\n{router}\nself = "send"\ntransport = "smtp"\n'
             f'[transports.smtp]\ndriver = "smtp"\nport = {port}\n{transport}\n'
             f'[[retry]]\npattern = "*"\nrule = "{retry}"\n'
         ).encode()
