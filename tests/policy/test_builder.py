@@ -412,6 +412,11 @@ def test_whatever_comes_nothing_is_weaker_than_it_must_be(
     if made.level is TlsLevel.DANE:
         assert has_records
         assert made.reference_names, "R38"
+        assert host.address_secure or (host.alias_secure and host.canonical_name != host.name), "R7"
+        assert made.authenticates is bool(choices.trust_host_list if host.mx_secure is None else host.mx_secure), "R13"
+        assert choices.wants_dane
+        assert choices.request_dnssec
+        assert not choices.avoid_tls
         assert made.sni in (host.name, host.canonical_name)
         assert made.tlsa == tuple(sorted(set(made.tlsa)))
     if choices.require_tls and not choices.avoid_tls:
