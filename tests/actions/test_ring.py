@@ -270,6 +270,66 @@ def test_who_sleeps_is_woken_once(module: Any) -> None:
     assert not writer.wait_for_room(), "something was taken out since the last look"
 
 
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+
+def row_of(values: Any) -> Any:
+    shared = memory(1 << 16)
+    writer, reader = _ring.Producer(shared, 0), _ring.Consumer(shared, 0)
+    reader.set_rows(4, 2)
+    assert writer.put((4, 1, values, b"behind"))
+    ((kind, number, row, behind),) = reader.take()
+    assert (kind, number, behind) == (4, 1, b"behind")
+    assert reader.octets_waiting == 0
+    return row
+
+
+@given(st.lists(VALUES, max_size=20).map(tuple))
+def test_a_row_gives_each_value_when_it_is_asked_for(values: tuple[Any, ...]) -> None:
+    row = row_of(values)
+    assert isinstance(row, _ring.Row)
+    assert len(row) == len(values)
+    assert row == values == row.to_tuple() == tuple(row)
+    for place, value in enumerate(values):
+        assert row[place] == row[place - len(values)] == value
+    for place in (len(values), -len(values) - 1):
+        with pytest.raises(IndexError):
+            row[place]
+
+
+def test_only_an_array_in_its_place_is_a_row() -> None:
+    shared = memory()
+    writer, reader = _ring.Producer(shared, 0), _ring.Consumer(shared, 0)
+    reader.set_rows(4, 2)
+    frames: list[Any] = [(4, 1), (4, 1, b"x"), (5, 1, (1,)), (4, 1, {1: 2}), {4: (1, 2)}, 4, (4,), (), (1,) * 20]
+    writer.put_many(frames)
+    assert [type(frame[2]) if isinstance(frame, tuple) and len(frame) > 2 else None for frame in reader.take()] == [
+        None, bytes, tuple, dict, None, None, None, None, int,
+    ]  # fmt: skip
+    for kind, place in ((-1, 1), (128, 1), (1, 0), (1, 16)):
+        with pytest.raises(ValueError, match="no such"):
+            reader.set_rows(kind, place)
+    with pytest.raises(TypeError):
+        _ring.Row()
+
+
+@given(st.binary(max_size=40))
+def test_a_row_of_garbage_is_an_error_at_once_or_when_it_is_looked_at(octets: bytes) -> None:
+    shared = memory()
+    writer, reader = _ring.Producer(shared, 0), _ring.Consumer(shared, 0)
+    reader.set_rows(4, 2)
+    writer.put((4, 1, (b"x" * max(len(octets) - 3, 0),)))
+    at = 4096 + 8 + 3
+    shared[at : at + len(octets)] = octets
+    size = struct.unpack_from("=I", shared, 4096)[0]
+    whole = attempt(ring.unpack, bytes(shared[4096 + 8 : 4096 + 8 + size]))
+    found = attempt(lambda: [(one[0], one[1], tuple(one[2])) for one in reader.take() if type(one[2]) is _ring.Row])
+    if whole is FrameError:
+        assert found is FrameError
+    elif len(whole) > 2 and type(whole[2]) is tuple:
+        assert repr(found) == repr([(4, 1, whole[2])])
+
+
 # --- views ------------------------------------------------------------------------------------------------------------
 
 
