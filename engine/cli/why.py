@@ -311,7 +311,7 @@ def _sts_lines(sts: StsAnswer) -> list[str]:
     if sts.problem:
         lines.append(f"MTA-STS: {sts.problem}: {sts.detail}")
     if sts.must_wait:
-        lines.append(f"MTA-STS: {sts.must_wait}")
+        lines.append(sts.must_wait)
     return lines
 
 

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from engine.cli.main import cli
 from engine.delivery.jobs import JobOptions
+from engine.policy.wishes import Wish
 from engine.queue.sqlite import SqliteStore
 from fakes.outrider import MESSAGE, TEMPLATE, Outrider
 from fakes.peers import free_port
@@ -193,6 +194,26 @@ def test_dsn_options_reach_the_queue(send: Send, user: Outrider) -> None:
         (job,) = store.jobs(10)
     options = JobOptions.from_mapping(job.options)
     assert (options.notify, options.ret, options.envid) == (("FAILURE", "DELAY"), "HDRS", None)
+
+
+@pytest.mark.parametrize(
+    ("message", "more", "expected"),
+    [
+        (MESSAGE, (), Wish.USUAL),
+        (MESSAGE, ("--require-tls",), Wish.REQUIRE),
+        ("TLS-Required: No\n" + MESSAGE, (), Wish.OPTIONAL),
+        ("TLS-Required: No\n" + MESSAGE, ("--require-tls",), Wish.REQUIRE),
+    ],
+)
+def test_what_a_message_asks_of_tls_reaches_the_queue(
+    send: Send, user: Outrider, message: str, more: tuple[str, ...], expected: Wish
+) -> None:
+    """R51: REQUIRETLS beats TLS-Required."""
+    status, error = send("email\na@d.example\n", message, *more, "--queue-only")
+    assert status == 0, error
+    with contextlib.closing(SqliteStore(str(user.directory / "queue.db"), read_only=True)) as store:
+        (job,) = store.jobs(10)
+    assert JobOptions.from_mapping(job.options).wish is expected
 
 
 @pytest.mark.parametrize(

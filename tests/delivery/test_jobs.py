@@ -6,6 +6,7 @@ import pytest
 
 from engine.delivery.jobs import MAX_JOBS, JobOptions, message_id_of
 from engine.errors import DataError
+from engine.policy.wishes import Wish
 from engine.queue.model import NewJob, NewRecipient
 from engine.queue.store import QueueLocked
 from fakes.engine_world import MakeWorld, World
@@ -20,10 +21,10 @@ def add_raw(world: World, body: bytes) -> int:
 
 
 def test_options_survive_the_queue() -> None:
-    options = JobOptions(b"salt", b"mark", "HDRS", "id", ("FAILURE", "DELAY"))
+    options = JobOptions(b"salt", b"mark", "HDRS", "id", ("FAILURE", "DELAY"), Wish.REQUIRE)
     assert JobOptions.from_mapping(options.to_mapping()) == options
     assert JobOptions.from_mapping({}) == JobOptions()
-    assert JobOptions.from_mapping({"salt": "text", "ret": 7, "notify": "x", "other": 1}) == JobOptions()
+    assert JobOptions.from_mapping({"salt": "text", "ret": 7, "notify": "x", "wish": "odd", "other": 1}) == JobOptions()
 
 
 async def test_a_job_is_made_once(make_world: MakeWorld) -> None:
