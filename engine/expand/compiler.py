@@ -10,6 +10,7 @@ Long because each kind of node has a method here, all of which give out slots of
 
 from __future__ import annotations
 
+import functools
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -232,19 +233,13 @@ class Compiler:
 
     def _quote(self, slot: int, full: str, text: int) -> None:
         lookup, _, option = full.removeprefix("quote_").partition("_")
-        quoter = partial(_quoted, lookup, option.encode() if option else None)
-        try:
-            table = bytes(quoter(b"%c" % octet) != b"%c" % octet for octet in range(256))
-        except ExpandError:
-            self._emit(Op.APPLY, slot, self._index((quoter, 0)), text)
-            return
-        mark = quoting.quoter_name(lookup)
-        if mark is None:
+        row = _quoting(lookup, option)
+        if isinstance(row, partial):
+            self._emit(Op.APPLY, slot, self._index((row, 0)), text)
+        elif row is None:
             self._emit(Op.MOVE, slot, text)
         else:
-            # but for names in LDAP every quoter looks at one octet at a time
-            each = None if option else tuple([quoter(b"%c" % octet) for octet in range(256)])
-            self._emit(Op.QUOTE, slot, self._index((quoter, table, quoter_mark(mark), each)), text)
+            self._emit(Op.QUOTE, slot, self._index(row), text)
 
     def _certop(self, node: Node, slot: int) -> None:
         algorithm, name = node.data
@@ -678,6 +673,22 @@ def _passes(check: Callable[[bytes], None], node: Node) -> bool:
     except ExpandError:
         return False
     return True
+
+
+@functools.lru_cache(maxsize=64)
+def _quoting(lookup: str, option: str) -> tuple[Any, ...] | partial[bytes] | None:
+    """What the evaluator needs of a quote operator; None where it changes nothing, the function where it fails."""
+    quoter = partial(_quoted, lookup, option.encode() if option else None)
+    try:
+        table = bytes(quoter(b"%c" % octet) != b"%c" % octet for octet in range(256))
+    except ExpandError:
+        return quoter
+    mark = quoting.quoter_name(lookup)
+    if mark is None:
+        return None
+    # but for names in LDAP every quoter looks at one octet at a time
+    each = None if option else tuple([quoter(b"%c" % octet) for octet in range(256)])
+    return quoter, table, quoter_mark(mark), each
 
 
 def _quoted(lookup: str, option: bytes | None, text: bytes) -> bytes:
