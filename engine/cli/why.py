@@ -255,7 +255,14 @@ async def _hop(
         return Hop(host, port, None, error.message)
     found = await lookup.run(PlanBuilder(host, port, decisions.tls))
     if isinstance(found, Decision):
-        found = decide(found, host, decisions.tls, sts=story.sts.policy, is_by_dns=gate.is_by_dns(route.router))
+        found = decide(
+            found,
+            host,
+            decisions.tls,
+            sts=story.sts.policy,
+            must_wait=story.sts.must_wait,
+            is_by_dns=gate.is_by_dns(route.router),
+        )
     return Hop(host, port, found)
 
 

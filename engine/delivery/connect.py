@@ -145,7 +145,13 @@ async def _policy(core: Core, site: Site, number: int, decisions: HostDecisions)
     found = await core.tlsa.run(PlanBuilder(host, port_of(site, number), choices))
     if isinstance(found, Decision):
         found = decide(
-            found, host, choices, wish=site.wish, sts=site.sts.policy, is_by_dns=core.sts.is_by_dns(site.router)
+            found,
+            host,
+            choices,
+            wish=site.wish,
+            sts=site.sts.policy,
+            must_wait=site.sts.must_wait,
+            is_by_dns=core.sts.is_by_dns(site.router),
         )
     if isinstance(found, Decision) and found.depends_on_domain and not site.by_domain:
         site.by_domain = True

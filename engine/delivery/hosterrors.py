@@ -60,8 +60,8 @@ def key_of(site: Site, number: int) -> str:
     """
     host = site.hosts[number]
     key = host_key(host.name, host.address, port_of(site, number), site.transport.options.interface)
-    if site.sts.policy is not None:
-        key += f"/sts={site.sts.policy.domain}"
+    if site.sts.policy is not None or site.sts.must_wait:
+        key += f"/sts={host.domain}"
     if site.by_domain:
         key += f"/dane={host.domain}"
     return f"{key}/tls={site.wish.value}" if site.wish is not Wish.USUAL else key

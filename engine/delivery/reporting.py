@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from ..logs.facts import Fact, FactKind
+from ..policy.requirement import Refusal
 from ..policy.tls_report import Session as ReportedSession
 from ..policy.tls_report import SessionReport, report_record, results
 from ..policy.wishes import Wish
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from ..errors import DeliveryError
     from ..logs.tlsrpt import TlsrptLog
     from ..net.resolver import Resolver
-    from ..policy.requirement import Decision, Refusal
+    from ..policy.requirement import Decision
     from ..tls.dane import Verdict
     from ..tls.facts import TlsFacts
     from .core import Core
@@ -61,6 +62,8 @@ class Reporting:
         if self._log is None or site.wish is Wish.OPTIONAL or not core.sts.is_by_dns(site.router) or not host.domain:
             return
         sts = site.sts
+        if sts.must_wait and isinstance(found, Refusal):
+            return  # the trouble is ours
         policies = results(
             ReportedSession(
                 domain=host.domain,

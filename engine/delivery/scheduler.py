@@ -25,13 +25,12 @@ import trio
 
 from ..errors import DataError
 from ..logs.facts import Fact, FactKind
-from ..policy.hosts import ERRNO_DNS_DEFER
 from ..policy.wishes import Wish
 from ..queue.store import QueueFull, QueueLocked
 from ..values import parse_address
 from .jobs import message_id_of
 from .outcome import EXPIRED_TEXT
-from .routing import Routed, RouteDeferred, Unrouteable
+from .routing import Routed, Unrouteable
 from .site import Site
 from .sts import NO_POLICY
 from .work import Work
@@ -259,20 +258,21 @@ class Scheduler:
 
     async def _route_domain(self, domain: str) -> None:
         """Find the route of the recipients that wait for `domain`; one route for all where no local part mattered."""
-        async with self._routing:
-            while members := self._unrouted.get(domain):
-                context, claim = members[0]
+        while members := self._unrouted.get(domain):
+            context, claim = members[0]
+            async with self._routing:
                 route = await self._core.routers.route(
                     parse_address(claim.address), self._core.scope_for(context, claim)
                 )
-                sts = await self._core.sts.look_up(route, domain) if isinstance(route, Routed) else NO_POLICY
-                if route.cacheable_by_domain:
-                    break
-                del members[0]
-                self._hand_over(route, [(context, claim)], sts)
-            waiting = self._unrouted.pop(domain)
-            if waiting:
-                self._hand_over(route, waiting, sts)
+            # a policy host that is slow holds up its own domain, and no other
+            sts = await self._core.sts.look_up(route, domain) if isinstance(route, Routed) else NO_POLICY
+            if route.cacheable_by_domain:
+                break
+            del members[0]
+            self._hand_over(route, [(context, claim)], sts)
+        waiting = self._unrouted.pop(domain)
+        if waiting:
+            self._hand_over(route, waiting, sts)
 
     def _hand_over(self, route: Route, members: list[Member], sts: StsAnswer) -> None:
         by_wish: dict[Wish, list[Member]] = {}
@@ -284,8 +284,6 @@ class Scheduler:
 
     def _hand_over_alike(self, route: Route, members: list[Member], wish: Wish, sts: StsAnswer) -> None:
         core = self._core
-        if isinstance(route, Routed) and sts.must_wait:
-            route = RouteDeferred(sts.must_wait, ERRNO_DNS_DEFER, route.router, "4.7.5")
         if isinstance(route, Routed):
             site = self._site(route, wish, sts)
             max_rcpt = site.transport.options.max_rcpt or math.inf

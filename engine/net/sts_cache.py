@@ -51,6 +51,8 @@ POLICY_INVALID: Final = "sts-policy-invalid"
 #: octets of a file; a policy has at most 64 KiB
 _MAX_FILE_OCTETS: Final = 256 * 1024
 _MAX_NAME: Final = 200
+#: policies that are fetched at one time; arbitrary, few domains have one
+_MAX_FETCHES: Final = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,7 @@ class StsPolicies:
         self._failed: Expiring[str, StsFetchError] = Expiring(size, clock)
         self._rechecked: Expiring[str, bool] = Expiring(size, clock)
         self._flights: dict[str, _Flight] = {}
+        self._turn = trio.CapacityLimiter(_MAX_FETCHES)
 
     def known_or_none(self, domain: str) -> StsAnswer | None:
         """What is in memory, without waiting for anything."""
@@ -187,7 +190,9 @@ class StsPolicies:
             return failed
         try:
             try:
-                policy = parse_policy(domain, await self._fetch(domain), id)
+                async with self._turn:
+                    body = await self._fetch(domain)
+                policy = parse_policy(domain, body, id)
             except DataError as error:
                 raise StsFetchError(str(error), POLICY_INVALID) from error
         except StsFetchError as error:

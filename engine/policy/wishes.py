@@ -64,19 +64,22 @@ def decide(
     *,
     wish: Wish = Wish.USUAL,
     sts: StsPolicy | None = None,
+    must_wait: str = "",
     is_by_dns: bool = True,
 ) -> Decision | Refusal:
     """What holds for a connection to `host` that is for such messages and for recipients of such a domain.
 
     Args:
         found: what options and TLSA records gave.
-        sts: the policy in force for the recipients' domain.
+        sts: the policy in force for the recipients' domain; must_wait: why it cannot be told what is in force (R50).
         is_by_dns: the host comes from the MX records of that domain, not from the configuration.
     """
     plan = found.plan
     if wish is Wish.OPTIONAL:
         return replace(found, steps=(*found.steps, Step("RFC 8689 §5", "TLS-Required: no: no policy is enforced")))
     is_named_by_sts = False
+    if must_wait and plan.level is not TlsLevel.DANE:
+        return _refuse(found, must_wait, Step("R50", "what MTA-STS demands is not known: put off"))
     if sts is not None and sts.mode is not Mode.NONE:
         verdict = mta_sts.apply(sts, host.name, plan)
         step = _step(verdict.reason)

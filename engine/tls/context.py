@@ -289,7 +289,8 @@ class ClientHandshake:
         clock = self._contexts.clock
         assert clock is not None, "`handshake` has looked"
         now = datetime.datetime.fromtimestamp(clock(), datetime.UTC)
-        staple = ocsp.check(self.engine.staple, facts.peer_der, self.engine.verified_chain(), now=now)
+        octets = self.engine.staple
+        staple = ocsp.check(octets, facts.peer_der, self.engine.verified_chain() if octets else (), now=now)
         is_good, is_proved = staple.status is ocsp.Status.GOOD, facts.verified or facts.dane
         text = ocsp.refusal(staple, self._ocsp)
         if not text and self._ocsp is Demand.REQUIRE and not is_proved:

@@ -42,6 +42,8 @@ MAX_ANSWERS: Final = 64
 MAX_CERTIFICATES: Final = 8
 #: digests that may sign
 _STRONG: Final = (hashes.SHA256, hashes.SHA384, hashes.SHA512, hashes.SHA3_256, hashes.SHA3_384, hashes.SHA3_512)
+#: object identifier 1.3.6.1.5.5.7.1.24 as it stands in a certificate: those without it need not be parsed
+_TLS_FEATURE: Final = bytes.fromhex("06082b06010505070118")
 #: what `cryptography` raises for certificates and responses that it does not like
 _PARSE_ERRORS: Final = (
     ValueError,
@@ -133,6 +135,8 @@ def check(
 
 def must_staple(leaf: bytes) -> bool:
     """Whether the certificate says that it always comes with a response (TLS feature 5, RFC 7633)."""
+    if _TLS_FEATURE not in leaf:
+        return False
     try:
         found = load_certificate(leaf).extensions.get_extension_for_oid(ExtensionOID.TLS_FEATURE)
     except (*_PARSE_ERRORS, x509.ExtensionNotFound):

@@ -158,7 +158,7 @@ async def test_a_damaged_cache_makes_mail_wait(tmp_path: Path) -> None:
         assert found[USER][0] == "queued"
         assert "is damaged" in found[USER][1]
         assert found[NEIGHBOUR][0] == "delivered"
-        assert any(line.startswith(f"== {USER} R=dnslookup defer (-36): MTA-STS: ") for line in scene.lines)
+        assert any(line.startswith(f"== {USER} R=dnslookup T=smtp defer (-38) H={MX} ") for line in scene.lines)
         scene.host.status = 200
         assert (await scene.send())[USER][0] == "delivered"
 
@@ -173,6 +173,16 @@ async def test_a_policy_that_cannot_be_kept_makes_mail_wait(tmp_path: Path) -> N
         assert "cannot be kept" in found[USER][1]
         assert found[NEIGHBOUR][0] == "delivered"
         assert scene.sink.counts.messages == 1
+
+
+async def test_a_damaged_cache_concerns_nobody_who_has_dane(tmp_path: Path) -> None:
+    """R48: DANE needs no other policy."""
+    identity = make_leaf([MX], now=now())
+    async with sts_scene(tmp_path, identity=identity, ad=True) as scene:
+        with_dane(scene, identity.tlsa_record)
+        scene.file.parent.mkdir()
+        scene.file.write_bytes(b"damaged")
+        assert (await scene.send(USER))[USER][0] == "delivered"
 
 
 # --- options ----------------------------------------------------------------------------------------------------------

@@ -101,6 +101,16 @@ def test_never_above_dane(mode: Mode) -> None:
         assert found.plan is DANE.plan
 
 
+def test_what_is_not_known_puts_off_whoever_has_no_dane() -> None:
+    """R50, R48; RFC 8689 §5: but for those who can do without TLS."""
+    found = decide(OPPORTUNISTIC, SECURE, CHOICES, must_wait="MTA-STS: damaged")
+    assert isinstance(found, Refusal)
+    assert (found.message, found.permanent) == ("MTA-STS: damaged", False)
+    assert level(decide(DANE, SECURE, CHOICES, must_wait="MTA-STS: damaged")) is TlsLevel.DANE
+    optional = decide(OPPORTUNISTIC, SECURE, CHOICES, wish=Wish.OPTIONAL, must_wait="MTA-STS: damaged")
+    assert level(optional) is TlsLevel.OPPORTUNISTIC
+
+
 def test_enforce_and_hosts_avoid_tls_put_the_host_off() -> None:
     found = decide(Decision(CLEAR), SECURE, TlsChoices(avoid_tls=True), sts=sts())
     assert isinstance(found, Refusal)
