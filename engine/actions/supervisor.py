@@ -32,8 +32,10 @@ if TYPE_CHECKING:
 
 #: a worker that lived so long has not failed at its start
 _HEALTHY_S: Final = 30.0
-#: how long a process may take to end when its link is over, and then after SIGTERM
+#: how long a process that was told to may take to end, and any after SIGTERM
 _END_S: Final = 5.0
+#: how long the kernel may take to tell of the end of one whose link is over
+_DEAD_S: Final = 0.2
 #: workers that may be attached to one socket at one time
 MAX_ATTACHED: Final = 64
 
@@ -138,7 +140,8 @@ class Supervisor:
         self.pids[number] = process.pid
         try:
             why = await _serve(self._hub, ours, self._group, self._settings(), self._ring_octets)
-            with trio.move_on_after(_END_S):
+            # one that was not told to end has died, or must
+            with trio.move_on_after(_END_S if self._is_stopping else _DEAD_S):
                 await process.wait()
         finally:
             del self.pids[number]

@@ -303,7 +303,7 @@ def work_for(said: list[Any], *, octets: int = OCTETS, memory: Any = None) -> st
     return ended[0]
 
 
-GOOD_HELLO = (HELLO, VERSION, "main", {})
+GOOD_HELLO: Any = (HELLO, VERSION, "main", {})
 GOOD_SHAPE = (SHAPE, 1, "msg:x", ("a", "b"))
 
 

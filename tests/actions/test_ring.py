@@ -289,7 +289,9 @@ def test_a_row_gives_each_value_when_it_is_asked_for(values: tuple[Any, ...]) ->
     row = row_of(values)
     assert isinstance(row, _ring.Row)
     assert len(row) == len(values)
-    assert row == values == row.to_tuple() == tuple(row)
+    assert row.to_tuple() == tuple(row) == values
+    same: Any = values
+    assert row == same
     for place, value in enumerate(values):
         assert row[place] == row[place - len(values)] == value
     for place in (len(values), -len(values) - 1):

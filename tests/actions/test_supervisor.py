@@ -1,0 +1,335 @@
+"""Workers as processes: started, watched, killed, attached from outside; and an engine that is killed."""
+
+from __future__ import annotations
+
+import functools
+import os
+import select
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from engine.actions import attach
+from engine.actions.channel import Outgoing
+from engine.actions.hub import Hub
+from engine.actions.programs import Settings
+from engine.actions.supervisor import Restart, SocketOptions, Supervisor, serve_socket
+from engine.errors import ActionError
+from fakes.action_links import Told, puppet, until
+from fakes.peers import PROJECT
+
+ROGUE = PROJECT / "tests/isolated/worker_rogue.py"
+QUICK = Restart(0.01, 0.05)
+FIELDS = ("local_part", "domain")
+
+
+def outgoing(hub: Hub, number: int) -> Outgoing:
+    shape = hub.shape("msg:delivery", FIELDS)
+    return Outgoing(shape, b"m%d" % (number % 5), b"%d" % number, (b"u%d" % number, b"example.org"), token=number)
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A directory with a short name: the path of a socket has 107 octets."""
+    with tempfile.TemporaryDirectory(prefix="out-") as folder:
+        yield Path(folder)
+
+
+# --- the engine's own workers -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+async def test_workers_run_programs_and_handlers_and_end_when_told(place: Path) -> None:
+    told = Told()
+    hub = told.make_hub(expected=("main",))
+    lines = place / "events.jsonl"
+    settings = Settings(handlers={"audit": {"driver": "jsonl", "file": str(lines), "events": ("msg:*",)}})
+    supervisor = Supervisor(hub, 2, log=told.log, settings=settings.to_frame)
+    program = hub.program(b"${lookup passwd{root}{$value}}", "event_action x in y", ())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(supervisor.run)
+        with trio.fail_after(20):
+            answer = await hub.evaluate(program, (), {}, timeout_s=20)
+            assert answer.text.startswith(b"*:0:0:") or answer.text.startswith(b"x:0:0:")
+            await until(lambda: hub.report()[0].workers == 2)
+            pids = set(supervisor.pids.values())
+            for number in range(500):
+                assert hub.submit_nowait(outgoing(hub, number))
+            assert await supervisor.stop(timeout_s=15)
+    assert len(pids) == 2
+    assert {one.token for one in told.done} == set(range(500))
+    assert len(lines.read_text().splitlines()) == 500
+    assert supervisor.pids == {}
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    assert told.lines == []
+
+
+@pytest.mark.slow
+async def test_a_worker_that_is_killed_is_replaced_and_loses_nothing(place: Path) -> None:
+    told = Told()
+    hub = told.make_hub(expected=("main",))
+    lines = place / "events.jsonl"
+    settings = Settings(handlers={"audit": {"driver": "jsonl", "file": str(lines), "batch": 7, "linger_ms": 0}})
+    supervisor = Supervisor(hub, 1, log=told.log, settings=settings.to_frame, restart=QUICK)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(supervisor.run)
+        await until(lambda: hub.report()[0].workers, 20)
+        for number in range(3000):
+            assert hub.submit_nowait(outgoing(hub, number))
+        await until(lambda: len(told.done) > 50, 20)
+        os.kill(supervisor.pids[0], signal.SIGKILL)
+        await until(lambda: not hub.held, 20)
+        nursery.cancel_scope.cancel()
+    assert sorted(one.id for one in told.done) == sorted(b"%d" % number for number in range(3000))
+    seen = Counter(line.split('"id":"')[1].split('"')[0] for line in lines.read_text().splitlines())
+    assert set(seen) == {str(number) for number in range(3000)}, "at least once, none invented"
+    assert told.lines[0].startswith("action worker 0 is gone: it died (signal 9); the next one starts in 0.01 s")
+    assert supervisor.pids == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        ("dies at once", "(exit status 3)"),
+        ("says garbage", "it sent what is no frame: no kind 1 comes from a worker"),
+        ("writes garbage", "it sent what is no frame: "),
+        ("dies in a frame", "it died (signal 9)"),
+        ("takes events and dies", "it died (signal 9)"),
+    ],
+)
+async def test_a_broken_worker_costs_a_line_and_a_pause(how: str, why: str) -> None:
+    told = Told()
+    hub = told.make_hub(expected=("main",))
+    command = [sys.executable, str(ROGUE), how]
+    supervisor = Supervisor(hub, 1, log=told.log, command=command, restart=QUICK)
+    hub.submit_nowait(outgoing(hub, 1))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(supervisor.run)
+        await until(lambda: len(told.lines) >= 2, 20)
+        nursery.cancel_scope.cancel()
+    assert all(why in line for line in told.lines), told.lines
+    assert (hub.held, told.done) == (1, [])
+    assert supervisor.pids == {}
+
+
+def test_pauses_grow() -> None:
+    pauses = [Restart().pause_s(failures) for failures in range(1, 12)]
+    assert pauses == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30, 30]
+    assert Restart().pause_s(10**9) == 30
+
+
+async def test_a_worker_that_cannot_be_started_is_told_and_tried_later_and_later() -> None:
+    told = Told()
+    supervisor = Supervisor(told.make_hub(), 1, log=told.log, command=["/nowhere/worker"], restart=QUICK)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(supervisor.run)
+        await until(lambda: len(told.lines) == 4)
+        nursery.cancel_scope.cancel()
+    assert [line.rsplit(" ", 2)[1] for line in told.lines] == ["0.01", "0.02", "0.04", "0.05"]
+    assert "it cannot be started: No such file or directory" in told.lines[0]
+
+
+async def test_hundreds_of_restarts_leave_nothing_behind() -> None:
+    """Links as they come and go: descriptors, memory and events are all that is told."""
+    told = Told()
+    hub = told.make_hub(expected=("main",))
+    for number in range(20):
+        hub.submit_nowait(outgoing(hub, number))
+    before = len(os.listdir("/proc/self/fd"))
+    for number in range(500):
+        async with puppet(hub, octets=4096) as (worker, ends):
+            if number % 2:
+                worker.ready("msg:*")
+            if number % 3:
+                worker.say("garbage")
+            worker.die()
+            await until(lambda ends=ends: ends)  # type: ignore[misc]  # mypy cannot infer a default
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert (hub.held, told.done) == (20, [])
+    assert [report.workers for report in hub.report()] == [0]
+    async with puppet(hub) as (worker, _):
+        worker.ready("msg:*")
+        arrived = [(await worker.hear(4))[3] for _ in range(20)]
+    assert sorted(map(int, arrived)) == list(range(20))
+
+
+# --- workers of users -------------------------------------------------------------------------------------------------
+
+
+def start_worker(path: Path, *options: str, name: str = "worker", file: Path | None = None) -> subprocess.Popen[str]:
+    command = [
+        sys.executable,
+        "-m",
+        "engine.cli.main",
+        "worker",
+        "run",
+        f"worker_example:{name}",
+        "--socket",
+        str(path),
+    ]
+    environment = {**os.environ, "PYTHONPATH": f"{PROJECT}:{PROJECT / 'tests/isolated'}", "WORKER_FILE": str(file)}
+    return subprocess.Popen([*command, *options], env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def end(process: subprocess.Popen[str]) -> tuple[int, str]:
+    process.terminate()
+    _, errors = process.communicate(timeout=20)
+    return process.returncode, errors
+
+
+@pytest.mark.slow
+async def test_workers_attach_themselves_and_come_back(place: Path) -> None:
+    told = Told()
+    path, file = place / "crm.sock", place / "seen"
+    hub = told.make_hub(expected=("crm",))
+    options = SocketOptions(group="crm", path=str(path))
+    serve = functools.partial(serve_socket, hub, options, log=told.log)
+    process = start_worker(path, "--processes", "2", file=file)
+    try:
+        for _ in range(2):
+            first = len(told.done)
+            async with trio.open_nursery() as nursery:
+                await nursery.start(serve)
+                assert stat.S_IMODE(path.stat().st_mode) == 0o600
+                for number in range(first, first + 200):
+                    hub.submit_nowait(outgoing(hub, number))
+                await until(lambda: not hub.held, 20)
+                await until(lambda: hub.report()[0].workers == 2, 20)
+                shape = hub.shape("tls:cert", FIELDS)
+                assert await hub.ask(shape, (b"fine", b"")) is None
+                refusal = await hub.ask(shape, (b"refused", b""))
+                assert refusal is not None
+                assert refusal.text == b"not pinned"
+                nursery.cancel_scope.cancel()
+            assert not path.exists()
+    finally:
+        status, errors = await trio.to_thread.run_sync(end, process)
+    assert status == 0, errors
+    assert {line.split()[0] for line in file.read_text().splitlines()} == {str(number) for number in range(400)}
+    assert sum("attached itself" in line for line in told.lines) >= 4
+
+
+@pytest.mark.slow
+async def test_a_worker_that_kills_itself_in_a_batch_gets_it_again(place: Path) -> None:
+    told = Told()
+    path, file = place / "crm.sock", place / "seen"
+    hub = told.make_hub(expected=("crm",))
+    async with trio.open_nursery() as nursery:
+        options = SocketOptions(group="crm", path=str(path))
+        await nursery.start(functools.partial(serve_socket, hub, options, log=told.log))
+        for number in range(100):
+            hub.submit_nowait(outgoing(hub, number))
+        first = start_worker(path, name="mortal", file=file)
+        await trio.to_thread.run_sync(first.wait)
+        assert first.returncode == -signal.SIGKILL
+        assert first.stderr is not None
+        first.stderr.close()
+        second = start_worker(path, name="mortal", file=file)
+        await until(lambda: not hub.held, 20)
+        await trio.to_thread.run_sync(end, second)
+        nursery.cancel_scope.cancel()
+    seen = Counter(line.split()[0] for line in file.read_text().splitlines())
+    assert set(seen) == {str(number) for number in range(100)}
+    assert 0 < sum(count - 1 for count in seen.values()) <= 20, "only the batch in hand came twice"
+    assert {one.token for one in told.done} == set(range(100))
+
+
+@pytest.mark.slow
+def test_a_worker_that_cannot_be_loaded_is_a_configuration_error(place: Path) -> None:
+    for name in ("nothing", "record.nothing"):
+        process = start_worker(place / "x.sock", name=name)
+        _, errors = process.communicate(timeout=20)
+        assert process.returncode == 78
+        assert "is no Worker" in errors
+
+
+def test_who_may_attach() -> None:
+    me = os.geteuid()
+    assert attach.may_attach(attach.Credentials(1, me, 0))
+    assert attach.may_attach(attach.Credentials(1, 0, 0))
+    assert attach.may_attach(attach.Credentials(1, 4711, 0), (4711,))
+    assert not attach.may_attach(attach.Credentials(1, 4711, 0), (4712,))
+    assert attach.may_attach(None), "where the kernel does not tell the permission bits have decided"
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        assert attach.credentials(ours) == attach.Credentials(os.getpid(), me, os.getegid())
+
+
+async def test_a_stranger_is_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = Told()
+    path = str(place / "crm.sock")
+    hub = told.make_hub()
+    monkeypatch.setattr(attach, "credentials", lambda sock: attach.Credentials(17, 4711, 4711))
+    async with trio.open_nursery() as nursery:
+        options = SocketOptions(group="crm", path=path, uids=(4712,))
+        await nursery.start(functools.partial(serve_socket, hub, options, log=told.log))
+        sock = attach.connect(path)
+        with pytest.raises(ActionError, match="refused this worker"):
+            await trio.to_thread.run_sync(attach.receive, sock)
+        sock.close()
+        nursery.cancel_scope.cancel()
+    assert told.lines == ["action worker of crm (process 17, user 4711) refused: it may not attach itself"]
+
+
+def test_a_socket_of_a_living_engine_is_left_alone_and_a_dead_one_replaced(place: Path) -> None:
+    path = place / "x.sock"
+    first = attach.listen(str(path), mode=0o660)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o660
+    with pytest.raises(ActionError, match="another engine does"):
+        attach.listen(str(path))
+    first.close()
+    attach.listen(str(path)).close()
+    path.unlink()
+    path.write_text("mine")
+    with pytest.raises(ActionError, match="it is there and no socket"):
+        attach.listen(str(path))
+    assert path.read_text() == "mine"
+    with pytest.raises(ActionError, match="cannot listen on"):
+        attach.listen(str(place / "nowhere" / "x.sock"))
+    with pytest.raises(ActionError, match="no engine at"):
+        attach.connect(str(place / "y.sock"))
+
+
+# --- an engine that is killed -----------------------------------------------------------------------------------------
+
+_ENGINE = """
+import sys, trio
+from engine.actions.hub import Hub
+from engine.actions.supervisor import Supervisor
+async def main():
+    hub = Hub(on_done=lambda events: None, log=lambda text, logs: None, expected=("main",))
+    supervisor = Supervisor(hub, 1, log=lambda text, logs: None)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(supervisor.run)
+        while not hub.report()[0].workers:
+            await trio.sleep(0.01)
+        print(supervisor.pids[0], flush=True)
+        await trio.sleep_forever()
+trio.run(main)
+"""
+
+
+@pytest.mark.slow
+def test_a_worker_does_not_outlive_an_engine_that_is_killed() -> None:
+    engine = subprocess.Popen([sys.executable, "-c", _ENGINE], stdout=subprocess.PIPE, text=True, cwd=PROJECT)
+    assert engine.stdout is not None
+    pid = int(engine.stdout.readline())
+    descriptor = os.pidfd_open(pid)
+    engine.kill()
+    engine.communicate()
+    # readable when the process has ended
+    ended = select.select([descriptor], [], [], 15)[0]
+    os.close(descriptor)
+    assert ended
