@@ -27,6 +27,7 @@ from ..policy.wishes import Wish, choices_for, decide
 from ..smtp import HostMemory
 from ..tls.dane import judge
 from ..tls.facts import ChainVerdict
+from ..tls.names import has_dns_names
 from .hosterrors import port_of
 from .site import Policy
 
@@ -171,8 +172,12 @@ async def _policy(core: Core, site: Site, number: int, decisions: HostDecisions)
     return policy
 
 
-def _judge_by(plan: Plan, clock: Callable[[], float], note: Callable[[Verdict], None]) -> Decide | None:
+def _judge_by(
+    plan: Plan, clock: Callable[[], float], note: Callable[[Verdict], None], *, by_policy: bool
+) -> Decide | None:
     """Who decides about the chain of certificates: the TLSA records, where there are some."""
+    if plan.level is TlsLevel.VERIFIED and by_policy:
+        return _refuse_without_names
     if plan.level is not TlsLevel.DANE:
         return None
 
@@ -184,6 +189,13 @@ def _judge_by(plan: Plan, clock: Callable[[], float], note: Callable[[Verdict], 
         return ChainVerdict(verdict.is_match, verdict.is_match and plan.authenticates, verdict.reason)
 
     return decide
+
+
+def _refuse_without_names(chain: tuple[bytes, ...]) -> ChainVerdict:
+    """RFC 8461 §4.2: a DNS name in the subject alternative name; what is verified beside it is verified already."""
+    if chain and has_dns_names(chain[0]):
+        return ChainVerdict(True)
+    return ChainVerdict(False, message="SSL verify error: certificate name mismatch: there is a common name only")
 
 
 # --- options ----------------------------------------------------------------------------------------------------------
@@ -266,7 +278,7 @@ async def _open(
         ),
         core.contexts,
         memory,
-        decide=_judge_by(plan, core.clock, note),
+        decide=_judge_by(plan, core.clock, note, by_policy=site.sts.policy is not None),
         tls_options=_files_for(plan, decisions.files),
     )
 

@@ -75,7 +75,7 @@ class Reporting:
                 facts=facts,
                 error=error,
                 verdict=verdict,
-                sending_ip=_address(local_address),
+                sending_ip=_address(local_address) or site.transport.options.interface,
             )
         )
         if not policies:

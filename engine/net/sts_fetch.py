@@ -17,6 +17,7 @@ from ..errors import ConfigError, DeliveryError, EngineError, TlsPolicyError
 from ..policy.mta_sts import MAX_POLICY_OCTETS
 from ..policy.plan import Plan, TlsLevel
 from ..tls.context import TlsContexts, TlsOptions
+from ..tls.names import has_dns_names
 from .dial import dial
 from .stream import TcpStream, start_tls
 
@@ -103,9 +104,12 @@ class StsFetcher:
                 continue
             except ConfigError as error:
                 raise StsFetchError(str(error)) from error
-            if not tls.facts.verified:
+            reason = tls.facts.verify_message
+            if tls.facts.verified and not has_dns_names(tls.facts.peer_der[0]):
+                reason = "the certificate has a common name only"
+            if reason:
                 await trio.aclose_forcefully(tls)
-                raise StsFetchError(f"{host} [{address}]: {tls.facts.verify_message}", WEBPKI_INVALID)
+                raise StsFetchError(f"{host} [{address}]: {reason}", WEBPKI_INVALID)
             return tls
         raise StsFetchError(reason)
 

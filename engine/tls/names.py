@@ -53,6 +53,19 @@ def certificate_names(der: bytes) -> tuple[str, ...]:
     return tuple(name.lower() for name in names if name.isascii())
 
 
+def has_dns_names(der: bytes) -> bool:
+    """Whether a DER certificate says in the subject alternative name what it is for; the common name is not enough for
+    everybody (RFC 8461 §3.3, §4.2)."""
+    try:
+        extension = load_certificate(der).extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    except (
+        *(ValueError, x509.InvalidVersion, x509.DuplicateExtension),
+        *(x509.UnsupportedGeneralNameType, x509.ExtensionNotFound),
+    ):
+        return False
+    return bool(extension.value.get_values_for_type(x509.DNSName))
+
+
 def name_matches(pattern: str, name: str) -> bool:
     """Whether `pattern`, a name out of a certificate, covers the reference name `name` (TL-13)."""
     pattern = pattern.lower().removesuffix(".")

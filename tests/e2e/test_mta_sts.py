@@ -10,7 +10,7 @@ from engine.smtp.server import EXTENSIONS
 from engine.tls.selfmade import make_leaf
 from fakes.dns_server import Reply
 from fakes.sts_world import MX, NEIGHBOUR, OTHER, USER, Scene, policy, sts_scene
-from fakes.tls_pairs import leaf, now
+from fakes.tls_pairs import authority, leaf, now
 
 pytestmark = pytest.mark.slow
 
@@ -34,6 +34,7 @@ async def test_enforce_delivers_over_tls_that_is_proved(tmp_path: Path) -> None:
     ("what", "text"),
     [
         ("other name", 'TLS session: SSL verify error: certificate name mismatch: DN="/CN=www.example.org" H="'),
+        ("common name", "TLS session: SSL verify error: certificate name mismatch: there is a common name only"),
         ("nobody's", "TLS session: SSL verify error: depth=0 error=self-signed certificate"),
         ("expired", "TLS session: SSL verify error: depth=0 error=certificate has expired"),
         ("no TLS", "a TLS session is required, but the server did not offer TLS support"),
@@ -42,6 +43,7 @@ async def test_enforce_delivers_over_tls_that_is_proved(tmp_path: Path) -> None:
 async def test_enforce_lets_nothing_go_to_who_is_not_proved(tmp_path: Path, what: str, text: str) -> None:
     identity = {
         "other name": lambda: leaf("www.example.org"),
+        "common name": lambda: make_leaf([], now=now(), issuer=authority(), common_name=MX),
         "nobody's": lambda: make_leaf([MX], now=now()),
         "expired": lambda: leaf(MX, days=-1),
         "no TLS": lambda: leaf(MX),

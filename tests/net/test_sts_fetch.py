@@ -12,9 +12,10 @@ import trio
 
 from engine.net.sts_fetch import FETCH_ERROR, WEBPKI_INVALID, StsFetcher, StsFetchError
 from engine.policy.mta_sts import MAX_POLICY_OCTETS
+from engine.tls.selfmade import make_leaf
 from fakes.dns_server import DnsServer, Reply, resolver_for, serve_dns
 from fakes.policy_host import PolicyHost, policy
-from fakes.tls_pairs import anchors, leaf
+from fakes.tls_pairs import anchors, authority, leaf, now
 
 DOMAIN = "example.org"
 HOST = f"mta-sts.{DOMAIN}"
@@ -94,6 +95,14 @@ async def test_a_certificate_for_another_name(world: World, tmp_path: Path) -> N
     with PolicyHost(leaf("www.example.org")) as other:
         other.policies[HOST] = policy()
         await refused(world.fetcher(other.port), "name mismatch", WEBPKI_INVALID)
+        assert other.requests == []
+
+
+async def test_a_certificate_with_a_common_name_only(world: World) -> None:
+    """RFC 8461 §3.3."""
+    nameless = make_leaf([], now=now(), issuer=authority(), common_name=HOST)
+    with PolicyHost(nameless) as other:
+        await refused(world.fetcher(other.port), "common name only", WEBPKI_INVALID)
         assert other.requests == []
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from engine.tls.names import certificate_matches, certificate_names, name_matches
+from engine.tls.names import certificate_matches, certificate_names, has_dns_names, name_matches
 from engine.tls.selfmade import make_leaf
-from fakes.tls_pairs import now
+from fakes.tls_pairs import leaf, now
 
 
 @pytest.mark.parametrize(
@@ -53,3 +53,11 @@ def test_the_common_name_counts_only_without_dns_names() -> None:
 def test_what_is_no_certificate_has_no_names(der: bytes) -> None:
     assert certificate_names(der) == ()
     assert not certificate_matches(der, ["mx.example.org"])
+
+
+def test_names_in_the_subject_alternative_name() -> None:
+    """RFC 8461 §4.2: the common name is none of them."""
+    assert has_dns_names(leaf("mx.example.org").der)
+    assert not has_dns_names(make_leaf([], now=now(), common_name="mx.example.org").der)
+    assert not has_dns_names(make_leaf(["192.0.2.1"], now=now()).der)
+    assert not has_dns_names(b"")
