@@ -80,6 +80,7 @@ class Carrier:
             bits=tls.bits,
             verified=verified,
             peer_dn=tls.peer_dn,
+            ocsp=tls.ocsp,
         )
 
     async def run(self) -> None:

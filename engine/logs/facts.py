@@ -35,6 +35,7 @@ class ConnectionFacts:
         tls_version: such as ``TLS1.3``, "" in clear; cipher: OpenSSL name; bits: key size.
         verified: ``dane``, ``yes`` or ``no``; meaningful only with TLS (CV=).
         peer_dn: subject of the leaf certificate.
+        ocsp: as `$tls_out_ocsp`: 0 not requested, 1 no response, 2 not tried, 3 failed, 4 verified.
         authenticator: name of the mechanism that succeeded, or "".
     """
 
@@ -49,6 +50,7 @@ class ConnectionFacts:
     verified: str = "no"
     peer_dn: str = ""
     authenticator: str = ""
+    ocsp: int = 0
 
 
 @dataclass(slots=True)

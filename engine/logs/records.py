@@ -46,6 +46,7 @@ def record(fact: Fact) -> str:
                 "bits": connection.bits,
                 "verified": connection.verified,
                 "peer_dn": connection.peer_dn,
+                **({"ocsp": connection.ocsp} if connection.ocsp else {}),
             }
         if connection.authenticator:
             row["authenticator"] = connection.authenticator

@@ -7,7 +7,13 @@ import os
 import pytest
 import trio
 
+from engine.delivery.hosterrors import key_of
+from engine.delivery.site import Site
 from engine.logs.facts import FactKind
+from engine.net.sts_cache import StsAnswer
+from engine.policy.hosts import Host
+from engine.policy.mta_sts import Mode, StsPolicy
+from engine.policy.wishes import Wish
 from engine.queue.model import RecipientState
 from engine.queue.schedule import host_key
 from fakes.engine_world import MakeWorld
@@ -19,6 +25,22 @@ ROUTE = "R=smart T=smtp"
 H = "H=127.0.0.1 [127.0.0.1]"
 NOT_DUE = f"{ROUTE} defer (-54): retry time not reached for any host for 'd.example'"
 REFUSED = f"{ROUTE} defer (111): Connection refused {H}"
+
+
+def test_policies_of_others_have_records_of_their_own(make_world: MakeWorld) -> None:
+    """R46: what one domain or some messages demand of a host says nothing about it for others."""
+    transport = make_world().core.transports["smtp"]
+    host = Host("mx.example.org", "192.0.2.1", domain="example.org")
+    policy = StsPolicy("example.org", Mode.ENFORCE, ("mx.example.org",), 60)
+    plain = "T:mx.example.org:192.0.2.1"
+    for wish, sts, expected in (
+        (Wish.USUAL, StsAnswer(), plain),
+        (Wish.USUAL, StsAnswer(policy), f"{plain}/sts=example.org"),
+        (Wish.USUAL, StsAnswer(must_wait="damaged"), f"{plain}/sts=example.org"),
+        (Wish.REQUIRE, StsAnswer(), f"{plain}/tls=require"),
+        (Wish.OPTIONAL, StsAnswer(), f"{plain}/tls=optional"),
+    ):
+        assert key_of(Site("dns", transport, (host,), wish, sts), 0) == expected
 
 
 async def test_who_comes_after_a_host_has_failed_is_deferred_with_it(make_world: MakeWorld) -> None:

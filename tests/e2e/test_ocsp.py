@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from cryptography.x509 import ocsp as x509_ocsp
 
+from engine.logs.facts import FactKind
 from engine.tls.selfmade import Identity
 from fakes.dns_server import Reply
 from fakes.ocsp_pki import GOOD, REVOKED, response
@@ -25,6 +26,9 @@ async def test_whoever_has_no_dane_is_asked(tmp_path: Path) -> None:
     async with sts_scene(tmp_path, staple=staple()) as scene:
         assert (await scene.send(USER))[USER][0] == "delivered"
         assert scene.asked
+        assert [
+            fact.connection.ocsp for fact in scene.facts if fact.kind is FactKind.DELIVERED and fact.connection
+        ] == [4]
 
 
 @pytest.mark.parametrize("option", ['hosts_request_ocsp = ""', 'hosts_request_ocsp = "other.example"'])

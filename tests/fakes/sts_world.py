@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from unittest import mock
 
+from engine.logs.facts import Fact
 from engine.net.sink import Sink, SinkOptions, open_sink
 from engine.smtp.server import EXTENSIONS, ServerOptions
 from engine.tls.context import server_context
@@ -39,6 +40,7 @@ class Scene:
     extra: str = ""
     transport: str = ""
     lines: list[str] = field(default_factory=list)
+    facts: list[Fact] = field(default_factory=list)
     asked: list[bool] = field(default_factory=list)
 
     def publish(self, body: bytes, id: str = "1", domain: str = DOMAIN) -> None:
@@ -71,6 +73,7 @@ class Scene:
             if addresses:
                 world.add_job(*addresses, **options)  # type: ignore[arg-type]
             await world.run()
+            self.facts = world.log.facts
             # whether the resolver validates is another matter (R10)
             self.lines = [line for line in log_lines(world) if not line.startswith("DNS: ")]
             rows = world.store._db.execute("SELECT address, state, text FROM recipients").fetchall()

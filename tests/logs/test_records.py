@@ -21,6 +21,11 @@ def test_a_delivery_tells_host_and_tls() -> None:
     assert (row["host"], row["address"], row["port"], row["dnssec"]) == ("mx", "192.0.2.1", 25, True)
 
 
+def test_what_came_of_ocsp_is_told_where_it_was_asked_for() -> None:
+    connection = ConnectionFacts("mx", "192.0.2.1", 25, cipher="AES", ocsp=4)
+    assert json.loads(record(Fact(FactKind.DELIVERED, 0.0, connection=connection)))["tls"]["ocsp"] == 4
+
+
 @given(st.text(), st.sampled_from(list(FactKind)), st.integers())
 def test_any_fact_is_one_line_of_json(text: str, kind: FactKind, errno: int) -> None:
     line = record(Fact(kind, 0.0, "id", text, text, text=text, errno=errno))

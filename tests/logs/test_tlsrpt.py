@@ -178,9 +178,13 @@ def wait_for(look: Callable[[], T]) -> T:
 
 def collected(path: Path, sessions: int) -> list[tuple[object, ...]]:
     """What the collector has counted, once it is that many."""
-    with contextlib.closing(sqlite3.connect(path)) as database:
-        rows = database.execute("SELECT domain, tlsrptrecord, policy, cntrtotal, cntrfailure FROM finalresults")
-        found = [(row[0], row[1], json.loads(row[2]), row[3], row[4]) for row in rows.fetchall()]
+    query = "SELECT domain, tlsrptrecord, policy, cntrtotal, cntrfailure FROM finalresults"
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+            rows = database.execute(query).fetchall()
+    except sqlite3.OperationalError:
+        return []  # it is not made yet
+    found = [(row[0], row[1], json.loads(row[2]), row[3], row[4]) for row in rows]
     if sum(row[3] for row in found) < sessions:
         return []
     return sorted(
