@@ -7,6 +7,8 @@ import json
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from engine.errors import DeliveryError, TlsPolicyError
 from engine.policy.hosts import Host
@@ -188,6 +190,12 @@ def test_records(text: str, expected: tuple[str, ...]) -> None:
     assert report_record([octets, octets]) == ""
     if expected:
         assert report_addresses(text) == expected
+
+
+@given(st.lists(st.binary(max_size=80), max_size=3))
+def test_records_never_raise(records: list[bytes]) -> None:
+    found = report_record(records)
+    assert all(uri.lower().startswith(("mailto:", "https:")) for uri in report_addresses(found))
 
 
 # --- the report -------------------------------------------------------------------------------------------------------

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from engine.policy.hosts import Host
 from engine.policy.mta_sts import Mode, StsPolicy
@@ -48,6 +50,14 @@ def level(found: Decision | Refusal) -> TlsLevel | None:
 )
 def test_the_header(message: bytes, expected: Wish) -> None:
     assert wish_in(message) is expected
+
+
+@given(st.binary(max_size=200))
+def test_any_message_asks_for_something(octets: bytes) -> None:
+    """Whatever stands below the empty line or in another header is not read."""
+    assert wish_in(octets) in (Wish.USUAL, Wish.OPTIONAL)
+    assert wish_in(b"Subject: x\r\n\r\n" + octets) is Wish.USUAL
+    assert wish_in(b"TLS-Required: No\r\n\r\n" + octets) is Wish.OPTIONAL
 
 
 # --- TLS-Required: no -------------------------------------------------------------------------------------------------

@@ -213,11 +213,17 @@ def test_must_staple() -> None:
     assert not must_staple(LEAF.der)
 
 
-@pytest.mark.parametrize("flag", ["V", "R"])
-def test_a_response_that_openssl_makes(tmp_path: Path, flag: str) -> None:
+@pytest.mark.parametrize(("flag", "signer"), [("V", "root"), ("R", "root"), ("V", "delegate"), ("V", "PSS")])
+def test_a_response_that_openssl_makes(tmp_path: Path, flag: str, signer: str) -> None:
     """A second opinion: the responder of OpenSSL, with its index file."""
     leaf, root = issued(name="openssl.example.org"), authority()
-    for name, octets in (("root.pem", root.chain_pem), ("root.key", root.key_pem), ("leaf.pem", leaf.chain_pem)):
+    delegate = issued(name="responder", usage="ocsp", is_rsa=True)
+    who = root if signer == "root" else delegate
+    padding_options = ("-rsigopt", "rsa_padding_mode:pss") if signer == "PSS" else ()
+    for name, octets in (
+        *(("root.pem", root.chain_pem), ("leaf.pem", leaf.chain_pem)),
+        *(("signer.pem", who.chain_pem), ("signer.key", who.key_pem)),
+    ):
         (tmp_path / name).write_bytes(octets)
     revoked = NOW.strftime("%y%m%d%H%M%SZ") if flag == "R" else ""
     end = (NOW + datetime.timedelta(days=30)).strftime("%y%m%d%H%M%SZ")
@@ -234,7 +240,8 @@ def test_a_response_that_openssl_makes(tmp_path: Path, flag: str) -> None:
     )
     made = subprocess.run(
         [
-            *("openssl", "ocsp", "-index", "index", "-CA", "root.pem", "-rsigner", "root.pem", "-rkey", "root.key"),
+            *("openssl", "ocsp", "-index", "index", "-CA", "root.pem", "-rsigner", "signer.pem"),
+            *("-rkey", "signer.key", *padding_options),
             *("-reqin", "request.der", "-respout", "response.der", "-ndays", "1"),
         ],
         cwd=tmp_path,
