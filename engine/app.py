@@ -29,8 +29,10 @@ from .delivery.settlement import StoreThread
 from .delivery.sts import StsGate
 from .delivery.transport import Transport
 from .errors import ConfigError, DataError
-from .expand import Scope
+from .expand import ExpandOptions, Scope
+from .expand.acl import Acls
 from .expand.lists import NamedLists
+from .logs.facts import Fact, FactKind
 from .logs.mainlog import MainLogFormat, parse_selector
 from .logs.tlsrpt import TlsrptLog
 from .logs.writer import LogFile, LogWriter
@@ -62,6 +64,7 @@ class Compiled:
     config: Config
     host_name: str
     resolver: Resolver
+    acls: Acls
     routers: RouterChain
     transports: dict[str, Transport]
     rules: RetryRules
@@ -93,6 +96,7 @@ def compile_config(
             config=config,
             host_name=host_name(config),
             resolver=resolver,
+            acls=Acls.compile(config.acls, options=ExpandOptions(lists=named)),
             routers=RouterChain(
                 config.routers,
                 resolver,
@@ -184,8 +188,18 @@ def make_core(
     config, name = compiled.config, compiled.host_name
     database = StoreThread(store)
 
+    def logwrite(text: bytes, _: frozenset[str]) -> None:
+        log.write([Fact(FactKind.NOTE, clock(), text=text.decode("utf-8", "backslashreplace"))])
+
     def make_scope(variables: dict[str, object]) -> Scope:
-        return Scope({"primary_hostname": name, **variables}, lookups=lookups, now=clock, random=rng.randrange)
+        return Scope(
+            {"primary_hostname": name, **variables},
+            lookups=lookups,
+            acls=compiled.acls,
+            now=clock,
+            random=rng.randrange,
+            logwrite=logwrite,
+        )
 
     return Core(
         config=config,
