@@ -76,13 +76,23 @@ def test_neither_the_leaf_nor_the_chain_vouches_for_itself() -> None:
     found = response(LEAF, signer=other, certificates=[other])
     assert status(found, chain(LEAF, authority(), other)) is Status.UNPROVEN
     alone = make_leaf(["alone.example.org"], now=NOW)
-    assert status(response(alone, issuer=alone, signer=alone), chain(alone)) is Status.UNPROVEN
+    own = response(alone, issuer=alone, signer=alone)
+    assert status(own, chain(alone)) is Status.UNPROVEN
+    assert status(own, chain(alone, alone)) is Status.UNPROVEN
+    # where it is trusted itself, the path that was verified is the leaf
+    assert check(own, chain(alone), (alone.der,), now=NOW).status is Status.UNPROVEN
 
 
 def test_an_answer_about_another_certificate_is_none() -> None:
     """The check that Exim leaves out (section 0.6)."""
     other = issued(name="other.example.org")
     found = check(response(other), CHAIN, now=NOW)
+    assert found == Staple(Status.UNPROVEN, "the response is about another certificate")
+
+
+def test_a_certificate_of_another_issuer_with_the_same_number_is_another() -> None:
+    """CertID is more than a serial number, and our issuer may well answer for others, too."""
+    found = check(response(LEAF, issuer=authority("Another root"), signer=authority()), CHAIN, now=NOW)
     assert found == Staple(Status.UNPROVEN, "the response is about another certificate")
 
 
