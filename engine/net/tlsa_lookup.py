@@ -60,14 +60,12 @@ class TlsaLookup:
             query = builder.next_query()
             if query is None:
                 raise AssertionError("a plan builder has neither a question nor a result")
-            builder.on_answer(self._cached_or_none(query.name) or await self._ask(query.name))
+            kept = self._kept.get_or_none(query.name)
+            if kept is not None:
+                builder.on_answer(kept, int(self._kept.seconds_left(query.name)))
+            else:
+                builder.on_answer(await self._ask(query.name))
         return builder.result
-
-    def _cached_or_none(self, name: str) -> Answer | None:
-        answer = self._kept.get_or_none(name)
-        if answer is None:
-            return None
-        return replace(answer, ttl_s=int(self._kept.seconds_left(name)))
 
     async def _ask(self, name: str) -> Answer:
         answer = await self._resolver.query(name, "TLSA")

@@ -34,6 +34,8 @@ from .requirement import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .answers import Answer
     from .hosts import Host
     from .requirement import TlsChoices
@@ -72,8 +74,12 @@ class PlanBuilder:
         query, self._query = self._query, None
         return query
 
-    def on_answer(self, answer: Answer) -> None:
-        """Take the answer to the question that was asked; anything else is ignored."""
+    def on_answer(self, answer: Answer, ttl_s: int | None = None) -> None:
+        """Take the answer to the question that was asked; anything else is ignored.
+
+        Args:
+            ttl_s: seconds for which it still holds, where that is not `answer.ttl_s`.
+        """
         if self._open is None or (answer.name, answer.rdtype) != (self._open.name, self._open.rdtype):
             return
         self._open = None
@@ -84,19 +90,19 @@ class PlanBuilder:
                 self._choices, tuple(self._steps), is_timeout=answer.status is Status.TIMEOUT, log=tuple(self._log)
             )
             return
-        self._ttls.append(answer.ttl_s)
-        security = "secure" if answer.ad else "insecure"
+        self._ttls.append(answer.ttl_s if ttl_s is None else ttl_s)
         if answer.status is Status.OK and answer.ad:
-            self._say("R15", f"TLSA {answer.name}: {_shown(answer.rdata)}, secure: the base domain is {base}")
+            self._say("R15", lambda: f"TLSA {answer.name}: {_shown(answer.rdata)}, secure: the base domain is {base}")
             records = TlsaRecords(base, tuple(sorted(set(answer.rdata))), self._ttl() or 0)
             self.result = with_records(self._host, self._choices, records, tuple(self._steps), log=tuple(self._log))
             return
         if answer.status is Status.OK:
             # 7.2 and R15: what is not signed is not there
             self._log.append(f"DANE error: TLSA lookup for {base} not DNSSEC")
-            self._say("R3", f"TLSA {answer.name}: {_shown(answer.rdata)}, insecure: not to be used")
+            self._say("R3", lambda: f"TLSA {answer.name}: {_shown(answer.rdata)}, insecure: not to be used")
         else:
             # RFC 7672 §2.1.1: an insecure denial is no error either
+            security = "secure" if answer.ad else "insecure"
             self._say("R5", f"TLSA {answer.name}: {answer.status.value}, {security}: no records")
         self._next_base()
 
@@ -140,8 +146,8 @@ class PlanBuilder:
         refusal = refuse_without_records(self._choices, steps, ttl_s=ttl_s, log=log)
         self.result = refusal or without_dane(self._host, self._choices, steps, ttl_s=ttl_s, log=log)
 
-    def _say(self, rule: str, text: str) -> None:
-        self._steps.append(Step(rule, text))
+    def _say(self, rule: str, said: str | Callable[[], str]) -> None:
+        self._steps.append(Step(rule, said))
 
     def _ttl(self) -> int | None:
         return min(self._ttls, default=None)

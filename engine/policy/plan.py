@@ -44,7 +44,7 @@ class Plan:
         authenticates: DANE only: a match counts as verified.  False where the MX records were insecure (R13): the
             certificate must match, for what that is worth.
         ciphers: OpenSSL cipher list, or None for the context's default.
-        reasons: the steps of the decision in order, for `outrider why` and the debug log; not part of `key`.
+        reasons: the steps of the decision in order, each with a text (`str`); not part of `key`.
     """
 
     level: TlsLevel
@@ -55,7 +55,7 @@ class Plan:
     tlsa: tuple[bytes, ...] = ()
     ciphers: str | None = None
     authenticates: bool = True
-    reasons: tuple[str, ...] = ()
+    reasons: tuple[object, ...] = ()
 
     @property
     def key(self) -> tuple[object, ...]:

@@ -17,6 +17,7 @@ hosts_avoid_tls never switches DANE off: both together put the host off; the ord
 from __future__ import annotations
 
 import enum
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -24,6 +25,8 @@ from ..tls import tlsa
 from .plan import ANY_NAME, CLEAR, Plan, TlsLevel
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .hosts import Host
 
 #: 11.6 of the behaviour specification: insecure address; look-up to be done again; TLS failed; TLS cannot be had
@@ -45,10 +48,18 @@ _TA_BIT: Final = 1 << tlsa.Usage.DANE_TA
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step of a decision, for people: the rule that was applied, and what came of it."""
+    """One step of a decision, for people: the rule that was applied, and what came of it.
+
+    Attributes:
+        said: what came of it, or what makes the text: few read it, and each connection takes the step.
+    """
 
     rule: str
-    text: str
+    said: str | Callable[[], str]
+
+    @property
+    def text(self) -> str:
+        return self.said if isinstance(self.said, str) else self.said()
 
     def __str__(self) -> str:
         return f"{self.rule}: {self.text}"
@@ -232,7 +243,7 @@ def without_dane(
         try_verify=choices.try_verify and not choices.verify,
         try_clear=choices.try_clear and level is TlsLevel.OPPORTUNISTIC,
         ciphers=choices.ciphers or None,
-        reasons=tuple(map(str, steps)),
+        reasons=steps,
     )
     return Decision(plan, ttl_s, steps=steps, log=log)
 
@@ -246,7 +257,7 @@ def with_records(
     log: tuple[str, ...] = (),
 ) -> Decision | Refusal:
     """What a secure TLSA RRset demands."""
-    mask = tlsa.usage_mask(found.records)
+    mask = _usage_mask(found.records)
     signed = has_signed_way(host, choices)
     if choices.avoid_tls:
         # 7.5: hosts_avoid_tls does not switch DANE off, it makes it fail
@@ -284,7 +295,8 @@ def with_records(
     if mask & _TA_BIT:
         names = reference_names(host, found.base, choices)
         depends_on_domain = bool(host.mx_secure) and len(names) > 1
-    steps = (*steps, Step("R12" if signed else "R13", _dane_text(found.base, mask, names, signed=signed)))
+    said = functools.partial(_dane_text, found.base, mask, names, signed=signed)
+    steps = (*steps, Step("R12" if signed else "R13", said))
     plan = Plan(
         TlsLevel.DANE,
         sni=found.base,
@@ -292,9 +304,14 @@ def with_records(
         tlsa=found.records,
         ciphers=choices.dane_ciphers or choices.ciphers or None,
         authenticates=signed,
-        reasons=tuple(map(str, steps)),
+        reasons=steps,
     )
     return Decision(plan, found.ttl_s, mask, depends_on_domain, steps, log)
+
+
+@functools.lru_cache(maxsize=256)
+def _usage_mask(records: tuple[bytes, ...]) -> int:
+    return tlsa.usage_mask(records)
 
 
 def _dane_text(base: str, mask: int, names: tuple[str, ...], *, signed: bool) -> str:
