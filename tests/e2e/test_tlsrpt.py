@@ -132,6 +132,21 @@ async def test_one_domain_of_several(tmp_path: Path) -> None:
     assert report["policies"][0]["policy"]["policy-domain"] == DOMAIN
 
 
+async def test_domains_that_share_a_connection_are_told_of_it_each(tmp_path: Path) -> None:
+    # both wait for it while the host takes its time to greet
+    async with sts_scene(tmp_path, delay_s=0.1) as scene:
+        asking(scene, tmp_path, "other.example")
+        asking(scene, tmp_path)
+        await scene.send(USER, NEIGHBOUR)
+        assert scene.sink.counts.connections == 1
+    found = await reports(tmp_path)
+    assert len(found) == 2
+    for report in found:
+        (each,) = report["policies"]
+        assert each["policy"]["policy-domain"] in report["report-id"]
+        assert each["summary"] == {"total-successful-session-count": 1, "total-failure-session-count": 0}
+
+
 async def test_a_collector_hears_of_it_at_once(tmp_path: Path) -> None:
     async with sts_scene(tmp_path) as scene:
         asking(scene, tmp_path).publish(policy("enforce", MX))

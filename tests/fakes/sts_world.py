@@ -89,12 +89,14 @@ async def sts_scene(
     extensions: tuple[str, ...] = EXTENSIONS,
     ad: bool = False,
     staple: bytes | None = None,
+    delay_s: float = 0.0,
 ) -> AsyncIterator[Scene]:
     """See the module's text.
 
     Args:
         identity: of the mail host; without it one that verifies.
         ad: whether DNS says that its answers are validated.
+        delay_s: seconds between a command and its reply.
         staple: what the mail host sends who asks for an OCSP response.
     """
     zone = {(domain, "MX"): Reply([f"10 {MX}."], ad=ad) for domain in (DOMAIN, OTHER)}
@@ -110,7 +112,7 @@ async def sts_scene(
             return answer
 
         context.set_ocsp_server_callback(on_request)
-    options = SinkOptions(tls=context, server=ServerOptions(extensions=extensions), keep_messages=20)
+    options = SinkOptions(tls=context, server=ServerOptions(extensions=extensions), keep_messages=20, delay_s=delay_s)
     async with serve_dns(zone) as dns, open_sink(options) as sink:
         with PolicyHost(leaf(f"mta-sts.{DOMAIN}", f"mta-sts.{OTHER}")) as host:
             yield Scene(directory, dns, host, sink, asked=asked)
