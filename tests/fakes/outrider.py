@@ -8,17 +8,17 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
-import os
 import re
-import signal
 import sqlite3
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from fakes import sink_process
 
 #: seconds that a command may take before the test gives up
 COMMAND_TIMEOUT_S = 55.0
@@ -191,49 +191,11 @@ class Outrider:
             return Counter()
 
 
-class SinkProcess:
-    """A running `outrider sink`.
+class SinkProcess(sink_process.SinkProcess):
+    """A running `outrider sink` that counts duplicates by Message-ID and recipient."""
 
-    Attributes:
-        port: where it listens.
-        counts: what it said when it ended.
-    """
-
-    def __init__(self, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "engine", "sink", "--listen", "127.0.0.1:0", "--json", "--track", *arguments],
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **environment} if environment else None,
-        )
-        self.port: int = json.loads(self._output.readline())["port"]
-        self.counts: dict[str, Any] = {}
-
-    @property
-    def _output(self) -> IO[str]:
-        assert self._process.stdout is not None
-        return self._process.stdout
-
-    def stop(self) -> dict[str, Any]:
-        """End it; its counts."""
-        if not self.counts:
-            self._process.send_signal(signal.SIGTERM)
-            rest = self._output.read()
-            self._process.wait(20)
-            self._output.close()
-            self.counts = json.loads(rest.strip().splitlines()[-1])
-        return self.counts
-
-    def __enter__(self) -> SinkProcess:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        try:
-            self.stop()
-        finally:
-            if self._process.poll() is None:
-                self._process.kill()
-                self._process.wait(10)
+    def __init__(self, *arguments: str) -> None:
+        super().__init__("--track", *arguments)
 
 
 def stored(directory: Path) -> list[bytes]:
