@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 import trio
+from typer.testing import CliRunner
 
+from engine.cli.main import cli
 from engine.policy.wishes import Wish
 from engine.tls.selfmade import make_leaf
 from fakes.dns_server import Reply
-from fakes.outrider import Outrider
 from fakes.sts_world import DOMAIN, MX, NEIGHBOUR, USER, Scene, policy, sts_scene
 from fakes.tls_pairs import leaf, now
 
@@ -31,19 +32,23 @@ def asking(scene: Scene, directory: Path, domain: str = DOMAIN) -> Scene:
 
 async def reports(directory: Path, *arguments: str) -> list[dict[str, Any]]:
     """What `outrider tlsrpt` writes about today."""
-    queue = f'[main]\nprimary_hostname = "client.example"\nqueue = "sqlite://{directory}/queue.db"\n'
-    command = Outrider(
-        directory, 0, config=f'{queue}[tlsrpt]\ndirectory = "{directory}/tlsrpt"\norganization = "Client & Sons"\n'
+    config = directory / "reports.toml"
+    config.write_text(
+        f'[main]\nprimary_hostname = "client.example"\nqueue = "sqlite://{directory}/queue.db"\n'
+        f'[tlsrpt]\ndirectory = "{directory}/tlsrpt"\norganization = "Client & Sons"\n'
     )
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    given = ("tlsrpt", "--config", "outrider.toml", "--day", today, "--output", "reports", "--json", *arguments)
-    done = await trio.to_thread.run_sync(command.run, *given)
-    assert done.returncode == 0, done.stderr
-    found = []
-    for row in json.loads(done.stdout):
-        octets = (directory / row["file"]).read_bytes()
-        assert row["to"] == [f"mailto:tls@{row['domain']}"]
-        found.append(json.loads(gzip.decompress(octets) if row["file"].endswith(".gz") else octets))
+    given = ["tlsrpt", "--config", str(config), "--day", today, "--output", str(directory / "reports"), "--json"]
+    done = await trio.to_thread.run_sync(CliRunner().invoke, cli, [*given, *arguments])
+    assert done.exit_code == 0, done.output
+    return [content(row) for row in json.loads(done.stdout)]
+
+
+def content(row: dict[str, Any]) -> dict[str, Any]:
+    """The report that a row of the list is about."""
+    assert row["to"] == [f"mailto:tls@{row['domain']}"]
+    octets = Path(row["file"]).read_bytes()
+    found: dict[str, Any] = json.loads(gzip.decompress(octets) if row["file"].endswith(".gz") else octets)
     return found
 
 
