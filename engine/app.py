@@ -89,6 +89,10 @@ def compile_config(
         resolver = resolver_type(
             dns.nameservers, trust_ad=_trust_ad(dns.trust_ad), timeout_s=dns.timeout, cache_size=dns.cache_size
         )
+        try:
+            sts_fetcher(config, resolver).check()
+        except ConfigError as error:
+            raise ConfigError(error.message, key="mta_sts.verify_certificates") from None
         transports = {
             name: Transport.compile(name, options, named, config.file) for name, options in config.transports.items()
         }

@@ -16,7 +16,7 @@ import trio
 from ..errors import ConfigError, DeliveryError, EngineError, TlsPolicyError
 from ..policy.mta_sts import MAX_POLICY_OCTETS
 from ..policy.plan import Plan, TlsLevel
-from ..tls.context import TlsContexts, TlsOptions
+from ..tls.context import SYSTEM, TlsContexts, TlsOptions
 from ..tls.names import has_dns_names
 from .dial import dial
 from .stream import TcpStream, start_tls
@@ -68,6 +68,11 @@ class StsFetcher:
         self._port = port
         self._timeout_s = timeout_s
 
+    def check(self) -> None:
+        """Raises ConfigError where the trust anchors cannot be used; those of the system are not looked at."""
+        if self._contexts.options.verify_certificates != SYSTEM:
+            self._contexts.handshake(_plan("mta-sts.check.invalid"), host_name="mta-sts.check.invalid")
+
     async def fetch(self, domain: str) -> bytes:
         """The body of the policy file of `domain`.
 
@@ -94,10 +99,9 @@ class StsFetcher:
                 continue
             # The handshake goes on with any certificate, so that one that does not verify can be told from a server
             # that does not speak TLS; nothing is sent before it was looked at.
-            plan = Plan(TlsLevel.MANDATORY, host, (host,), try_verify=True, ciphers=_CIPHERS)
             try:
                 tls = await start_tls(
-                    TcpStream(tcp), plan, self._contexts, host_name=host, timeout_s=_CONNECT_TIMEOUT_S
+                    TcpStream(tcp), _plan(host), self._contexts, host_name=host, timeout_s=_CONNECT_TIMEOUT_S
                 )
             except TlsPolicyError as error:
                 reason = f"{host} [{address}]: {error.message}"
@@ -118,6 +122,10 @@ class StsFetcher:
         for rdtype in ("A", "AAAA"):
             found += (await self._resolver.query(host, rdtype)).addresses
         return found[:_MAX_ADDRESSES]
+
+
+def _plan(host: str) -> Plan:
+    return Plan(TlsLevel.MANDATORY, host, (host,), try_verify=True, ciphers=_CIPHERS)
 
 
 async def _get(stream: TlsStream, host: str) -> bytes:

@@ -10,6 +10,10 @@ from pathlib import Path
 import pytest
 import trio
 
+from engine import app
+from engine.config import loads
+from engine.errors import ConfigError
+from engine.net.resolver import Resolver
 from engine.net.sts_fetch import FETCH_ERROR, WEBPKI_INVALID, StsFetcher, StsFetchError
 from engine.policy.mta_sts import MAX_POLICY_OCTETS
 from engine.tls.selfmade import make_leaf
@@ -133,6 +137,19 @@ async def test_a_certificate_of_nobody_we_trust(world: World, host: PolicyHost) 
 async def test_what_is_no_answer(world: World, host: PolicyHost, raw: bytes) -> None:
     host.raw = raw
     await refused(world.fetcher(host.port), r"\w")
+
+
+def test_trust_anchors_that_are_none_are_a_configuration_error(tmp_path: Path) -> None:
+    """A policy host that nobody can be verified by must not look like one that is away."""
+    (tmp_path / "empty.pem").touch()
+    for source in (tmp_path / "nothing.pem", tmp_path / "empty.pem"):
+        with pytest.raises(ConfigError):
+            StsFetcher(Resolver(["127.0.0.1:9"]), trust_anchors=str(source)).check()
+        text = f'[mta_sts]\nverify_certificates = "{source}"\n'
+        with pytest.raises(ConfigError, match=r"mta_sts\.verify_certificates: trust anchors from "):
+            app.check(loads(text.encode()))
+    StsFetcher(Resolver(["127.0.0.1:9"]), trust_anchors=anchors(tmp_path)).check()
+    StsFetcher(Resolver(["127.0.0.1:9"])).check()
 
 
 async def test_nobody_listens_and_no_address(world: World, host: PolicyHost) -> None:
