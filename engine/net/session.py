@@ -180,6 +180,7 @@ async def open_session_on(
                 timeout_s=options.command_timeout_s,
                 decide=decide,
                 options=tls_options,
+                leave_last=True,
             )
             stream = secured
             tls = secured.facts
