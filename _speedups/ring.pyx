@@ -60,7 +60,7 @@ cdef extern from *:
     void RING_FENCE() noexcept nogil
 
 cdef extern from "Python.h":
-    bint PyBytes_CheckExact(object value) noexcept
+    bint PyBytes_CheckExact(PyObject *value) noexcept
     bint PyLong_CheckExact(object value) noexcept
     bint PyUnicode_CheckExact(object value) noexcept
     bint PyTuple_CheckExact(object value) noexcept
@@ -92,6 +92,7 @@ cdef enum:
     _MAX = 1073741824
     _DEPTH = 16
     _ENTRIES = 4096
+    _SPECIAL = 255
     _WORD = 8
     _CONTROL = 512
     _WRAP = 0xFFFFFFFF
@@ -100,9 +101,28 @@ cdef enum:
 cdef uint64_t _MAGIC = 0x01474E495254554F
 
 
-# octets of the numbers CA to D3: float, double, unsigned and signed
-cdef int[10] _WIDTHS
-_WIDTHS[:] = [4, 8, 1, 2, 4, 8, 1, 2, 4, 8]
+# mark -> octets behind it, or _SPECIAL where that is not all there is to it
+cdef uint8_t[256] _SIZES
+
+
+cdef int _fill_sizes() except -1:
+    cdef int mark
+    for mark in range(256):
+        _SIZES[mark] = _SPECIAL
+        if mark <= 0x7F or mark >= 0xE0 or mark == 0xC0 or mark == 0xC2 or mark == 0xC3:
+            _SIZES[mark] = 0
+        elif mark >= 0xA0 and mark <= 0xBF:
+            _SIZES[mark] = mark & 0x1F
+        elif mark == 0xCA or mark == 0xCB:
+            _SIZES[mark] = 4 << (mark - 0xCA)
+        elif mark >= 0xCC and mark <= 0xD3:
+            _SIZES[mark] = 1 << ((mark - 0xCC) & 3)
+        elif mark >= 0xD4 and mark <= 0xD8:
+            _SIZES[mark] = 1 + (1 << (mark - 0xD4))
+    return 0
+
+
+_fill_sizes()
 
 
 cdef struct Control:
@@ -449,9 +469,10 @@ cdef int _sized(Out *out, uint64_t size, uint8_t fixed, uint64_t below, uint8_t 
 
 
 cdef int _pack(Out *out, object value, int depth) except -1:
-    cdef Py_ssize_t size, index
+    cdef Py_ssize_t size, index, length
     cdef const char *text
-    if PyBytes_CheckExact(value):
+    cdef PyObject *item
+    if PyBytes_CheckExact(<PyObject *>value):
         size = PyBytes_GET_SIZE(value)
         return _sized(out, size, 0, 0, 0xC4, 0xC5) and _copy(out, PyBytes_AS_STRING(value), size)
     if PyLong_CheckExact(value):
@@ -474,7 +495,17 @@ cdef int _pack(Out *out, object value, int depth) except -1:
             return 0
         for index in range(size):
             # a tuple holds its items while we hold it
-            if not _pack(out, <object>PyTuple_GET_ITEM(value, index), depth + 1):
+            item = PyTuple_GET_ITEM(value, index)
+            if PyBytes_CheckExact(item) and PyBytes_GET_SIZE(<object>item) <= 0xFF:
+                # most values are short octets
+                length = PyBytes_GET_SIZE(<object>item)
+                if out.end - out.at < length + 2:
+                    return 0
+                out.at[0] = <char>0xC4
+                out.at[1] = <char>length
+                memcpy(out.at + 2, PyBytes_AS_STRING(<object>item), length)
+                out.at += length + 2
+            elif not _pack(out, <object>item, depth + 1):
                 return 0
         return 1
     if PyList_CheckExact(value):
@@ -804,6 +835,7 @@ cdef class Frame:
 
 
 @cython.final
+@cython.freelist(64)
 cdef class Row:
     """The values of an array, each of which is unpacked when it is asked for, and only then.
 
@@ -994,45 +1026,58 @@ cdef object _row(In *source):
 
 cdef int _skip(In *source, uint64_t count) except -1:
     """Go behind `count` values, looking at their lengths only; arrays and maps are so many values more."""
+    cdef const uint8_t *at = source.at
+    # signed, so that it can be seen that too much was taken off; `at` is never read when nothing is left
+    cdef int64_t left = source.end - source.at
     cdef uint8_t mark
-    cdef uint64_t size
     while count:
         count -= 1
-        _need(source, 1)
-        mark = source.at[0]
-        source.at += 1
-        if mark <= 0x7F or mark >= 0xE0 or mark == 0xC0 or mark == 0xC2 or mark == 0xC3:
-            continue
-        if mark == 0xC4 or mark == 0xD9:
-            size = _number(source, 1)
-        elif mark >= 0xA0 and mark <= 0xBF:
-            size = mark & 0x1F
-        elif mark <= 0x9F:
-            # 80 to 8F are maps, 90 to 9F arrays
-            count += (mark & 0x0F) * (2 if mark <= 0x8F else 1)
-            size = 0
-        elif mark >= 0xCA and mark <= 0xD3:
-            size = _WIDTHS[mark - 0xCA]
-        elif mark == 0xC5 or mark == 0xDA:
-            size = _number(source, 2)
-        elif mark == 0xC6 or mark == 0xDB:
-            size = _number(source, 4)
-        elif mark >= 0xC7 and mark <= 0xC9:
-            size = 1 + _number(source, 1 << (mark - 0xC7))
-        elif mark >= 0xD4 and mark <= 0xD8:
-            size = 1 + (1 << (mark - 0xD4))
-        elif mark == 0xDC or mark == 0xDD:
-            count += _number(source, 2 if mark == 0xDC else 4)
-            size = 0
-        elif mark == 0xDE or mark == 0xDF:
-            count += 2 * _number(source, 2 if mark == 0xDE else 4)
-            size = 0
+        left -= 1
+        if left < 0:
+            raise FrameError("a value is cut off")
+        mark = at[0]
+        at += 1
+        if _SIZES[mark] != _SPECIAL:
+            at += _SIZES[mark]
+            left -= _SIZES[mark]
+        elif mark == 0xC4 or mark == 0xD9:
+            left -= 1
+            if left < 0:
+                raise FrameError("a value is cut off")
+            left -= at[0]
+            at += 1 + at[0]
         else:
-            raise FrameError("an octet that msgpack does not use")
-        _need(source, size)
-        source.at += size
-        # every value takes an octet at least
-        _need(source, count)
+            source.at = at
+            count += _skip_special(source, mark)
+            at = source.at
+            left = source.end - at
+            # every value takes an octet at least
+            _need(source, count)
+    if left < 0:
+        raise FrameError("a value is cut off")
+    source.at = at
+    return 0
+
+
+cdef uint64_t _skip_special(In *source, uint8_t mark) except? 18446744073709551615U:
+    """Go behind the head of an array or a map, and give the number of its items; or behind a long value."""
+    cdef uint64_t size
+    if mark >= 0x80 and mark <= 0x9F:
+        return (mark & 0x0F) * (2 if mark <= 0x8F else 1)
+    if mark == 0xDC or mark == 0xDD:
+        return _number(source, 2 if mark == 0xDC else 4)
+    if mark == 0xDE or mark == 0xDF:
+        return 2 * _number(source, 2 if mark == 0xDE else 4)
+    if mark == 0xC5 or mark == 0xDA:
+        size = _number(source, 2)
+    elif mark == 0xC6 or mark == 0xDB:
+        size = _number(source, 4)
+    elif mark >= 0xC7 and mark <= 0xC9:
+        size = 1 + _number(source, 1 << (mark - 0xC7))
+    else:
+        raise FrameError("an octet that msgpack does not use")
+    _need(source, size)
+    source.at += size
     return 0
 
 
