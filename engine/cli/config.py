@@ -114,6 +114,8 @@ def as_object(config: Config) -> dict[str, Any]:
         "main": _table(config.main),
         "dns": _table(config.dns),
         "actions": _table(config.actions),
+        "mta_sts": _table(config.mta_sts),
+        "tlsrpt": _table(config.tlsrpt),
         "routers": [_table(router) for router in config.routers],
         "transports": {name: _table(transport) for name, transport in config.transports.items()},
         "retry": [_table(rule) for rule in config.retry],
