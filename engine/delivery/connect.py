@@ -218,6 +218,9 @@ async def _decide(core: Core, site: Site, number: int) -> HostDecisions:
 async def _ocsp_demand(core: Core, site: Site, number: int, usage_mask: int) -> Demand:
     """OC-3: looked at once the TLSA records are known."""
     host, transport = site.hosts[number], site.transport
+    usual = transport.usual_ocsp_demand(usage_mask)
+    if usual is not None:
+        return usual
     scope = _scope(core, site, number, {"tls_out_tlsa_usage": str(usage_mask)})
     if transport.is_pure:
         return transport.ocsp_demand(host, scope, usage_mask)

@@ -161,6 +161,12 @@ class Transport:
         """Whether the MTA-STS policy of a recipients' domain is heeded.  Blocks if not `is_pure`."""
         return self._domains["mta_sts_domains"].matches(domain, scope)
 
+    def usual_ocsp_demand(self, usage_mask: int) -> Demand | None:
+        """What `ocsp_demand` says, if neither option was set and there is nothing to expand."""
+        options = self.options
+        is_usual = options.hosts_request_ocsp == "*" and not options.hosts_require_ocsp
+        return _default_demand(usage_mask) if is_usual else None
+
     def ocsp_demand(self, host: Host, scope: Scope, usage_mask: int) -> Demand:
         """Whether a stapled OCSP response is asked for (OC-1 to OC-3).  Blocks if not `is_pure`; raises ExpandError.
 
@@ -170,8 +176,7 @@ class Transport:
         if self._listed("hosts_require_ocsp", host, scope):
             return Demand.REQUIRE
         if self.options.hosts_request_ocsp == "*":
-            # OC-2: where a record names the certificate itself, nobody else has to vouch for it
-            return Demand.REQUEST if usage_mask in (0, 1 << tlsa.Usage.DANE_TA) else Demand.NONE
+            return _default_demand(usage_mask)
         return Demand.REQUEST if self._listed("hosts_request_ocsp", host, scope) else Demand.NONE
 
     def _auth(self, host: Host, scope: Scope) -> tuple[tuple[str, str] | None, bool]:
@@ -206,6 +211,11 @@ _OF_HOST: Final = frozenset(
         *("primary_hostname", "router_name", "transport_name", "domain"),
     }
 )
+
+
+def _default_demand(usage_mask: int) -> Demand:
+    """OC-2: where a record names the certificate itself, nobody else has to vouch for it."""
+    return Demand.REQUEST if usage_mask in (0, 1 << tlsa.Usage.DANE_TA) else Demand.NONE
 
 
 def _check_interface(text: str, key: str, file: str) -> None:
