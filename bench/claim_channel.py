@@ -153,7 +153,7 @@ async def _ask(control: socket.socket, count: int) -> Timing:
                 answer = await link.ask(shape, b"", VALUES, 5.0)
                 times.append(time.perf_counter() - begin)
                 answered += answer.text == b"no"
-        await link.dismiss()
+        link.dismiss()
     return Timing(count, statistics.median(times) * count, watch.cpu_s, answered)
 
 

@@ -170,7 +170,8 @@ class Link:
         self._more = trio.Event()
         self._room = trio.Event()
         self._has_waiters = False
-        self._idle = trio.Event()
+        self._emptied = trio.Event()
+        self._ended = trio.Event()
         self._greeted = trio.Event()
         self._heard = 0.0
         self._is_draining = False
@@ -312,7 +313,8 @@ class Link:
             question.end()
         self._room.set()
         self._more.set()
-        self._idle.set()
+        self._emptied.set()
+        self._ended.set()
 
     def stop(self, why: str) -> None:
         """End the link from outside; `run` returns `why`."""
@@ -320,16 +322,18 @@ class Link:
         self._scope.cancel()
 
     async def drain(self) -> None:
-        """Wait until everything is done, and tell the worker to end.  `run` returns when it has."""
-        while self.is_open and (self._backlog or self._sent):
-            self._idle = trio.Event()
-            await self._idle.wait()
-        await self.dismiss()
+        """Let the worker have everything that waits for it, finish it, and end; returns when it has."""
+        while self.is_open and self._backlog:
+            await self._emptied.wait()
+        if await self._put_soon((frames.DRAIN,)):
+            self._is_draining = True
+            await self._ended.wait()
 
-    async def dismiss(self) -> None:
-        """Tell the worker to finish what it has and to end."""
-        self._is_draining = True
-        await self._put_soon((frames.DRAIN,))
+    def dismiss(self) -> None:
+        """Tell the worker to finish what it has and to end, as far as there is room to tell it now."""
+        if self.is_open and self._transport.put((frames.DRAIN,)):
+            self._is_draining = True
+            self._transport.flush()
 
     def _put_first(self, frame: tuple[Any, ...]) -> None:
         if not self._transport.put(frame):
@@ -408,6 +412,9 @@ class Link:
                 self._sent[seq] = event
             self._backlog.popleft()
         self._transport.flush()
+        if not self._backlog:
+            self._emptied.set()
+            self._emptied = trio.Event()
         if done:
             self._owner.on_done(self, done)
         if is_full:
@@ -531,8 +538,6 @@ class Link:
                     raise FrameError("it acknowledges what it was not given")
                 done.append(event)
         self._more.set()
-        if not self._sent and not self._backlog:
-            self._idle.set()
         self._owner.on_done(self, done)
 
     def _on_answer(self, answer: Answer) -> None:

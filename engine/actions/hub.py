@@ -385,13 +385,18 @@ class Hub:
         ]
 
     async def drain(self, *, timeout_s: float) -> bool:
-        """Let every worker finish what it has; False if that took too long.  Nothing may be submitted any more."""
+        """Let every worker have what waits for it, finish, and end; False if that took too long.
+
+        Nothing may be submitted any more.  What a handler is retrying is left; it stays where it came from.
+        """
+        links = [link for group in self._groups.values() for link in group.links]
         with trio.move_on_after(timeout_s):
             async with trio.open_nursery() as nursery:
-                for group in self._groups.values():
-                    for link in group.links:
-                        nursery.start_soon(link.drain if link.ready else link.dismiss)
+                for link in links:
+                    nursery.start_soon(link.drain)
             return True
+        for link in links:
+            link.dismiss()
         return False
 
     def _group(self, name: str, *, is_expected: bool = False) -> _Group:

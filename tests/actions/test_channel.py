@@ -567,3 +567,36 @@ async def test_what_a_worker_says_must_be_a_frame() -> None:
     assert hub.held == 1
     with pytest.raises(FrameError):
         frames.from_worker_untrusted("nonsense")
+
+
+# --- the end ----------------------------------------------------------------------------------------------------------
+
+
+async def test_what_waits_is_handled_before_the_worker_ends() -> None:
+    told = Told()
+    hub = told.make_hub(window=10, expected=("main",))
+    worker = Worker()
+    worker.on("msg:*", batch=4)(lambda events: None)
+    async with working(hub, worker):
+        for number in range(200):
+            hub.submit_nowait(event(hub, number))
+        assert await hub.drain(timeout_s=10)
+        assert len(told.done) == 200
+        assert hub.report()[0].workers == 0
+
+
+async def test_a_drain_ends_in_time_and_leaves_what_is_not_done() -> None:
+    told = Told()
+    hub = told.make_hub(window=2, expected=("main",))
+    worker = Worker()
+    gate = threading.Event()
+    worker.on("msg:*")(lambda events: gate.wait(10) and None)
+    async with working(hub, worker) as link:
+        for number in range(10):
+            hub.submit_nowait(event(hub, number))
+        assert not await hub.drain(timeout_s=0.05)
+        gate.set()
+        await until(lambda: not link.is_open)
+    assert hub.held + len(told.done) == 10
+    assert hub.held >= 6
+    assert told.ids == [b"%d" % number for number in range(len(told.done))]

@@ -50,7 +50,7 @@ async def written() -> list[bytes]:
             await hub.ask(shape, VALUES)
         with trio.move_on_after(0.01):
             await hub.evaluate(program, (b"x",), {}, timeout_s=5)
-        await hub._groups["main"].links[0].dismiss()
+        hub._groups["main"].links[0].dismiss()
         consumer = worker.transport.consumer  # type: ignore[attr-defined]  # these are rings
         found = [bytes(frame) for frame in consumer.frames()]
         consumer.release()

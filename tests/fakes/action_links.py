@@ -93,7 +93,7 @@ async def working(
             assert not ends, ends
             yield links[0]
             with trio.move_on_after(5):
-                await links[0].dismiss()
+                links[0].dismiss()
                 await until(lambda: ends)
             nursery.cancel_scope.cancel()
     finally:
