@@ -57,12 +57,11 @@ class _Daemon:
         return app.with_queue(load(str(self._path)) if self._path is not None else Config(), self._queue)
 
     def run(self, as_json: bool) -> None:
-        before = signal.signal(signal.SIGHUP, self._keep_hangup)
-        try:
-            while self._run_engine():
-                pass
-        finally:
-            signal.signal(signal.SIGHUP, before)
+        signal.signal(signal.SIGHUP, self._keep_hangup)
+        while self._run_engine():
+            pass
+        # there is nothing left to read anew for: a hang-up that comes now must not spoil the exit status
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         tell_summary(self._progress, as_json=as_json)
 
     def _keep_hangup(self, *_: object) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,10 +18,12 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Outrider:
+def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Outrider]:
     """A configuration whose mail goes nowhere: nothing listens at its port."""
     monkeypatch.chdir(tmp_path)
-    return Outrider(tmp_path, free_port(), retry="F,2h,15m")
+    before = signal.getsignal(signal.SIGHUP)
+    yield Outrider(tmp_path, free_port(), retry="F,2h,15m")
+    signal.signal(signal.SIGHUP, before)
 
 
 def run(*arguments: str) -> tuple[int, str, str]:
@@ -74,7 +76,6 @@ def test_a_configuration_of_no_use(user: Outrider, text: str, said: str) -> None
     assert any(word in error for word in said.split("|"))
 
 
-def test_the_handler_of_sighup_is_given_back(user: Outrider) -> None:
-    before = signal.getsignal(signal.SIGHUP)
-    run("run", "--config", "outrider.toml", "--drain")
-    assert signal.getsignal(signal.SIGHUP) is before
+def test_a_hangup_after_the_end_does_not_spoil_the_exit_status(user: Outrider) -> None:
+    assert run("run", "--config", "outrider.toml", "--drain")[0] == 0
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
