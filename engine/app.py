@@ -29,6 +29,7 @@ from .delivery.settlement import StoreThread
 from .delivery.sts import StsGate
 from .delivery.transport import Transport
 from .errors import ConfigError, DataError
+from .events import compile_actions
 from .expand import ExpandOptions, Scope
 from .expand.acl import Acls
 from .expand.lists import NamedLists
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from .config import Config
+    from .events import Actions
     from .queue.store import Store
 
 
@@ -59,6 +61,7 @@ class Compiled:
 
     Attributes:
         host_name: primary_hostname, or the system's name.
+        actions: transport, "" for [main] -> what its `event_action` does.
     """
 
     config: Config
@@ -69,6 +72,7 @@ class Compiled:
     transports: dict[str, Transport]
     rules: RetryRules
     log_format: MainLogFormat
+    actions: dict[str, Actions]
 
 
 def compile_config(
@@ -113,11 +117,30 @@ def compile_config(
             transports=transports,
             rules=RetryRules.compile(config.retry),
             log_format=MainLogFormat(parse_selector(config.main.log_selector)),
+            actions=event_actions(config, named),
         )
     except ConfigError as error:
         if error.file is None and config.file:
             error.file = config.file
         raise
+
+
+def event_actions(config: Config, named: NamedLists) -> dict[str, Actions]:
+    """What the `event_action` of each transport, and that of [main] as "", does.  Raises ConfigError."""
+    found = {
+        "": compile_actions(config.main.event_action, key="main.event_action", file=config.file, named=named),
+        **{
+            name: compile_actions(
+                options.event_action,
+                key=f"transports.{name}.event_action",
+                transport=name,
+                file=config.file,
+                named=named,
+            )
+            for name, options in config.transports.items()
+        },
+    }
+    return {name: actions for name, actions in found.items() if actions}
 
 
 def check(config: Config) -> None:
@@ -172,11 +195,12 @@ def open_engine(
 
 
 def open_log(compiled: Compiled, *, log_to_stderr: bool = True) -> LogWriter:
-    """The main log and the JSON records of a configuration.  Raises ConfigError where one cannot be opened."""
+    """The main log, the records and the panic log of a configuration.  Raises ConfigError if one cannot be opened."""
     main = compiled.config.main
     file = LogFile(main.log_file) if main.log_file or log_to_stderr else None
     records = LogFile(main.json_log_file) if main.json_log_file else None
-    return LogWriter(compiled.log_format, file, records)
+    panic = LogFile(main.panic_log_file) if main.panic_log_file else None
+    return LogWriter(compiled.log_format, file, records, panic)
 
 
 def make_core(

@@ -34,6 +34,8 @@ class Kind(enum.Enum):
 
     STRING = "string"
     EXPANSION = "string (expansion)"
+    #: compiled once for each event, by engine.events
+    EVENT_ACTION = "string (expansion for each event)"
     FILE = "file name"
     BOOLEAN = "boolean"
     INTEGER = "whole number"
@@ -63,6 +65,7 @@ class MainOptions:
     queue: str = _option(Kind.STRING, "sqlite:///var/spool/outrider/queue.db", "URL of the queue")
     log_file: str = _option(Kind.FILE, "", "main log; default: standard error, or none where a progress bar is shown")
     json_log_file: str = _option(Kind.FILE, "", "the same facts as JSON lines; default: none")
+    panic_log_file: str = _option(Kind.FILE, "", "lines that somebody has to look at, a second time; default: none")
     log_selector: str = _option(Kind.STRING, "", "log details to add or drop, as in `+delivery_size -tls_cipher`")
     max_connections: int = _option(Kind.INTEGER, 500, "most connections open at one time, over all hosts", minimum=1)
     claim_size: int = _option(Kind.INTEGER, 500, "recipients taken from the queue in one batch", minimum=1)
@@ -74,6 +77,7 @@ class MainOptions:
     job_expiry: int = _option(Kind.INTERVAL, 5 * 86400, "age at which what is left of a job fails; 0: never")
     retry_interval_max: int = _option(Kind.INTERVAL, 86400, "longest interval a retry rule can give", minimum=1)
     retry_data_expire: int = _option(Kind.INTERVAL, 7 * 86400, "age at which a retry record is forgotten", minimum=1)
+    event_action: str = _option(Kind.EVENT_ACTION, "", "expanded at each event that belongs to no transport")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -256,6 +260,13 @@ class TransportOptions:
     auth_in_clear: bool = _option(Kind.BOOLEAN, False, "whether AUTH may be used without TLS")
     address_retry_include_sender: bool = _option(Kind.BOOLEAN, True, "recipient retry keys hold the sender (11.2)")
     delay_after_cutoff: bool = _option(Kind.BOOLEAN, True, "one try after expiry when the retry time has come (RT-11)")
+    event_action: str = _option(Kind.EVENT_ACTION, "", "expanded at each event of this transport")
+    event_certificates: str = _option(
+        Kind.STRING,
+        "all",
+        "certificates that `tls:cert` is raised for: all of the chain, or those that came over the wire",
+        choices=("all", "wire"),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

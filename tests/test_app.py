@@ -59,6 +59,9 @@ def test_expansions_of_the_engine_know_acls_lookups_and_the_host(tmp_path: Path)
         ('[main]\nprimary_hostname = "two words"', "main.primary_hostname"),
         ('[main]\nlog_selector = "+nosuch"', "nosuch"),
         ('[dns]\nnameservers = ["ns.example"]', "dns.nameservers"),
+        ('[main]\nevent_action = "${if eq{a}{b}"', "main.event_action: column"),
+        ('[main]\nevent_action = "$nosuch"', "main.event_action: column"),
+        ('[transports.remote_smtp]\ndriver = "smtp"\nevent_action = "${nosuch:x}"', "remote_smtp.event_action: column"),
     ],
 )
 def test_what_is_wrong_is_found_before_anything_runs(text: str, said: str) -> None:
@@ -66,3 +69,21 @@ def test_what_is_wrong_is_found_before_anything_runs(text: str, said: str) -> No
         app.check(loads(text.encode(), "outrider.toml"))
     assert said in str(caught.value)
     assert "outrider.toml" in str(caught.value)
+
+
+def test_only_options_that_do_something_have_actions() -> None:
+    text = """
+        [main]
+        event_action = "${if eq{$event_name}{msg:complete}{x}}"
+        [transports.remote_smtp]
+        driver = "smtp"
+        event_action = "${if eq{$event_name}{tcp:close}{x}}"
+        [transports.quiet]
+        driver = "smtp"
+        event_action = "${if eq{$event_name}{nosuch}{x}}"
+        """
+    actions = app.compile_config(loads(text.encode())).actions
+    assert {name: list(found) for name, found in actions.items()} == {
+        "": ["msg:complete"],
+        "remote_smtp": ["tcp:close"],
+    }

@@ -1,4 +1,4 @@
-"""`outrider events`: look at the events of a running engine.
+"""`outrider events`: look at the events of a running engine, and at what events there are.
 
 Layer: command line.  Spec: design.md "Command line"; issue text "Guarantees".
 """
@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
+from rich.table import Table
 
 from ..actions import attach
 from ..actions.api import Worker
@@ -19,17 +22,13 @@ from ..actions.options import sockets_of
 from ..actions.worker import run as run_worker
 from ..config import load
 from ..errors import ConfigError
+from ..events.catalogue import CATALOGUE
 from .exits import exit_on_error
 
 if TYPE_CHECKING:
     from ..actions.api import Event
 
 app = typer.Typer(help="Look at events.", no_args_is_help=True)
-
-
-@app.callback()
-def _group() -> None:
-    """A group even while it has one command."""
 
 
 class _Enough(BaseException):
@@ -69,6 +68,39 @@ def tail(
             run_worker(worker, control)
         except _Enough:
             return
+
+
+@app.command(name="list")
+def list_events(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Print the catalogue: every event, when and for what it is raised, and what a result does."""
+    if as_json:
+        rows = [
+            {
+                "event": row.name,
+                "raised": row.doc,
+                "moment": row.moment.value,
+                "option": row.option.value,
+                "once_for_each": row.granularity.value,
+                "event_data": row.data,
+                "event_defer_errno": row.defers,
+                "result": row.effect.value,
+                "veto": row.is_veto,
+            }
+            for row in CATALOGUE
+        ]
+        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        return
+    titles = ("event", "raised when", "option", "once for each", "$event_data", "a result that is not empty")
+    cells = [
+        (row.name, row.doc, row.option.value, row.granularity.value, row.data, row.effect.value) for row in CATALOGUE
+    ]
+    if not sys.stdout.isatty():
+        print("\n".join("\t".join(line) for line in (titles, *cells)))
+        return
+    table = Table(*titles, box=None, pad_edge=False)
+    for line in cells:
+        table.add_row(*line)
+    Console(markup=False, highlight=False).print(table)
 
 
 def plain(event: Event) -> str:

@@ -10,7 +10,7 @@ Layer: sans-I/O.  Spec: events-dane sections 1 to 5 (EV-1 to EV-12); design.md "
 from __future__ import annotations
 
 from .catalogue import BY_NAME, CATALOGUE, Effect, EventRow, Granularity, Moment, Option
-from .happening import Happening
+from .happening import Contact, Happening
 from .raising import NOTHING, Action, Actions, Result, compile_actions, run
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "NOTHING",
     "Action",
     "Actions",
+    "Contact",
     "Effect",
     "EventRow",
     "Granularity",

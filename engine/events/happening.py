@@ -7,14 +7,16 @@ Invariants: a variable that does not apply is empty or has the value Exim docume
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ..expand.certificates import Certificate
-from ..tls.facts import TlsFacts, distinguished_name
+from ..tls.facts import distinguished_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from ..tls.facts import TlsFacts
 
 #: what a variable may be: octets, text, a number, a certificate, or nothing
 Value = bytes | str | int | Certificate | None
@@ -23,31 +25,21 @@ Value = bytes | str | int | Certificate | None
 EXTRA_VARIABLES: Final = frozenset({"event_cert_source"})
 
 
-@dataclass(frozen=True, slots=True)
-class Happening:
-    """What is known at one moment of a delivery.  Everything may be missing.
+@dataclass(slots=True, eq=False)
+class Contact:
+    """The host that is spoken to, and how; one a connection, filled in as more becomes known.
 
     Attributes:
-        data: `$event_data`; errno: `$event_defer_errno`.
-        address: of the recipient; domain: where there is none, what all recipients share.
+        domain: what all recipients of the host share, or "".
         host_secure: what DNSSEC said of the host, None where that is not known.
         local_address: ``[ip]:port`` of our end.
         tls: the session's facts; usage_mask: of its TLSA records.
-        certificate: DER of the one in question where that is not the server's own; our_certificate: DER of ours.
-        cert_source: of `certificate`: ``wire`` if the server sent it, ``local`` if it is a trust anchor of ours.
-        authenticator: `$sender_host_authenticated` during `auth:fail`.
-        created_at: when the message came; now: UTC epoch seconds.
-        headers: lines of the message's header.
+        our_certificate: gives the DER of the certificate that we show, or None.
     """
 
-    data: bytes | str = b""
-    errno: int = 0
     router: str = ""
     transport: str = ""
-    address: str = ""
     domain: str = ""
-    sender: str = ""
-    message_id: str = ""
     host: str = ""
     host_address: str = ""
     host_port: int = 0
@@ -55,40 +47,68 @@ class Happening:
     local_address: str = ""
     tls: TlsFacts | None = None
     usage_mask: int = 0
-    certificate: bytes | None = None
-    our_certificate: bytes | None = None
-    cert_source: str = ""
-    authenticator: str = ""
+    our_certificate: Callable[[], bytes | None] | None = None
+
+
+#: no host
+NOBODY: Final = Contact()
+
+
+@dataclass(slots=True, eq=False)
+class Happening:
+    """What is known at one moment of a delivery.  Everything may be missing.
+
+    Attributes:
+        data: `$event_data`; errno: `$event_defer_errno`.
+        address: of the recipient.
+        certificate: DER of the one in question where that is not the server's own.
+        cert_source: of `certificate`: ``wire`` if the server sent it, ``local`` if it is a trust anchor of ours.
+        authenticator: `$sender_host_authenticated` during `auth:fail`.
+        created_at: when the message came; now: UTC epoch seconds.
+        headers: lines of the message's header.
+    """
+
+    contact: Contact = NOBODY
+    data: bytes | str = b""
+    errno: int = 0
+    address: str = ""
+    sender: str = ""
+    message_id: str = ""
     size: int = 0
     created_at: float = 0.0
     now: float = 0.0
+    certificate: bytes | None = None
+    cert_source: str = ""
+    authenticator: str = ""
     headers: tuple[bytes, ...] = ()
-
-    def about(self, data: bytes | str, errno: int = 0) -> Happening:
-        """The same with other data."""
-        return replace(self, data=data, errno=errno)
 
 
 def _peer_certificate(it: Happening) -> Certificate | None:
     der = it.certificate
-    if der is None and it.tls is not None and it.tls.peer_der:
-        der = it.tls.peer_der[0]
+    if der is None and it.contact.tls is not None and it.contact.tls.peer_der:
+        der = it.contact.tls.peer_der[0]
+    return None if der is None else Certificate(der)
+
+
+def _our_certificate(it: Happening) -> Certificate | None:
+    der = it.contact.our_certificate() if it.contact.our_certificate is not None else None
     return None if der is None else Certificate(der)
 
 
 def _peer_dn(it: Happening) -> str:
     if it.certificate is not None:
         return distinguished_name(it.certificate)
-    return "" if it.tls is None else it.tls.peer_dn
+    return "" if it.contact.tls is None else it.contact.tls.peer_dn
 
 
 def _verified(it: Happening) -> int:
     # a result of verification is an end of the chain, not known while it is being walked
-    return int(it.tls is not None and it.certificate is None and (it.tls.verified or it.tls.dane))
+    tls = it.contact.tls
+    return int(tls is not None and it.certificate is None and (tls.verified or tls.dane))
 
 
 def _local(it: Happening) -> tuple[str, str]:
-    address, _, port = it.local_address.rpartition(":")
+    address, _, port = it.contact.local_address.rpartition(":")
     return address.strip("[]"), port
 
 
@@ -107,10 +127,10 @@ VARIABLES: Final[dict[str, Callable[[Happening], Value]]] = {
     "event_data": lambda it: it.data,
     "event_defer_errno": lambda it: it.errno,
     "event_cert_source": lambda it: it.cert_source,
-    "router_name": lambda it: it.router,
-    "transport_name": lambda it: it.transport,
+    "router_name": lambda it: it.contact.router,
+    "transport_name": lambda it: it.contact.transport,
     "local_part": lambda it: _local_part(it.address),
-    "domain": lambda it: _domain(it.address) or it.domain,
+    "domain": lambda it: _domain(it.address) or it.contact.domain,
     "sender_address": lambda it: it.sender,
     "sender_address_local_part": lambda it: _local_part(it.sender),
     "sender_address_domain": lambda it: _domain(it.sender),
@@ -120,25 +140,25 @@ VARIABLES: Final[dict[str, Callable[[Happening], Value]]] = {
     "message_size": lambda it: it.size,
     "message_age": lambda it: max(0, int(it.now - it.created_at)) if it.created_at else 0,
     "received_time": lambda it: int(it.created_at),
-    "host": lambda it: it.host,
-    "host_address": lambda it: it.host_address,
-    "host_port": lambda it: it.host_port,
-    "lookup_dnssec_authenticated": lambda it: _AUTHENTICATED[it.host_secure],
+    "host": lambda it: it.contact.host,
+    "host_address": lambda it: it.contact.host_address,
+    "host_port": lambda it: it.contact.host_port,
+    "lookup_dnssec_authenticated": lambda it: _AUTHENTICATED[it.contact.host_secure],
     "sending_ip_address": lambda it: _local(it)[0],
     "sending_port": lambda it: _local(it)[1] or -1,
-    "tls_out_dane": lambda it: b"yes" if it.tls is not None and it.tls.dane else b"no",
-    "tls_out_tlsa_usage": lambda it: it.usage_mask,
+    "tls_out_dane": lambda it: b"yes" if it.contact.tls is not None and it.contact.tls.dane else b"no",
+    "tls_out_tlsa_usage": lambda it: it.contact.usage_mask,
     "tls_out_certificate_verified": _verified,
     "tls_out_peercert": _peer_certificate,
-    "tls_out_ourcert": lambda it: None if it.our_certificate is None else Certificate(it.our_certificate),
+    "tls_out_ourcert": _our_certificate,
     "tls_out_peerdn": _peer_dn,
-    "tls_out_cipher": lambda it: "" if it.tls is None else it.tls.log_text,
-    "tls_out_cipher_std": lambda it: "" if it.tls is None else _standard_name(it.tls.cipher),
-    "tls_out_ver": lambda it: "" if it.tls is None else it.tls.version,
-    "tls_out_bits": lambda it: 0 if it.tls is None else it.tls.bits,
-    "tls_out_sni": lambda it: None if it.tls is None else it.tls.sni,
-    "tls_out_ocsp": lambda it: 0 if it.tls is None else it.tls.ocsp,
-    "tls_out_resumption": lambda it: 0 if it.tls is None else _RESUMED * it.tls.resumed,
+    "tls_out_cipher": lambda it: "" if it.contact.tls is None else it.contact.tls.log_text,
+    "tls_out_cipher_std": lambda it: "" if it.contact.tls is None else _standard_name(it.contact.tls.cipher),
+    "tls_out_ver": lambda it: "" if it.contact.tls is None else it.contact.tls.version,
+    "tls_out_bits": lambda it: 0 if it.contact.tls is None else it.contact.tls.bits,
+    "tls_out_sni": lambda it: None if it.contact.tls is None else it.contact.tls.sni,
+    "tls_out_ocsp": lambda it: 0 if it.contact.tls is None else it.contact.tls.ocsp,
+    "tls_out_resumption": lambda it: 0 if it.contact.tls is None else _RESUMED * it.contact.tls.resumed,
     "sender_host_authenticated": lambda it: it.authenticator,
 }
 

@@ -67,6 +67,7 @@ class Fact:
         reused: second or later message on its connection (`*`).
         pipelined, chunked: the transaction used PIPELINING (L), CHUNKING (K).
         with_host: whether a deferral's line names the host (the `H=` of LG-2).
+        is_panic: it goes to the panic log, too.
         queue_time_s, deliver_time_s: seconds since queued and of the attempt.
     """
 
@@ -86,6 +87,7 @@ class Fact:
     pipelined: bool = False
     chunked: bool = False
     with_host: bool = True
+    is_panic: bool = False
     queue_time_s: float = 0.0
     deliver_time_s: float = 0.0
     job: str = ""

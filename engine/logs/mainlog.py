@@ -43,6 +43,9 @@ MAX_CONFIRMATION: Final = 1024
 #: rendered connections kept; a busy engine has a few hundred open
 _CACHE_SIZE: Final = 2048
 
+#: what a host line says of an error that has no text: the veto of `tcp:connect`
+_WORDS: Final = {-58: "Event requests alternate response"}
+
 _LETTERS: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\b": "\\b", "\v": "\\v", "\f": "\\f"}
 
 
@@ -227,7 +230,7 @@ class MainLogFormat:
         text = f"H={printable(fact.connection.host)} [{fact.connection.address}]"
         if "outgoing_port" in self._on:
             text += f":{fact.connection.port}"
-        strerror = os.strerror(fact.errno) if fact.errno > 0 else ""
+        strerror = os.strerror(fact.errno) if fact.errno > 0 else _WORDS.get(fact.errno, "")
         if not fact.text:
             return f"{text} {strerror}".rstrip()
         text += f": {printable(fact.text)}"

@@ -93,12 +93,19 @@ class LogFile:
 
 
 class LogWriter:
-    """Writes batches of facts to the main log and, if wanted, to a JSON file."""
+    """Writes batches of facts to the main log and, if wanted, to a JSON file and a panic log."""
 
-    def __init__(self, main_format: MainLogFormat, main: LogFile | None, records: LogFile | None) -> None:
+    def __init__(
+        self,
+        main_format: MainLogFormat,
+        main: LogFile | None,
+        records: LogFile | None,
+        panic: LogFile | None = None,
+    ) -> None:
         self._format = main_format
         self._main = main
         self._records = records
+        self._panic = panic
 
     def write(self, facts: Sequence[Fact]) -> None:
         """Write the lines of `facts` in order.  Blocks on the disk; never raises."""
@@ -108,9 +115,13 @@ class LogWriter:
                 self._main.write("\n".join(lines) + "\n")
         if self._records is not None and facts:
             self._records.write("\n".join(map(record, facts)) + "\n")
+        if self._panic is not None:
+            lines = [self._format.line(fact) for fact in facts if fact.is_panic]
+            if lines:
+                self._panic.write("\n".join(lines) + "\n")
 
     def close(self) -> None:
-        for file in (self._main, self._records):
+        for file in (self._main, self._records, self._panic):
             if file is not None:
                 file.close()
 

@@ -20,8 +20,9 @@ from engine.actions.channel import Outgoing
 from engine.actions.frames import Shape
 from engine.actions.options import sockets_of
 from engine.actions.supervisor import serve_socket
-from engine.cli.events import plain
+from engine.cli.events import list_events, plain
 from engine.config import load
+from engine.events.catalogue import CATALOGUE
 from fakes.action_links import Told, until
 from fakes.peers import PROJECT
 
@@ -103,3 +104,15 @@ def test_serve_is_not_for_people() -> None:
     _, errors = process.communicate(timeout=20)
     assert process.returncode == 78
     assert "No module named 'nowhere'" in errors
+
+
+def test_list_prints_the_catalogue(capsys: pytest.CaptureFixture[str]) -> None:
+    list_events(as_json=False)
+    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert [line[0] for line in lines[1:]] == [row.name for row in CATALOGUE]
+    assert {len(line) for line in lines} == {6}
+    list_events(as_json=True)
+    rows = {row["event"]: row for row in json.loads(capsys.readouterr().out)}
+    assert list(rows) == [row.name for row in CATALOGUE]
+    assert rows["tcp:connect"]["veto"] is True
+    assert rows["msg:delivery"]["option"] == "transport"

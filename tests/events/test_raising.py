@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.errors import ConfigError, LookupDeferral
-from engine.events import BY_NAME, CATALOGUE, Actions, Happening, Option, Result, compile_actions, run
+from engine.events import BY_NAME, CATALOGUE, Actions, Contact, Happening, Option, Result, compile_actions, run
 from engine.events.happening import VARIABLES
 from engine.expand import Scope
 from engine.expand.lists import NamedLists
 from engine.expand.variables import is_known
 from engine.tls.facts import TlsFacts
 
-HAPPENING = Happening(
-    data="250 ok",
-    errno=111,
+CONTACT = Contact(
     router="dnslookup",
     transport="smtp",
-    address="Ann@example.org",
-    sender="news@sender.example",
-    message_id="1vN-0-0",
     host="mx.example.org",
     host_address="192.0.2.25",
     host_port=25,
@@ -29,6 +26,14 @@ HAPPENING = Happening(
     local_address="[192.0.2.1]:40000",
     tls=TlsFacts("TLS1.3", "TLS_AES_256_GCM_SHA384", 256, verified=True, dane=True, sni="mx.example.org"),
     usage_mask=8,
+)
+HAPPENING = Happening(
+    CONTACT,
+    data="250 ok",
+    errno=111,
+    address="Ann@example.org",
+    sender="news@sender.example",
+    message_id="1vN-0-0",
     size=100,
     created_at=1000.0,
     now=1007.5,
@@ -181,7 +186,7 @@ NOTHING_KNOWN = dict.fromkeys(VALUES, "") | {
 @pytest.mark.parametrize("name", VALUES)
 def test_each_variable_has_its_value(name: str) -> None:
     # an event that folds neither data nor error number
-    for happening, values in ((HAPPENING, VALUES), (Happening(transport="smtp"), NOTHING_KNOWN)):
+    for happening, values in ((HAPPENING, VALUES), (Happening(Contact(transport="smtp")), NOTHING_KNOWN)):
         result = raised(f"x${name}", "msg:host:defer", happening)
         expected = "smtp" if name == "transport_name" else values[name]
         assert result == Result(b"x" + expected.encode())
@@ -209,7 +214,7 @@ def test_whatever_is_raised_is_never_an_exception(event: str, text: str) -> None
     row = BY_NAME[event]
     transport = "" if row.option is Option.MAIN else "smtp"
     action = compiled("$event_name/$event_data/$event_defer_errno/$domain/$host/x", transport)[event]
-    result = run(action, Scope(action.gather(HAPPENING.about(text, -44))))
+    result = run(action, Scope(action.gather(replace(HAPPENING, data=text, errno=-44))))
     assert result.text.startswith(
         event.encode() + b"/" + (text.encode("utf-8", "surrogateescape") if row.data else b"")
     )

@@ -28,6 +28,15 @@ def test_a_batch_goes_to_both_files(tmp_path: Path) -> None:
     assert len(records.read_text().splitlines()) == 2
 
 
+def test_what_calls_for_a_person_goes_to_the_panic_log_too(tmp_path: Path) -> None:
+    main, panic = tmp_path / "main.log", tmp_path / "panic.log"
+    writer = LogWriter(MainLogFormat(parse_selector("")), LogFile(str(main)), None, LogFile(str(panic)))
+    writer.write([note("one"), Fact(FactKind.NOTE, 0.0, text="two", is_panic=True)])
+    writer.close()
+    assert [line[20:] for line in main.read_text().splitlines()] == ["one", "two"]
+    assert [line[20:] for line in panic.read_text().splitlines()] == ["two"]
+
+
 def test_a_rotated_file_is_reopened(tmp_path: Path) -> None:
     path = tmp_path / "main.log"
     file = LogFile(str(path))
