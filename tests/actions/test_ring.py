@@ -167,7 +167,7 @@ def test_a_length_that_nothing_is_behind_takes_no_memory(octets: bytes) -> None:
 # --- the rings --------------------------------------------------------------------------------------------------------
 
 
-@given(st.lists(st.integers(0, 5) | FRAMES, max_size=60))
+@given(st.lists(st.integers(0, 5) | FRAMES, max_size=25))
 def test_both_write_the_same_memory_and_read_the_same_frames(steps: list[Any]) -> None:
     """A number takes so many frames out; anything else is put in."""
     memories = memory(), memory()
@@ -284,7 +284,7 @@ def row_of(values: Any) -> Any:
     return row
 
 
-@given(st.lists(VALUES, max_size=20).map(tuple))
+@given(st.lists(VALUES, max_size=10).map(tuple))
 def test_a_row_gives_each_value_when_it_is_asked_for(values: tuple[Any, ...]) -> None:
     row = row_of(values)
     assert isinstance(row, _ring.Row)

@@ -1,0 +1,218 @@
+"""Questions over a channel: vetoes that are waited for, and programs that are evaluated where they may block."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+import trio
+
+from engine.actions import frames
+from engine.actions.api import Backoff, Event, Worker
+from engine.actions.channel import Outgoing
+from engine.actions.hub import Hub, Refusal
+from engine.actions.programs import Settings
+from engine.errors import ActionTimeout, WorkerDied
+from fakes.action_links import OCTETS, Told, puppet, until, working
+
+FIELDS = ("local_part", "domain")
+QUICK = Backoff(0.001, 0.002)
+
+
+def event(hub: Hub, number: int, name: str = "msg:delivery", key: bytes = b"m", **options: Any) -> Outgoing:
+    shape = hub.shape(name, FIELDS)
+    return Outgoing(shape, key, b"%d" % number, (b"user%d" % number, b"example.org"), token=number, **options)
+
+
+# --- vetoes -----------------------------------------------------------------------------------------------------------
+
+
+def vetoing(answer: Any, **options: Any) -> Worker:
+    worker = Worker("v")
+
+    @worker.veto("tls:cert", **options)
+    def pin(event: Event) -> Any:
+        return answer(event) if callable(answer) else answer
+
+    return worker
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [(None, None), ("", None), (b"", None), ("no", b"no"), (b" ", b" "), ("né", "né".encode()), ("0", b"0")],
+)
+async def test_a_text_that_is_not_empty_refuses(answer: Any, text: bytes | None) -> None:
+    told = Told()
+    hub = told.make_hub()
+    async with working(hub, vetoing(answer, timeout=5)):
+        assert hub.may_refuse("tls:cert")
+        assert not hub.may_refuse("tcp:connect")
+        found = await hub.ask(hub.shape("tls:cert", FIELDS), (b"a", b"b"))
+        assert await hub.ask(hub.shape("tcp:connect", FIELDS), (b"a", b"b")) is None
+    assert found == (None if text is None else Refusal(text, "v"))
+    assert told.lines == []
+
+
+async def test_a_veto_sees_the_values() -> None:
+    told = Told()
+    hub = told.make_hub()
+    async with working(hub, vetoing(lambda event: event.text("domain") + "/" + event.name, timeout=5)):
+        found = await hub.ask(hub.shape("tls:cert", FIELDS), (b"a", b"b.example"))
+    assert found == Refusal(b"b.example/tls:cert", "v")
+
+
+async def test_a_veto_may_be_async() -> None:
+    told = Told()
+    hub = told.make_hub()
+    worker = Worker("v")
+
+    @worker.veto("tcp:*", timeout=5)
+    async def think(event: Event) -> str:
+        await asyncio.sleep(0)
+        return "thought"
+
+    async with working(hub, worker):
+        assert await hub.ask(hub.shape("tcp:connect", FIELDS), (b"a", b"b")) == Refusal(b"thought", "v")
+
+
+@pytest.mark.parametrize(("on_timeout", "refused"), [("ignore", False), ("refuse", True)])
+async def test_what_silence_means_is_an_option(on_timeout: str, refused: bool) -> None:
+    told = Told()
+    hub = told.make_hub()
+    gate = threading.Event()
+    async with working(hub, vetoing(lambda _: gate.wait(10), timeout=0.02, on_timeout=on_timeout)):
+        found = await hub.ask(hub.shape("tls:cert", FIELDS), (b"a", b"b"))
+        gate.set()
+    assert found == (Refusal(b"no answer from v", "v") if refused else None)
+    assert told.lines[0] == "tls:cert: a worker of v did not answer in time"
+
+
+@pytest.mark.parametrize("answer", [42, lambda _: 1 / 0])
+async def test_a_veto_that_fails_is_ignored_and_logged(answer: Any) -> None:
+    told = Told()
+    hub = told.make_hub()
+    async with working(hub, vetoing(answer, timeout=5)):
+        assert await hub.ask(hub.shape("tls:cert", FIELDS), (b"a", b"b")) is None
+    assert told.lines[0].startswith("tls:cert: veto pin: ")
+
+
+async def test_a_veto_does_not_wait_for_a_batch() -> None:
+    told = Told()
+    hub = told.make_hub()
+    worker = vetoing("no", timeout=5)
+    gate = threading.Event()
+    worker.on("msg:*")(lambda events: gate.wait(10) and None)
+    async with working(hub, worker):
+        for number in range(20):
+            hub.submit_nowait(event(hub, number))
+        assert await hub.ask(hub.shape("tls:cert", FIELDS), (b"a", b"b")) == Refusal(b"no", "v")
+        assert told.done == []
+        gate.set()
+        await until(lambda: not hub.held)
+
+
+async def test_a_question_ends_with_its_worker() -> None:
+    told = Told()
+    hub = told.make_hub()
+    async with puppet(hub, "v") as (worker, _):
+        worker.ready(group="v", vetoes=(("tls:*", 5.0, False),))
+        await until(lambda: hub.may_refuse("tls:cert"))
+        link = hub._groups["v"].links[0]
+        async with trio.open_nursery() as nursery:
+
+            async def ask() -> None:
+                with pytest.raises(WorkerDied):
+                    await link.ask(hub.shape("tls:cert", FIELDS), b"", (b"", b""), 5)
+
+            nursery.start_soon(ask)
+            await worker.hear(frames.ASK)
+            worker.die()
+        with pytest.raises(WorkerDied):
+            await link.ask(hub.shape("tls:cert", FIELDS), b"", (b"", b""), 5)
+
+
+async def test_a_question_whose_values_cannot_travel_is_answered_at_once() -> None:
+    told = Told()
+    hub = told.make_hub()
+    async with working(hub, vetoing("no", timeout=5)):
+        assert await hub.ask(hub.shape("tls:cert", FIELDS), (b"x" * OCTETS, b"b")) is None
+        assert "a frame of more than" in told.lines[0]
+        assert await hub.ask(hub.shape("tls:cert", FIELDS), (b"a", b"b")) == Refusal(b"no", "v")
+
+
+# --- programs ---------------------------------------------------------------------------------------------------------
+
+SETTINGS = Settings(acls={"note": "accept logwrite = noted $acl_arg1\n  set acl_m_seen = $acl_arg1\n  message = yes"})
+
+
+async def test_a_program_is_evaluated_where_it_may_block() -> None:
+    told = Told()
+    hub = told.make_hub(expected=("main",))
+    program = hub.program(
+        b"${lookup passwd{root}{root is known}} ${acl{note}{$domain}} $acl_m_before", "event_action x in y", ("domain",)
+    )
+    assert hub.program(program.source, program.where, program.variables) is program
+    async with working(hub, Worker(), settings=SETTINGS.to_frame()):
+        state = frames.state_frame(acl_m={"acl_m_before": b"state"})
+        answer = await hub.evaluate(program, (b"example.org",), state, timeout_s=10)
+        again = await hub.evaluate(program, (b"example.net",), {}, timeout_s=10)
+    assert (answer.status, answer.text) == (frames.Status.DONE, b"root is known yes state")
+    assert answer.state["acl_m"] == {"acl_m_before": b"state", "acl_m_seen": b"example.org"}
+    assert again.text == b"root is known yes "
+    assert told.lines == ["noted example.org", "noted example.net"]
+
+
+@pytest.mark.parametrize(
+    ("source", "status", "text"),
+    [
+        (b"${if eq{a}{b}{x}fail}", frames.Status.FORCED, b'"if" failed and "fail" requested'),
+        (b"${lookup pgsql{SELECT 1}}", frames.Status.DEFERRED, b"no PostgreSQL servers defined"),
+        (b"$nobody", frames.Status.FAILED, b'unknown variable name "nobody"'),
+        (b"${acl{nowhere}}", frames.Status.FAILED, b"nowhere"),
+    ],
+)
+async def test_how_a_program_fails_is_told(source: bytes, status: frames.Status, text: bytes) -> None:
+    hub = Told().make_hub(expected=("main",))
+    program = hub.program(source, "event_action x in y", ())
+    async with working(hub, Worker(), settings=SETTINGS.to_frame()):
+        answer = await hub.evaluate(program, (), {}, timeout_s=10)
+    assert answer.status is status
+    assert text.lower() in answer.text.lower()
+
+
+async def test_a_program_that_nobody_waits_for_is_run_once_for_each_event() -> None:
+    told = Told()
+    hub = told.make_hub(expected=("main",))
+    program = hub.program(b"${acl{note}{$domain}}", "event_action msg:delivery in smtp", ("domain",))
+    async with working(hub, Worker(), settings=SETTINGS.to_frame()):
+        for number in range(30):
+            hub.submit_nowait(Outgoing(None, b"m", b"%d" % number, (b"d%d" % number,), program=program))
+        await until(lambda: not hub.held)
+    assert told.lines == [f"noted d{number}" for number in range(30)]
+    assert told.ids == [b"%d" % number for number in range(30)]
+
+
+async def test_a_program_whose_lookup_defers_is_tried_again_and_given_up() -> None:
+    told = Told()
+    hub = told.make_hub(expected=("main",))
+    bad = hub.program(b"${lookup pgsql{SELECT 1}}", "event_action msg:delivery in smtp", ())
+    failing = hub.program(b"${if eq{a}{b}{x}fail}", "event_action msg:complete in main", ())
+    async with working(hub, Worker(), attempts=3, backoff=QUICK):
+        hub.submit_nowait(Outgoing(None, b"m", b"1", (), program=bad))
+        hub.submit_nowait(Outgoing(None, b"m", b"2", (), program=failing))
+        await until(lambda: not hub.held)
+    assert told.ids == [b"1", b"2"]
+    (dead,) = told.done[0].dead.values()
+    assert (dead.handler, dead.attempts) == ("event_action msg:delivery in smtp", 3)
+    assert told.done[1].dead == {}, "EV-5: an expansion that fails changes nothing"
+    assert len([line for line in told.lines if "msg:delivery in smtp" in line]) == 3
+    assert told.lines[-1].startswith("failed to expand event_action msg:complete in main: ")
+
+
+async def test_without_a_worker_an_evaluation_ends_at_its_deadline(autojump_clock: Any) -> None:
+    hub = Told().make_hub(expected=("main",))
+    program = hub.program(b"x", "event_action x in y", ())
+    with pytest.raises(ActionTimeout, match="there is no worker of main"):
+        await hub.evaluate(program, (), {}, timeout_s=5)
