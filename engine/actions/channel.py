@@ -25,7 +25,7 @@ import itertools
 import math
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import trio
@@ -68,7 +68,7 @@ class Outgoing:
         handlers: names of the handlers it is for; None: all that want it.
         program: to be evaluated instead of handled.
         state: of the program, as `frames.state_frame` makes it.
-        dead: handler -> its dead letter, if it gave up; to be stored when the event is done.
+        dead: handler -> its dead letter, if one gave up; to be stored when the event is done.
         open_groups: groups that are not done with it; the hub's.
     """
 
@@ -79,8 +79,8 @@ class Outgoing:
     token: object = None
     handlers: tuple[str, ...] | None = None
     program: ProgramText | None = None
-    state: Mapping[str, Any] = field(default_factory=dict)
-    dead: dict[str, Dead] = field(default_factory=dict)
+    state: Mapping[str, Any] | None = None
+    dead: Mapping[str, Dead] | None = None
     open_groups: int = 0
 
 
@@ -166,8 +166,10 @@ class Link:
         self._backlog: deque[Outgoing] = deque()
         self._sent: dict[int, Outgoing] = {}
         self._questions: dict[int, _Question] = {}
-        self._explained: set[tuple[int, int]] = set()
+        self._shapes: set[int] = set()
+        self._programs: set[int] = set()
         self._more = trio.Event()
+        self._is_waiting_for_more = False
         self._room = trio.Event()
         self._has_waiters = False
         self._emptied = trio.Event()
@@ -186,7 +188,9 @@ class Link:
     def submit(self, event: Outgoing) -> None:
         """Put an event behind the others; it is the caller's again when the link has ended (`leftover`)."""
         self._backlog.append(event)
-        self._more.set()
+        if self._is_waiting_for_more:
+            self._is_waiting_for_more = False
+            self._more.set()
 
     def publish(self, shape: Shape, id: bytes, values: Values | Packed, handlers: tuple[str, ...] | None) -> bool:
         """Send a live event now; False, and it is lost, if there is no room."""
@@ -387,6 +391,7 @@ class Link:
         while True:
             while self.ready is None or not self._backlog or len(self._sent) >= self._window:
                 self._more = trio.Event()
+                self._is_waiting_for_more = True
                 await self._more.wait()
             await self._feed_some()
 
@@ -395,22 +400,23 @@ class Link:
         done: list[Outgoing] = []
         is_full = False
         self._note_work()
-        for _ in range(min(_FEED, self._window - len(self._sent), len(self._backlog))):
-            event = self._backlog[0]
+        backlog, sent, put = self._backlog, self._sent, self._transport.put
+        for _ in range(min(_FEED, self._window - len(sent), len(backlog))):
+            event = backlog[0]
             seq = next(self._seqs)
             try:
-                is_full = not (self._explain(event) and self._transport.put(_frame(seq, event)))
+                is_full = not (self._explain(event) and put(_frame(seq, event)))
             except FrameError as error:
                 if self._transport.is_broken:
                     raise
                 # the event itself is at fault: no worker will ever get it
-                event.dead[""] = Dead(0, "", 0, str(error))
+                event.dead = {"": Dead(0, "", 0, str(error))}
                 done.append(event)
             else:
                 if is_full:
                     break
-                self._sent[seq] = event
-            self._backlog.popleft()
+                sent[seq] = event
+            backlog.popleft()
         self._transport.flush()
         if not self._backlog:
             self._emptied.set()
@@ -430,19 +436,20 @@ class Link:
 
     def _explain_shape(self, shape: Shape) -> bool:
         """See that the worker knows a shape; False if there is no room to tell."""
-        place = (frames.SHAPE, shape.number)
-        if place not in self._explained:
-            if not self.is_open or not self._transport.put((*place, shape.event, shape.fields)):
-                return False
-            self._explained.add(place)
+        if shape.number in self._shapes:
+            return True
+        if not self.is_open or not self._transport.put((frames.SHAPE, shape.number, shape.event, shape.fields)):
+            return False
+        self._shapes.add(shape.number)
         return True
 
     def _explain_program(self, program: ProgramText) -> bool:
-        place = (frames.PROGRAM, program.number)
-        if place not in self._explained:
-            if not self.is_open or not self._transport.put((*place, program.source, program.where, program.variables)):
-                return False
-            self._explained.add(place)
+        if program.number in self._programs:
+            return True
+        frame = (frames.PROGRAM, program.number, program.source, program.where, program.variables)
+        if not self.is_open or not self._transport.put(frame):
+            return False
+        self._programs.add(program.number)
         return True
 
     def _note_work(self) -> None:
@@ -551,12 +558,12 @@ class Link:
         event = self._sent.get(dead.seq)
         if event is None:
             raise FrameError("it gives up what it was not given")
-        event.dead[dead.handler] = dead
+        event.dead = {**(event.dead or {}), dead.handler: dead}
 
 
 def _frame(seq: int, event: Outgoing) -> tuple[Any, ...]:
     if event.program is not None:
-        return (frames.RUN, seq, event.program.number, event.id, event.values, dict(event.state))
+        return (frames.RUN, seq, event.program.number, event.id, event.values, dict(event.state or {}))
     assert event.shape is not None, "an event has a shape or a program"
     return (frames.EVENT, seq, event.shape.number, event.id, event.values, event.handlers)
 

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 MAIN: Final = "main"
 #: the group that only looks on
 OBSERVERS: Final = "tail"
+#: pairs of event and handlers whose groups are remembered; a configuration has a score
+_MAX_WANTING: Final = 1000
 #: events held by default; what is over that stays where it came from
 LIMIT: Final = 50_000
 
@@ -181,6 +183,7 @@ class Hub:
             self._groups[name] = _Group(name, is_expected=True)
         self._shapes: dict[tuple[str, tuple[str, ...]], Shape] = {}
         self._programs: dict[tuple[bytes, str, tuple[str, ...]], ProgramText] = {}
+        self._wanting: dict[tuple[str, tuple[str, ...] | None], tuple[_Group, ...]] = {}
         self._held = 0
         self._room = trio.Event()
         self._changed = trio.Event()
@@ -218,15 +221,16 @@ class Hub:
         """Take an event; False if there are too many already.  `on_done` is told of it exactly once, if it is taken."""
         if self._held >= self._limit:
             return False
+        shape = event.shape
+        wanting: tuple[_Group, ...]
         if event.program is not None:
-            wanting = [self._group(MAIN, is_expected=True)]
+            wanting = (self._group(MAIN, is_expected=True),)
         else:
-            assert event.shape is not None, "an event has a shape or a program"
-            name, handlers = event.shape.event, event.handlers
-            self._show(event)
-            wanting = [
-                group for group in self._groups.values() if group.name != OBSERVERS and group.wants(name, handlers)
-            ]
+            assert shape is not None, "an event has a shape or a program"
+            known = self._wanting.get((shape.event, event.handlers))
+            wanting = self._find_wanting(shape.event, event.handlers) if known is None else known
+            if OBSERVERS in self._groups:
+                self._observe(shape, event.id, event.values)
         if not wanting:
             self._on_done([event])
             return True
@@ -235,6 +239,14 @@ class Hub:
         for group in wanting:
             group.place(event)
         return True
+
+    def _find_wanting(self, name: str, handlers: tuple[str, ...] | None) -> tuple[_Group, ...]:
+        """The groups that want an event; remembered until one of them comes, goes or says what it wants."""
+        groups = self._groups.values()
+        found = tuple(group for group in groups if group.name != OBSERVERS and group.wants(name, handlers))
+        if len(self._wanting) < _MAX_WANTING:
+            self._wanting[name, handlers] = found
+        return found
 
     async def submit(self, event: Outgoing, *, timeout_s: float) -> bool:
         """As `submit_nowait`, but wait for room so long at most."""
@@ -263,10 +275,6 @@ class Hub:
             for link in group.ready_links():
                 if not link.publish(shape, id, values, None):
                     group.counts.dropped += 1
-
-    def _show(self, event: Outgoing) -> None:
-        if event.shape is not None and OBSERVERS in self._groups:
-            self._observe(event.shape, event.id, event.values)
 
     # -- questions --
 
@@ -403,17 +411,20 @@ class Hub:
         group = self._groups.get(name)
         if group is None:
             group = self._groups[name] = _Group(name, is_expected=is_expected)
+            self._wanting.clear()
         return group
 
     def _dissolve(self, group: _Group) -> None:
         """Nobody is left of a group that came by itself: what it has not handled is not waited for."""
         del self._groups[group.name]
+        self._wanting.clear()
         self._finish(group, list(group.waiting))
 
     def on_ready(self, link: Link, ready: Ready) -> None:
         """See `channel.Owner`."""
         group = self._groups[link.group]
         group.learn(ready)
+        self._wanting.clear()
         # what was kept in case it is wanted, and is not
         unwanted = [
             event
