@@ -302,6 +302,18 @@ _FROM_ENGINE: Final[Mapping[int, tuple[str, tuple[type, ...]]]] = {
 
 def check_from_engine_untrusted(frame: object) -> tuple[Any, ...]:
     """A frame of the engine, with a known kind and fields of the right types.  Raises FrameError."""
+    # nearly all frames are this one, and most have no handlers: the same checks, without a loop
+    if (
+        type(frame) is tuple
+        and len(frame) == 6
+        and type(frame[0]) is int
+        and frame[0] == EVENT
+        and type(frame[1]) is type(frame[2]) is int
+        and type(frame[3]) is bytes
+        and type(frame[4]) in (Row, tuple)
+        and frame[5] is None
+    ):
+        return frame
     if not isinstance(frame, tuple) or not frame or type(frame[0]) is not int:
         _refuse("not an array with its kind in front")
     known = _FROM_ENGINE.get(frame[0])
