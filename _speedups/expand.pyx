@@ -10,7 +10,8 @@ can change them afterwards; what a slot holds is checked when it is used.  Loops
 against a budget, so every evaluation ends.
 Directives: wraparound is off everywhere (negative operands are resolved by hand); boundscheck is off in the functions
 that index slots and marks by operands of a checked `Code`.
-Long because the evaluator is one loop over one table of instructions, and what it calls must be inlined into it.
+Long because the evaluator is one loop over one table of instructions, and what it calls must be inlined into it or be
+reachable without a function in Python.
 """
 
 cimport cython
@@ -138,6 +139,8 @@ cpdef enum Op:
     SUBSTITUTE
     FAIL
     REFUSE_TAINTED
+    MATCH_LIST
+    CUT
 
 
 #: what the operands of each instruction are: S slot that is written, R slot that is read, W two slots that are written,
@@ -150,7 +153,7 @@ _OPERANDS = {
     Op.SEAM_TEST: "KLJ", Op.MATCH: "OO#J", Op.INLIST: "OO#J", Op.SET_VALUE: "O", Op.SAVE_VALUE: "S", Op.SET_ITEM: "O",
     Op.SAVE_ITEM: "S", Op.SET_GROUPS: "R", Op.SAVE_GROUPS: "S", Op.SPLIT: "WO#", Op.NEXT: "SRT", Op.NEW_LIST: "S",
     Op.ADD: "RO", Op.JOIN_LIST: "SRR#", Op.SORT_ADD: "ROO#", Op.EXPAND: "SO#", Op.SUBSTITUTE: "SOOO", Op.FAIL: "K",
-    Op.REFUSE_TAINTED: "OK",
+    Op.REFUSE_TAINTED: "OK", Op.MATCH_LIST: "KO#J", Op.CUT: "SOK",
 }
 #: instructions that no other follows
 _LAST = (Op.RETURN, Op.JUMP, Op.FAIL)
@@ -184,6 +187,14 @@ cdef class Hooks:
     cdef public object compile_regex
     cdef public object compile_text
     cdef public object address_part
+    #: of the library of regular expressions: ``match``, ``match_substring_span_bynumber``, its error
+    cdef public object regex_match
+    cdef public object regex_span
+    cdef public object regex_error
+    #: what the functions for `extract` and its like leave to Python
+    cdef public object unescape
+    cdef public object check_number
+    cdef public object time_interval
 
 
 hooks = Hooks()
@@ -327,6 +338,81 @@ cdef bytes address_part(bytes text, bint domain):
 
 cdef inline bint is_space(unsigned char octet) noexcept:
     return octet == 32 or 9 <= octet <= 13
+
+
+# -- regular expressions -----------------------------------------------------------------------------------------------
+
+@cython.final
+cdef class Regex:
+    """One compiled pattern.  Immutable and safe to share between threads; engine.expand.regexes makes them.
+
+    Args:
+        pattern: what was compiled, for messages.
+        code, context: those of the library.
+        groups: how many of its groups an expansion sees.
+    """
+
+    cdef readonly bytes pattern
+    cdef readonly int groups
+    cdef object _code
+    cdef object _context
+
+    def __init__(self, bytes pattern not None, code, context, int groups):
+        if groups < 0:
+            raise ValueError("a pattern has no fewer groups than none")
+        self.pattern = pattern
+        self._code = code
+        self._context = context
+        self.groups = groups
+
+    cdef object _matched(self, bytes subject, Py_ssize_t start, unsigned int options):
+        try:
+            found = hooks.regex_match(self._code, subject, PyBytes_GET_SIZE(subject), start, self._context, options)
+        except hooks.regex_error as error:
+            shown = self.pattern.decode("utf-8", "surrogateescape")
+            raise ExpandError(f"regular expression {shown!r} gave up: {error.msg}") from None
+        return (<tuple?> found)[0]
+
+    cdef bytes _group(self, object data, bytes subject, int number):
+        """A group, empty when it is not set."""
+        cdef tuple place = hooks.regex_span(data, subject, number)
+        cdef Py_ssize_t start = place[0]
+        cdef Py_ssize_t end = place[1]
+        if start < 0 or end <= start or end > PyBytes_GET_SIZE(subject):
+            return b""
+        if start == 0 and end == PyBytes_GET_SIZE(subject):
+            return subject
+        return PyBytes_FromStringAndSize(PyBytes_AS_STRING(subject) + start, end - start)
+
+    cdef tuple _all(self, object data, bytes subject):
+        cdef int number
+        if self.groups == 0:
+            return (self._group(data, subject, 0),)
+        return tuple([self._group(data, subject, number) for number in range(self.groups + 1)])
+
+    def search(self, subject not None):
+        """The whole match and each group, unset ones empty; None when there is no match.
+
+        Raises:
+            ExpandError: the match met a limit.
+        """
+        cdef bytes text = subject if PyBytes_CheckExact(subject) else bytes(subject)
+        data = self._matched(text, 0, 0)
+        return None if data is None else self._all(data, text)
+
+    def span(self, subject not None, Py_ssize_t start, *, bint at_start=False):
+        """First match at or after `start`: its place and its groups; `at_start`: only there, and not an empty one.
+
+        Raises:
+            ExpandError: the match met a limit.
+        """
+        cdef bytes text = subject if PyBytes_CheckExact(subject) else bytes(subject)
+        # PCRE2_ANCHORED | PCRE2_NOTEMPTY_ATSTART... PCRE2_NOTEMPTY is what Perl's /g does after an empty match
+        data = self._matched(text, start, <unsigned int> 0x80000004 if at_start else 0)
+        if data is None:
+            return None
+        first, last = hooks.regex_span(data, text, 0)
+        return first, last, self._all(data, text)
 
 
 # -- arithmetic: engine.expand.numbers.evaluate ------------------------------------------------------------------------
@@ -654,6 +740,24 @@ def prime_sum(bytes text not None):
     return total
 
 
+def numeric_hash(long long first, long long second, bytes text not None):
+    """One number below `first`, or two when `second` is not negative: `nhash`.
+
+    Raises:
+        ExpandError: a number is 0.
+    """
+    cdef unsigned long long total
+    if not 0 <= first <= 0x7FFFFFFF or second > 0x7FFFFFFF:
+        raise ValueError("no such hash")
+    total = prime_sum(text)
+    if first == 0 or second == 0:
+        raise ExpandError("")
+    if second < 0:
+        return b"%d" % (total % <unsigned long long> first)
+    total %= <unsigned long long> (first * second)
+    return b"%d/%d" % (total // <unsigned long long> second, total % <unsigned long long> second)
+
+
 # -- lists ------------------------------------------------------------------------------------------------------------
 
 cdef inline bint is_separator(unsigned char octet) noexcept:
@@ -739,23 +843,221 @@ def split_list(bytes text not None, separator=None):
     return split(text, at, octet)
 
 
+def count_items(bytes text not None):
+    """How many items a list has, as text: `listcount`."""
+    cdef Py_ssize_t at = 0
+    cdef int octet = named_separator(<const unsigned char*> PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text), &at)
+    return b"%d" % len(split(text, at, octet))
+
+
+cdef long long field_number(bytes text) except? -1:
+    """The value of digits with a minus and white space around them; huge ones are as good as none."""
+    cdef const unsigned char* source = <const unsigned char*> PyBytes_AS_STRING(text)
+    cdef Py_ssize_t at = 0, end = PyBytes_GET_SIZE(text)
+    cdef long long number = 0
+    cdef bint negative
+    while at < end and is_space(source[at]):
+        at += 1
+    while end > at and is_space(source[end - 1]):
+        end -= 1
+    end = min(end, at + 12)
+    negative = at < end and source[at] == 45
+    if negative:
+        at += 1
+    while at < end:
+        if not 48 <= source[at] <= 57:
+            raise ValueError("not a number")
+        number = number * 10 + (source[at] - 48)
+        at += 1
+    return -number if negative else number
+
+
+def extract_number(bytes field not None, bytes separators not None, bytes text not None):
+    """The field of `text` with that number, counted from the right when negative; 0 is all of it."""
+    cdef long long number = field_number(field)
+    cdef unsigned char[256] separates
+    cdef const unsigned char* source = <const unsigned char*> PyBytes_AS_STRING(text)
+    cdef Py_ssize_t size = PyBytes_GET_SIZE(text), at, start = 0, end = size
+    cdef long long left
+    cdef unsigned char octet
+    if number == 0:
+        return text
+    if PyBytes_GET_SIZE(separators) == 0:
+        return text if number == 1 or number == -1 else None
+    memset(separates, 0, sizeof(separates))
+    for octet in separators:
+        separates[octet] = 1
+    if number > 0:
+        left = number - 1
+        at = 0
+        while left and at < size:
+            if separates[source[at]]:
+                left -= 1
+                start = at + 1
+            at += 1
+        if left:
+            return None
+        end = start
+        while end < size and not separates[source[end]]:
+            end += 1
+    else:
+        left = -number - 1
+        at = size
+        while left and at > 0:
+            at -= 1
+            if separates[source[at]]:
+                left -= 1
+                end = at
+        if left:
+            return None
+        start = end
+        while start > 0 and not separates[source[start - 1]]:
+            start -= 1
+    if end - start == size:
+        return text
+    return PyBytes_FromStringAndSize(<const char*> source + start, end - start)
+
+
+def extract_key(bytes key not None, bytes text not None):
+    """The value of the first ``key=value`` in `text` with that key, whatever the case of its letters.
+
+    Raises:
+        ExpandError: the key is empty.
+    """
+    cdef bytes wanted = lower(key.strip(b" \t\n\r\v\f"))
+    cdef const unsigned char* name = <const unsigned char*> PyBytes_AS_STRING(wanted)
+    cdef Py_ssize_t length = PyBytes_GET_SIZE(wanted)
+    cdef const unsigned char* source = <const unsigned char*> PyBytes_AS_STRING(text)
+    cdef Py_ssize_t end = PyBytes_GET_SIZE(text), at = 0, start, place, last
+    cdef bint found, escaped
+    if length == 0:
+        raise ExpandError('first argument of "extract" must not be empty')
+    while True:
+        while at < end and is_space(source[at]):
+            at += 1
+        if at == end:
+            return None
+        start = at
+        while at < end and source[at] != 61 and not is_space(source[at]):
+            at += 1
+        found = at - start == length
+        if found:
+            for place in range(length):
+                if lowered(source[start + place]) != name[place]:
+                    found = False
+                    break
+        while at < end and is_space(source[at]):
+            at += 1
+        if at < end and source[at] == 61:
+            at += 1
+            while at < end and is_space(source[at]):
+                at += 1
+        start = at
+        escaped = False
+        if at < end and source[at] == 34:
+            at += 1
+            start = at
+            while at < end and source[at] != 34:
+                if source[at] == 92:
+                    if at + 1 == end:
+                        break
+                    escaped = True
+                    at += 1
+                at += 1
+            last = at
+            if at < end and source[at] == 34:
+                at += 1
+        else:
+            while at < end and not is_space(source[at]):
+                at += 1
+            last = at
+        if found:
+            value = PyBytes_FromStringAndSize(<const char*> source + start, last - start)
+            return hooks.unescape(value) if escaped else value
+
+
+def list_extract(bytes number not None, bytes text not None):
+    """The item of a list with that number, counted from the right when negative.
+
+    Raises:
+        ExpandError: the number is none.
+    """
+    cdef Py_ssize_t at = 0
+    cdef int octet
+    cdef long long wanted
+    cdef list found
+    if not number.isdigit():
+        hooks.check_number(number)
+    wanted = field_number(number)
+    octet = named_separator(<const unsigned char*> PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text), &at)
+    found = split(text, at, octet)
+    if wanted < 0:
+        wanted += len(found) + 1
+    return found[wanted - 1] if 1 <= wanted <= len(found) else None
+
+
+def time_interval(bytes text not None):
+    """Seconds as weeks, days, hours, minutes and seconds; what is not plain digits is for Python."""
+    cdef const unsigned char* source = <const unsigned char*> PyBytes_AS_STRING(text)
+    cdef Py_ssize_t size = PyBytes_GET_SIZE(text), at
+    cdef unsigned long long seconds = 0, count
+    cdef int place
+    cdef list out = []
+    if not 0 < size < 19:
+        return hooks.time_interval(text)
+    for at in range(size):
+        if not 48 <= source[at] <= 57:
+            return hooks.time_interval(text)
+        seconds = seconds * 10 + (source[at] - 48)
+    for place in range(5):
+        count = seconds // UNIT_SECONDS[place]
+        if count:
+            out.append(b"%d%c" % (count, UNIT_LETTERS[place]))
+            seconds -= count * UNIT_SECONDS[place]
+    return b"".join(out) or b"0s"
+
+
+cdef unsigned long long* UNIT_SECONDS = [604800, 86400, 3600, 60, 1]
+cdef const char* UNIT_LETTERS = b"wdhms"
+
+
 def join_list(list items not None, int separator):
     """A list as text (X-23): separators doubled, a space before a later item that is empty or begins with one."""
     if not 0 <= separator <= 255:
         raise ValueError("a separator is an octet")
-    cdef bytes one = bytes([separator])
-    cdef bytes two = one + one
-    cdef list out = []
+    cdef const unsigned char* text
+    cdef Py_ssize_t size = 0, length, at
     cdef bytes item
     cdef bint first = True
     for item in items:
+        text = <const unsigned char*> PyBytes_AS_STRING(octets(item))
+        length = PyBytes_GET_SIZE(item)
+        size += length
         if not first:
-            out.append(one)
-            if PyBytes_GET_SIZE(item) == 0 or <unsigned char> PyBytes_AS_STRING(item)[0] == separator:
-                out.append(b" ")
+            size += 2 if length == 0 or text[0] == separator else 1
         first = False
-        out.append(item.replace(one, two) if one in item else item)
-    return b"".join(out)
+        for at in range(length):
+            size += text[at] == separator
+    cdef bytes result = PyBytes_FromStringAndSize(NULL, size)
+    cdef unsigned char* out = <unsigned char*> PyBytes_AS_STRING(result)
+    first = True
+    for item in items:
+        text = <const unsigned char*> PyBytes_AS_STRING(item)
+        length = PyBytes_GET_SIZE(item)
+        if not first:
+            out[0] = separator
+            out += 1
+            if length == 0 or text[0] == separator:
+                out[0] = 32
+                out += 1
+        first = False
+        for at in range(length):
+            if text[at] == separator:
+                out[0] = separator
+                out += 1
+            out[0] = text[at]
+            out += 1
+    return result
 
 
 cdef class Code:
@@ -870,17 +1172,8 @@ cdef class Code:
 
 
 cdef object run(Code code, State state, int* result_mark):
-    """One evaluation, or one nested in another."""
-    cdef Frame frame = Frame.__new__(Frame)
-    frame.slots = [None] * code._slots
-    if code._slots <= 32:
-        frame.marks = frame.few
-    else:
-        frame.marks = <int*> PyMem_Malloc(code._slots * sizeof(int))
-        if frame.marks == NULL:
-            raise MemoryError
-    # a slot may be read that was never written: its mark must be one that exists
-    memset(frame.marks, 0, code._slots * sizeof(int))
+    """One evaluation that begins with what the state has."""
+    cdef Frame frame = new_frame(code)
     take_value(frame, state.value)
     frame.item_mark = CLEAN
     frame.item = state.item
@@ -891,7 +1184,38 @@ cdef object run(Code code, State state, int* result_mark):
     if state.depth == 0:
         state.steps = STEP_LIMIT
         state.octets = OCTET_LIMIT
-    elif state.depth >= NESTING_LIMIT:
+    return deeper(code, frame, state, result_mark)
+
+
+cdef object nested(Code code, Frame outer, State state, int* result_mark):
+    """Run `code` with the `$value`, `$item` and `$n` of `outer`."""
+    cdef Frame frame = new_frame(code)
+    spend(state, 100, 0)
+    frame.value = outer.value
+    frame.value_mark = outer.value_mark
+    frame.item = outer.item
+    frame.item_mark = outer.item_mark
+    frame.groups = outer.groups
+    frame.groups_mark = outer.groups_mark
+    return deeper(code, frame, state, result_mark)
+
+
+cdef Frame new_frame(Code code):
+    cdef Frame frame = Frame.__new__(Frame)
+    frame.slots = [None] * code._slots
+    if code._slots <= 32:
+        frame.marks = frame.few
+    else:
+        frame.marks = <int*> PyMem_Malloc(code._slots * sizeof(int))
+        if frame.marks == NULL:
+            raise MemoryError
+    # a slot may be read that was never written: its mark must be one that exists
+    memset(frame.marks, 0, code._slots * sizeof(int))
+    return frame
+
+
+cdef object deeper(Code code, Frame frame, State state, int* result_mark):
+    if state.depth >= NESTING_LIMIT:
         raise ExpandError("expansion is nested too deep")
     state.depth += 1
     try:
@@ -927,21 +1251,6 @@ cdef int take_groups(Frame frame, tuple groups) except -1:
     if first:
         frame.groups = tuple([plain(group) for group in groups])
     return 0
-
-
-cdef object nested(Code code, Frame outer, State state, int* result_mark):
-    """Run `code` with the `$value`, `$item` and `$n` of `outer`."""
-    cdef object value = state.value
-    cdef object item = state.item
-    cdef tuple groups = state.groups
-    hand_over(outer, state)
-    spend(state, 100, 0)
-    try:
-        return run(code, state, result_mark)
-    finally:
-        state.value = value
-        state.item = item
-        state.groups = groups
 
 
 cdef int hand_over(Frame frame, State state) except -1:
@@ -996,6 +1305,13 @@ cdef inline object fetch(Code code, list slots, int operand):
     if operand >= 0:
         return slots[operand]
     return code._constants[~operand]
+
+
+cdef inline tuple row_of(object constant, Py_ssize_t least):
+    """A constant that is a tuple of `least` members or more, which then may be taken without looking."""
+    if type(constant) is not tuple or len(<tuple> constant) < least:
+        raise TypeError("not a constant of this instruction")
+    return <tuple> constant
 
 
 cdef inline int mark_at(Frame frame, int operand) noexcept:
@@ -1084,13 +1400,16 @@ cdef object seam(Code code, Frame frame, State state, object function, int first
 
 cdef int match(Frame frame, State state, object subject, int subject_mark, object pattern) except -1:
     # a constant pattern was compiled with the program
-    regex = hooks.compile_regex(pattern) if PyBytes_CheckExact(pattern) else pattern
+    cdef Regex regex = hooks.compile_regex(pattern) if PyBytes_CheckExact(pattern) else pattern
+    cdef bytes text = octets(subject)
     spend(state, 1000, 0)
-    examine(state, subject)
-    groups = regex.search(subject)
-    if groups is None:
+    examine(state, text)
+    if regex is None:
+        raise TypeError("a pattern is needed")
+    data = regex._matched(text, 0, 0)
+    if data is None:
         return 0
-    frame.groups = groups
+    frame.groups = regex._all(data, text)
     frame.groups_mark = part_mark(subject_mark)
     return 1
 
@@ -1119,11 +1438,88 @@ cdef int inlist(Frame frame, State state, object subject, object members, int ma
     return 0
 
 
+cdef int match_list(Frame frame, State state, object subject, int subject_mark, object table) except -1:
+    """Whether a subject is in a list of plain names and tails; see conditions.plain_list.
+
+    `table`: (whether the subjects are addresses, whether to set groups, rows); a row: local part or None, whether that
+    is a tail; domain or whole, whether that is a tail; what `$value` becomes.
+    """
+    cdef bint addresses = (<tuple?> table)[0]
+    cdef bint groups = (<tuple> table)[1]
+    cdef tuple rows = (<tuple> table)[2]
+    cdef tuple row
+    cdef bytes folded = lower(octets(subject))
+    cdef bytes shown
+    cdef const char* text = PyBytes_AS_STRING(folded)
+    cdef Py_ssize_t size = PyBytes_GET_SIZE(folded)
+    cdef Py_ssize_t at = -1
+    spend(state, CALL_STEPS + len(rows), 0)
+    examine(state, folded)
+    frame.value = None
+    frame.value_mark = CLEAN
+    if addresses:
+        at = size - 1
+        while at >= 0 and text[at] != 64:
+            at -= 1
+        if at < 0:
+            return 0
+    for row in rows:
+        if row[0] is not None and not fits(text, at, row[0], row[1]):
+            continue
+        if not fits(text + at + 1, size - at - 1, row[2], row[3]):
+            continue
+        shown = row[4]
+        frame.value = None if shown is None else octets(shown)
+        if groups:
+            if row[3]:
+                # the part that the asterisk stands for
+                frame.groups = (folded, folded[:size - PyBytes_GET_SIZE(octets(row[2]))])
+            else:
+                frame.groups = (folded,)
+            frame.groups_mark = part_mark(subject_mark)
+        return 1
+    return 0
+
+
+cdef inline bint fits(const char* text, Py_ssize_t size, object wanted, object tail) except -1:
+    """Whether text in lower case is what is wanted, or ends so."""
+    cdef bytes name = octets(wanted)
+    cdef Py_ssize_t length = PyBytes_GET_SIZE(name)
+    if length > size or (length != size and tail is not True):
+        return False
+    return memcmp(text + size - length, PyBytes_AS_STRING(name), length) == 0
+
+
+cdef bytes cut(bytes text, object place):
+    """A part of a text: engine.expand.pieces.substr."""
+    cdef long long start = (<tuple?> place)[0]
+    cdef long long length = (<tuple> place)[1]
+    cdef Py_ssize_t size = PyBytes_GET_SIZE(text)
+    if start < 0:
+        start += size
+        if start < 0:
+            length = max(length + start, 0)
+            start = 0
+        elif length < 0:
+            length = start
+            start = 0
+    elif start > size:
+        return b""
+    elif length < 0:
+        length = size
+    length = min(length, size - start)
+    if length <= 0:
+        return b""
+    if length == size:
+        return text
+    return PyBytes_FromStringAndSize(PyBytes_AS_STRING(text) + start, length)
+
+
 cdef object substitute(Code code, Frame frame, State state, object subject, object pattern, object replacement,
                        int* mark):
     """`sg`: like Perl's s///g; the replacement is expanded for each match with `$0`, `$1` …"""
     # constant pattern and replacement were compiled with the program
-    regex = hooks.compile_regex(pattern) if PyBytes_CheckExact(pattern) else pattern
+    cdef Regex regex = hooks.compile_regex(pattern) if PyBytes_CheckExact(pattern) else pattern
     cdef int subject_mark = part_mark(mark[0])
     cdef tuple groups = frame.groups
     cdef int groups_mark = frame.groups_mark
@@ -1134,12 +1530,16 @@ cdef object substitute(Code code, Frame frame, State state, object subject, obje
     cdef bint after_empty = False
     cdef int piece_mark
     cdef Code program = replacement if isinstance(replacement, Code) else None
+    cdef object data
+    if regex is None:
+        raise TypeError("a pattern is needed")
     mark[0] = subject_mark
     examine(state, text)
     while at <= size:
         spend(state, 200, 0)
-        found = regex.span(text, at, at_start=after_empty)
-        if found is None:
+        # PCRE2_ANCHORED | PCRE2_NOTEMPTY, as in Regex.span
+        data = regex._matched(text, at, <unsigned int> 0x80000004 if after_empty else 0)
+        if data is None:
             if not after_empty or at >= size:
                 break
             # nothing but the empty match here: one octet goes over as it is
@@ -1147,7 +1547,7 @@ cdef object substitute(Code code, Frame frame, State state, object subject, obje
             at += 1
             after_empty = False
             continue
-        start, end, matched = found
+        start, end = hooks.regex_span(data, text, 0)
         if not at <= start <= end <= size:
             raise ValueError("a match outside its subject")
         if start > at:
@@ -1157,7 +1557,7 @@ cdef object substitute(Code code, Frame frame, State state, object subject, obje
         if program.constant is not None:
             piece = program.constant
         else:
-            frame.groups = matched
+            frame.groups = regex._all(data, text)
             frame.groups_mark = subject_mark
             piece_mark = CLEAN
             piece = nested(program, frame, state, &piece_mark)
@@ -1228,18 +1628,25 @@ cdef object quote(State state, tuple quoter, object value):
     cdef const unsigned char* table = <const unsigned char*> PyBytes_AS_STRING(changing)
     cdef const unsigned char* source = <const unsigned char*> PyBytes_AS_STRING(text)
     cdef Py_ssize_t at
+    cdef bytes around = octets(quoter[4])
     if PyBytes_GET_SIZE(changing) != 256:
         raise ValueError("a quoter's table has 256 octets")
     examine(state, text)
+    if PyBytes_GET_SIZE(text) == 0:
+        return quoter[0](text) if quoter[3] is None else around + around
     for at in range(PyBytes_GET_SIZE(text)):
         if table[source[at]]:
             break
     else:
         return text
     if quoter[3] is None:
+        spend(state, CALL_STEPS, 0)
+        examine(state, text, 0)
         value = quoter[0](text)
     else:
         value = replaced(text, table, quoter[3])
+        if PyBytes_GET_SIZE(around):
+            value = around + value + around
     spend(state, 0, len(value))
     return value
 
@@ -1284,9 +1691,18 @@ cdef int split_into(Frame frame, State state, int a, object text, int mark, int 
 
     `kind`: 0 a list; 1 a list whose separator stands in the source (X-21); 2 an array of JSON, 3 one of strings.
     """
-    cdef bytes source = octets(text)
+    cdef bytes source
     cdef Py_ssize_t at = 0
     cdef int separator = 58
+    if type(text) is tuple:
+        # a constant list was taken apart with the program
+        items, separator = text
+        frame.slots[a] = iter(<tuple?> items)
+        frame.slots[a + 1] = separator
+        frame.marks[a] = CLEAN
+        frame.marks[a + 1] = CLEAN
+        return 0
+    source = octets(text)
     examine(state, source)
     if kind >= 2:
         items = hooks.split_json(source, kind == 3)
@@ -1368,7 +1784,7 @@ cdef object steps_from(Code code, Frame frame, State state, int* place, int* res
             marks[a] = mark_at(frame, b)
         elif what == QUOTE:
             # b: constant with the quoter, its table and the mark of what it made safe; c: operand
-            row = constants[b]
+            row = row_of(constants[b], 5)
             mark = mark_at(frame, c)
             slots[a] = quote(state, row, fetch(code, slots, c))
             marks[a] = <int> row[2] if mark else CLEAN
@@ -1400,13 +1816,15 @@ cdef object steps_from(Code code, Frame frame, State state, int* place, int* res
                 marks[a] = CLEAN
         elif what == APPLY:
             # b: constant with the operator's function and how to call it, c: operand, d: the result is clean
-            row = constants[b]
+            row = row_of(constants[b], 2)
             mark = mark_at(frame, c)
             value = fetch(code, slots, c)
             spend(state, CALL_STEPS, 0)
             examine(state, value, 0)
             if row[1] == 0:
                 value = row[0](value)
+            elif len(row) < 3:
+                raise TypeError("not a constant of this instruction")
             elif row[1] == 1:
                 value = row[0](value, row[2])
             else:
@@ -1416,7 +1834,7 @@ cdef object steps_from(Code code, Frame frame, State state, int* place, int* res
             marks[a] = CLEAN if d or not mark else TAINTED
         elif what == CALL:
             # b: constant with (function, the result is clean), c and d: operand list
-            row = constants[b]
+            row = row_of(constants[b], 2)
             mark = CLEAN
             value = row[0](*gather(code, frame, state, c, d, False, &mark))
             if value is not None:
@@ -1453,6 +1871,18 @@ cdef object steps_from(Code code, Frame frame, State state, int* place, int* res
             answer = match(frame, state, fetch(code, slots, a), mark_at(frame, a), fetch(code, slots, b))
             if answer == (d & 1):
                 at = d >> 1
+        elif what == MATCH_LIST:
+            # a: constant with the list, b: operand
+            answer = match_list(frame, state, fetch(code, slots, b), mark_at(frame, b), constants[a])
+            if answer == (d & 1):
+                at = d >> 1
+        elif what == CUT:
+            # b: operand, c: constant with start and length
+            value = octets(fetch(code, slots, b))
+            value = cut(value, constants[c])
+            spend(state, 1, PyBytes_GET_SIZE(value))
+            slots[a] = value
+            marks[a] = part_mark(mark_at(frame, b))
         elif what == INLIST:
             answer = inlist(frame, state, fetch(code, slots, a), fetch(code, slots, b), mark_at(frame, b), c)
             if answer == (d & 1):
@@ -1534,7 +1964,7 @@ cdef object steps_from(Code code, Frame frame, State state, int* place, int* res
             slots[a] = value
             marks[a] = part_mark(join_marks(mark, mark_at(frame, d)))
         elif what == FAIL:
-            row = constants[a]
+            row = row_of(constants[a], 3)
             raise row[0](row[1], column=row[2])
         elif what == REFUSE_TAINTED:
             # a: operand, b: constant with what for

@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ..errors import ExpandError, ForcedFailure
-from . import conditions, items, numbers, operators, quoting, regexes, runtime, tree, variables
+from . import conditions, items, numbers, operators, pieces, quoting, regexes, runtime, tree, variables
 from ._evaluate import Code, Op, quoter_mark, split_list
 from .listsplit import leading_separator
 from .parse_conditions import EACH, NUMERIC
@@ -222,7 +222,7 @@ class Compiler:
             self._emit(Op.HOT, slot, operator.code, text)
         elif name == "quote" and full != "quote":
             self._quote(slot, full, text)
-        else:
+        elif not (self._prepared and self._op_in_c(name, full, slot, text)):
             if operator.function is not None:
                 how: tuple[Any, ...] = (operator.function, 0)
             elif operator.with_name is not None:
@@ -230,6 +230,22 @@ class Compiler:
             else:
                 how = (operator.with_scope, 2, full)
             self._emit(Op.APPLY, slot, self._index(how), text, operator.cleans)
+
+    def _op_in_c(self, name: str, full: str, slot: int, text: int) -> bool:
+        """Write an operator so that the evaluator does it, or at least the most of it; False when it cannot."""
+        if name in operators.BY_OCTET or name in operators.BY_TEXT:
+            self._emit(Op.QUOTE, slot, self._index(_changing(name)), text)
+        elif name in operators.FAST:
+            cleans = operators.OPERATORS[name].cleans
+            self._emit(Op.APPLY, slot, self._index((operators.FAST[name], 0)), text, cleans)
+        elif name in pieces.OPERATORS and (how := pieces.prepared(name, full)) is not None:
+            if isinstance(how, tuple):
+                self._emit(Op.CUT, slot, text, self._index(how))
+            else:
+                self._emit(Op.APPLY, slot, self._index((how, 0)), text, operators.OPERATORS[name].cleans)
+        else:
+            return False
+        return True
 
     def _quote(self, slot: int, full: str, text: int) -> None:
         lookup, _, option = full.removeprefix("quote_").partition("_")
@@ -328,7 +344,8 @@ class Compiler:
         elif node.data == "env":
             self._seam(slot, runtime.environment, operands)
         else:
-            self._call(slot, items.CHOICES[node.data], operands)
+            choices = items.FAST_CHOICES if self._prepared else items.CHOICES
+            self._call(slot, choices[node.data], operands)
         self._yes_no(slot, *node.parts[-2:])
 
     def _yes_no(self, slot: int, yes: Node, no: Node) -> None:
@@ -387,7 +404,12 @@ class Compiler:
         how = {"": runtime.LIST, "json": runtime.JSON, "jsons": runtime.JSON_STRINGS}[kind]
         if not kind and _names_separator(members):
             how = runtime.RAW_SEPARATOR
-        source = self._value(members)
+        if self._prepared and members.kind == "text" and not kind:
+            separator = leading_separator(members.data)[0]
+            taken = tuple(split_list(members.data)), ord(":") if separator is None else separator
+            source = self._constant(taken)
+        else:
+            source = self._value(members)
         slot = self._new(2)
         self._emit(Op.SPLIT, slot, source, how)
         return slot
@@ -577,7 +599,11 @@ class Compiler:
         items = None
         if members.kind == "text":
             items = conditions.compiled_list(node.data, members.data, self._options)
-        if items is None:
+        plain = None if items is None or not self._prepared else conditions.plain_list(node.data, items)
+        if plain is not None:
+            at = self._emit(Op.MATCH_LIST, self._index(plain), self._value(node.parts[0]))
+            self._target(at + 4, label, int(wanted))
+        elif items is None:
             function = partial(conditions.match_list, node.data, self._options)
             self._asked(function, self._values(node.parts), label, wanted)
         else:
@@ -688,7 +714,23 @@ def _quoting(lookup: str, option: str) -> tuple[Any, ...] | partial[bytes] | Non
         return None
     # but for names in LDAP every quoter looks at one octet at a time
     each = None if option else tuple([quoter(b"%c" % octet) for octet in range(256)])
-    return quoter, table, quoter_mark(mark), each
+    return quoter, table, quoter_mark(mark), each, b""
+
+
+@functools.cache
+def _changing(name: str) -> tuple[Any, ...]:
+    """What the evaluator needs of an operator that leaves a text alone in which no octet needs a change."""
+    function = operators.OPERATORS[name].function or partial(_named, name)
+    around = operators.BY_OCTET.get(name, b"")
+    alone = [function(b"%c" % octet) for octet in range(256)]
+    table = bytes(made != b"%c" % octet for octet, made in enumerate(alone))
+    each = tuple([made.removeprefix(around).removesuffix(around) if around else made for made in alone])
+    return function, table, _TAINTED, each if name in operators.BY_OCTET else None, around
+
+
+def _named(name: str, text: bytes) -> bytes:
+    """An operator that is told its name, without arguments."""
+    return operators.OPERATORS[name].apply(text, name, None)
 
 
 def _quoted(lookup: str, option: bytes | None, text: bytes) -> bytes:

@@ -12,7 +12,7 @@ import functools
 import hashlib
 import hmac
 import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import ExpandError
 from . import network, numbers, patterns
@@ -237,6 +237,13 @@ def match_compiled(kind: str, items: ItemList, scope: Scope, subject: bytes) -> 
     if found or kind != "match_ip":
         scope.value = found or None
     return found is not None
+
+
+def plain_list(kind: str, items: ItemList) -> tuple[bool, bool, tuple[tuple[Any, ...], ...]] | None:
+    """A short list of names and `*tails` for the evaluator to look through itself, or None when it is no such list:
+    whether its subjects are addresses, whether a match sets `$0`, `$1` …, and its items."""
+    rows = None if kind == "match_ip" else items.plain_rows()
+    return None if rows is None else (kind == "match_address", items.sets_groups, rows)
 
 
 def _incomplete(error: ExpandError, members: bytes) -> ExpandError:

@@ -7,12 +7,12 @@ Layer: sans-I/O.  Spec: expansion.md 2, 1.7.
 from __future__ import annotations
 
 import functools
-import hmac as hmac_module
+import hashlib
 import re
 from typing import TYPE_CHECKING, Final
 
 from ..errors import ExpandError
-from . import charsets, jsontext, pieces
+from . import _evaluate, charsets, jsontext, pieces
 from ._evaluate import split_list
 from .listsplit import quote_item
 from .regexes import text as as_text
@@ -68,6 +68,11 @@ def _unescape(match: re.Match[bytes]) -> bytes:
     return _ESCAPES.get(match[3][0], match[3])
 
 
+def unescape(text: bytes) -> bytes:
+    """What stands between double quotes, its escapes undone."""
+    return _ESCAPE.sub(_unescape, text)
+
+
 _PAIR: Final = re.compile(
     rb'[ \t\n\r\v\f]*([^= \t\n\r\v\f]*)[ \t\n\r\v\f]*(?:=[ \t\n\r\v\f]*)?(?:"((?:[^"\\]|\\.)*)"?|([^ \t\n\r\v\f]*))',
     re.DOTALL,
@@ -98,8 +103,11 @@ def extract_key(key: bytes, text: bytes) -> bytes | None:
         if match is None or match.end() == at:
             return None
         if match[1].lower() == wanted:
-            return match[3] if match[2] is None else _ESCAPE.sub(_unescape, match[2])
+            return match[3] if match[2] is None else unescape(match[2])
         at = match.end()
+
+
+_DIGITS: Final = re.compile(rb"-?[0-9]*\Z")
 
 
 def check_number(number: bytes) -> None:
@@ -107,7 +115,7 @@ def check_number(number: bytes) -> None:
     digits = number.strip(_SPACE)
     if not digits:
         raise ExpandError('first argument of "listextract" must not be empty')
-    if not re.fullmatch(rb"-?[0-9]*", digits):
+    if not _DIGITS.match(digits):
         raise ExpandError('first argument of "listextract" must be numeric')
 
 
@@ -133,7 +141,23 @@ def hmac(algorithm: bytes, key: bytes, text: bytes) -> bytes:
     """
     if algorithm not in (b"md5", b"sha1"):
         raise ExpandError(f'hmac algorithm "{as_text(algorithm)}" is not recognised')
-    return hmac_module.digest(key, text, algorithm.decode("ascii")).hex().encode()
+    make = hashlib.md5 if algorithm == b"md5" else hashlib.sha1
+    first, second = _hmac_pads(algorithm, key)
+    inner = make(first + text, usedforsecurity=False).digest()
+    return make(second + inner, usedforsecurity=False).hexdigest().encode()
+
+
+@functools.lru_cache(maxsize=64)
+def _hmac_pads(algorithm: bytes, key: bytes) -> tuple[bytes, bytes]:
+    """The first blocks of the inner and the outer digest (RFC 2104 §2)."""
+    if len(key) > _HMAC_BLOCK:
+        key = hashlib.new(algorithm.decode("ascii"), key, usedforsecurity=False).digest()
+    key = key.ljust(_HMAC_BLOCK, b"\0")
+    return bytes(octet ^ 0x36 for octet in key), bytes(octet ^ 0x5C for octet in key)
+
+
+#: octets, of both digests
+_HMAC_BLOCK: Final = 64
 
 
 def list_quote(separator: bytes, text: bytes) -> bytes:
@@ -173,4 +197,12 @@ CHOICES: Final[dict[str, Callable[..., bytes | None]]] = {
     "extract_key": extract_key,
     "extract_number": extract_number,
     "listextract": list_extract,
+}
+
+#: the same functions in C, for programs; the tests hold the two against each other
+FAST_CHOICES: Final[dict[str, Callable[..., bytes | None]]] = {
+    **CHOICES,
+    "extract_key": _evaluate.extract_key,
+    "extract_number": _evaluate.extract_number,
+    "listextract": _evaluate.list_extract,
 }

@@ -32,6 +32,8 @@ __all__ = ["AddressList", "DomainList", "HostList", "ItemList", "LocalPartList",
 ListText = str | bytes | Sequence[str | bytes]
 #: how deep named lists may stand in named lists
 NESTING_LIMIT = 20
+#: items of a list that is faster looked through than looked up in
+_PLAIN_LIMIT = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +198,20 @@ class ItemList:
     @classmethod
     def _pattern(cls, item: bytes, named: NamedLists | None, depth: int) -> Pattern:
         raise NotImplementedError
+
+    def plain_rows(self) -> tuple[tuple[Any, ...], ...] | None:
+        """The items of a list that is short and has nothing but names and `*tails`, each a `PlainRow`; else None."""
+        if len(self._items) > _PLAIN_LIMIT:
+            return None
+        rows = []
+        for item in self._items:
+            if item.negated or not isinstance(item.test, patterns.Pattern):
+                return None
+            row = patterns.plain_row(item.test, item.source, address=self.kind == "address")
+            if row is None:
+                return None
+            rows.append(tuple(row))
+        return tuple(rows)
 
     def shown(self, subject: Subject, scope: Scope | None) -> bytes | None:
         """What `$value` becomes in a condition: lookup data, else the item that matched; None for no match.

@@ -12,8 +12,8 @@ from typing import Final
 from ..errors import ExpandError
 from .regexes import text as as_text
 
-#: what an address begins with, cheaper to see than by reading it
-_LIKE_ADDRESS: Final = re.compile(rb"[0-9A-Fa-f:]*[.:]")
+#: all that an address may consist of, cheaper to see than by reading it
+_LIKE_ADDRESS: Final = re.compile(rb"[0-9A-Fa-f:.]*[.:][0-9A-Fa-f:.]*(?:%|\Z)")
 _ZONE: Final = re.compile(rb"%[^\s/%]+\Z")
 
 

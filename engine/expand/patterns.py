@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ..errors import ExpandError
 from . import searches
@@ -126,14 +126,14 @@ class Nothing(Pattern):
 class Exact(Pattern):
     """The same text without case; the value is the pattern as it is written, which is not tainted."""
 
-    __slots__ = ("_text", "folded")
+    __slots__ = ("folded", "text")
 
     def __init__(self, text: bytes) -> None:
-        self._text = text
+        self.text = text
         self.folded = text.lower()
 
     def match(self, subject: Subject, scope: Scope | None) -> bytes | None:
-        return self._text if subject.folded == self.folded else None
+        return self.text if subject.folded == self.folded else None
 
 
 class Tail(Pattern):
@@ -195,15 +195,15 @@ class NullSender(Pattern):
 class DomainOfAddress(Pattern):
     """A domain pattern in an address list, alone or behind `*@`"""
 
-    __slots__ = ("_pattern", "is_pure")
+    __slots__ = ("is_pure", "pattern")
 
     def __init__(self, pattern: Pattern) -> None:
-        self._pattern = pattern
+        self.pattern = pattern
         self.is_pure = pattern.is_pure
 
     def shown(self, source: bytes, found: bytes) -> bytes:
         local, at, domain = source.rpartition(b"@")
-        shown = self._pattern.shown(domain, found)
+        shown = self.pattern.shown(domain, found)
         return (b"*@" if at and local else b"@") + shown
 
     def match(self, subject: Subject, scope: Scope | None) -> bytes | None:
@@ -212,29 +212,76 @@ class DomainOfAddress(Pattern):
         domain = subject.domain
         if is_tainted(subject.text):
             domain = taint(domain)
-        return self._pattern.match(text_subject(domain), scope)
+        return self.pattern.match(text_subject(domain), scope)
 
 
 class LocalAtDomain(Pattern):
     """`local@pattern`; `*tail@pattern`"""
 
-    __slots__ = ("_domain", "_local", "is_pure")
+    __slots__ = ("domain", "is_pure", "local")
 
     def __init__(self, local: bytes, domain: Pattern) -> None:
-        self._local = local_part_pattern(local)
-        self._domain = DomainOfAddress(domain)
+        self.local = local_part_pattern(local)
+        self.domain = DomainOfAddress(domain)
         self.is_pure = domain.is_pure
 
     def shown(self, source: bytes, found: bytes) -> bytes:
         local = source.rpartition(b"@")[0]
-        return (b"*" if local.startswith(b"*") else local) + self._domain.shown(source.rpartition(b"@")[2], found)
+        return (b"*" if local.startswith(b"*") else local) + self.domain.shown(source.rpartition(b"@")[2], found)
 
     def match(self, subject: Subject, scope: Scope | None) -> bytes | None:
         if subject.at < 0:
             return None
-        if self._local.match(text_subject(subject.text[: subject.at]), scope) is None:
+        if self.local.match(text_subject(subject.text[: subject.at]), scope) is None:
             return None
-        return self._domain.match(subject, scope)
+        return self.domain.match(subject, scope)
+
+
+class PlainRow(NamedTuple):
+    """A pattern without a rule of its own, as the evaluator looks at it; see match_list in engine.expand._evaluate.
+
+    Attributes:
+        local, local_is_tail: the local part in lower case, None when any will do.
+        name, is_tail: the domain, or the whole subject where that is no address.
+        value: what `$value` becomes.
+    """
+
+    local: bytes | None
+    local_is_tail: bool
+    name: bytes
+    is_tail: bool
+    value: bytes | None
+
+
+def _plain(pattern: Pattern) -> tuple[bytes, bool] | None:
+    """The text that a subject must be or end with, and which of the two; None when that is not all."""
+    if type(pattern) is Exact:
+        return pattern.folded, False
+    if type(pattern) is Tail:
+        return pattern.tail, True
+    return (b"", True) if type(pattern) is Anything else None
+
+
+def plain_row(pattern: Pattern, source: bytes, *, address: bool) -> PlainRow | None:
+    """`pattern`, written `source` in a list, as a row; None when it cannot be one.
+
+    Args:
+        address: whether it stands in an address list.
+    """
+    local: tuple[bytes | None, bool] | None = (None, False)
+    inner = pattern
+    if type(pattern) is LocalAtDomain:
+        local = _plain(pattern.local)
+        inner = pattern.domain.pattern
+    elif type(pattern) is DomainOfAddress:
+        inner = pattern.pattern
+    elif address:
+        return None
+    name = _plain(inner)
+    if local is None or name is None:
+        return None
+    found = inner.text if type(inner) is Exact else b""
+    return PlainRow(*local, *name, pattern.shown(source, found) or None)
 
 
 class PrimaryHost(Pattern):

@@ -101,6 +101,24 @@ def operator(name: str, full: str, text: bytes) -> bytes:
     return substr(text, start, length)
 
 
+def prepared(name: str, full: str) -> tuple[int, int] | functools.partial[bytes] | None:
+    """What `operator` does when the name is known beforehand: start and length of a part, or a function of the text;
+    None where it fails."""
+    try:
+        start, length = _numbers(name, full)
+    except ExpandError:
+        return None
+    if name in ("h", "hash"):
+        return functools.partial(hash_text, size=start, modulus=length)
+    if name in ("nh", "nhash"):
+        return functools.partial(_evaluate.numeric_hash, start, length)
+    return start, length
+
+
+#: the operators that `operator` and `prepared` know
+OPERATORS: Final = frozenset(["h", "hash", "l", "length", "nh", "nhash", "s", "substr"])
+
+
 @functools.lru_cache(maxsize=256)
 def _numbers(name: str, full: str) -> tuple[int, int]:
     """The numbers in the name of an operator; the second is -1 when there is none."""

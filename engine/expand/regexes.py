@@ -8,12 +8,15 @@ error, never a hang.
 from __future__ import annotations
 
 import functools
-from typing import Any, Final, cast
+from typing import Final, cast
 
 import pcre2
 from pcre2 import _cy
 
 from ..errors import ExpandError
+from ._evaluate import Regex, hooks
+
+__all__ = ["Regex", "compile_regex", "text"]
 
 #: PCRE2 match(), steps; arbitrary, about 10 ms of work
 MATCH_LIMIT: Final = 500_000
@@ -28,54 +31,6 @@ _CASELESS: Final = 0x00000008
 _PYTHON_HABITS: Final = 0x00000002 | 0x00100000
 #: octets; arbitrary, a pattern is written by a person
 PATTERN_LIMIT_OCTETS: Final = 65536
-
-
-class Regex:
-    """One compiled pattern.  Immutable and safe to share between threads."""
-
-    __slots__ = ("_code", "_context", "groups", "pattern")
-
-    def __init__(self, pattern: bytes, code: Any) -> None:
-        self.pattern = pattern
-        self._code = code
-        self._context = _cy.create_match_context()
-        self.groups: int = min(_cy.pattern_capture_count(code), GROUP_LIMIT)
-
-    def search(self, subject: bytes) -> tuple[bytes, ...] | None:
-        """The whole match and each group, unset ones empty; None when there is no match.
-
-        Raises:
-            ExpandError: the match met a limit.
-        """
-        data = self._match(subject, 0)
-        if data is None:
-            return None
-        take = _cy.match_substring_bynumber
-        return tuple([take(data, subject, number) or b"" for number in range(self.groups + 1)])
-
-    def span(self, subject: bytes, start: int, *, at_start: bool = False) -> tuple[int, int, tuple[bytes, ...]] | None:
-        """First match at or after `start`: its place and its groups; `at_start`: only there, and not an empty one.
-
-        Raises:
-            ExpandError: the match met a limit.
-        """
-        # PCRE2_ANCHORED | PCRE2_NOTEMPTY_ATSTART... PCRE2_NOTEMPTY is what Perl's /g does after an empty match
-        data = self._match(subject, start, 0x80000000 | 0x00000004 if at_start else 0)
-        if data is None:
-            return None
-        first, last = _cy.match_substring_span_bynumber(data, subject, 0)
-        take = _cy.match_substring_bynumber
-        groups = tuple([take(data, subject, number) or b"" for number in range(self.groups + 1)])
-        return first, last, groups
-
-    def _match(self, subject: bytes, start: int, options: int = 0) -> Any:
-        if type(subject) is not bytes:
-            subject = bytes(subject)
-        try:
-            data, _, _ = _cy.match(self._code, subject, len(subject), start, self._context, options)
-        except pcre2.LibraryError as error:
-            raise ExpandError(f"regular expression {text(self.pattern)!r} gave up: {error.msg}") from None
-        return data
 
 
 def text(octets: bytes) -> str:
@@ -103,4 +58,10 @@ def compile_regex(pattern: bytes, *, caseless: bool = False) -> Regex:
         _cy.jit_compile(code)
     except pcre2.LibraryError:
         pass  # no JIT on this machine: the interpreter does it, with the same limits
-    return Regex(pattern, code)
+    return Regex(pattern, code, _cy.create_match_context(), min(_cy.pattern_capture_count(code), GROUP_LIMIT))
+
+
+# the evaluator does the rest; it is built without the library
+hooks.regex_match = _cy.match
+hooks.regex_span = _cy.match_substring_span_bynumber
+hooks.regex_error = pcre2.LibraryError

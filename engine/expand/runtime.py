@@ -11,7 +11,7 @@ import datetime
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ExpandError
-from . import _evaluate, batv, certificates, headers, jsontext, mailtext, numbers, regexes
+from . import _evaluate, batv, certificates, headers, items, jsontext, mailtext, numbers, operators, regexes
 from .lists import NESTING_LIMIT
 from .listsplit import split_list
 from .regexes import text as as_text
@@ -293,3 +293,6 @@ def fit(compile_dynamic: Callable[[bytes, ExpandOptions], _evaluate.Code]) -> No
     hooks.compile_regex = regexes.compile_regex
     hooks.compile_text = compile_dynamic
     hooks.address_part = _address_part
+    hooks.unescape = items.unescape
+    hooks.check_number = items.check_number
+    hooks.time_interval = operators.time_interval
