@@ -336,6 +336,24 @@ cdef bytes address_part(bytes text, bint domain):
     return PyBytes_FromStringAndSize(<const char*> source, place)
 
 
+cdef bytes decimal(long long number):
+    """A number as digits, with a minus when it is below 0."""
+    cdef char[20] digits
+    cdef int at = 20
+    # the least number has no positive of its own, except without a sign
+    cdef unsigned long long left = 0 - <unsigned long long> number if number < 0 else <unsigned long long> number
+    while True:
+        at -= 1
+        digits[at] = <char> (48 + left % 10)
+        left //= 10
+        if left == 0:
+            break
+    if number < 0:
+        at -= 1
+        digits[at] = 45
+    return PyBytes_FromStringAndSize(digits + at, 20 - at)
+
+
 cdef inline bint is_space(unsigned char octet) noexcept:
     return octet == 32 or 9 <= octet <= 13
 
@@ -847,7 +865,7 @@ def count_items(bytes text not None):
     """How many items a list has, as text: `listcount`."""
     cdef Py_ssize_t at = 0
     cdef int octet = named_separator(<const unsigned char*> PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text), &at)
-    return b"%d" % len(split(text, at, octet))
+    return decimal(len(split(text, at, octet)))
 
 
 cdef long long field_number(bytes text) except? -1:
@@ -1002,7 +1020,7 @@ def time_interval(bytes text not None):
     cdef Py_ssize_t size = PyBytes_GET_SIZE(text), at
     cdef unsigned long long seconds = 0, count
     cdef int place
-    cdef list out = []
+    cdef bytes out = b""
     if not 0 < size < 19:
         return hooks.time_interval(text)
     for at in range(size):
@@ -1012,9 +1030,9 @@ def time_interval(bytes text not None):
     for place in range(5):
         count = seconds // UNIT_SECONDS[place]
         if count:
-            out.append(b"%d%c" % (count, UNIT_LETTERS[place]))
+            out += decimal(count) + UNIT_LETTERS[place:place + 1]
             seconds -= count * UNIT_SECONDS[place]
-    return b"".join(out) or b"0s"
+    return out or b"0s"
 
 
 cdef unsigned long long* UNIT_SECONDS = [604800, 86400, 3600, 60, 1]
@@ -1578,6 +1596,15 @@ cdef object substitute(Code code, Frame frame, State state, object subject, obje
     return b"".join(out)
 
 
+cdef list first_of_each(list pairs):
+    """The items of a list that was sorted, without their keys."""
+    cdef list items = []
+    cdef tuple pair
+    for pair in pairs:
+        items.append(pair[0])
+    return items
+
+
 cdef object sort_add(State state, list pairs, object item, bytes key, int kind):
     """Put an item where the comparator wants it: before the first one it comes before."""
     cdef Py_ssize_t at
@@ -1680,9 +1707,9 @@ cdef object hot(int which, bytes text):
     if which == 2:
         return upper(text)
     if which == 3:
-        return b"%d" % PyBytes_GET_SIZE(text)
+        return decimal(PyBytes_GET_SIZE(text))
     if which >= 6:
-        return b"%d" % arithmetic(text, which == 7)
+        return decimal(arithmetic(text, which == 7))
     return address_part(text, which == 4)
 
 
@@ -1935,7 +1962,7 @@ cdef object steps_from(Code code, Frame frame, State state, int* place, int* res
             # b: slot with the list, c: slot with the separator, d: the list has pairs
             items = slots[b]
             if d:
-                items = [pair[0] for pair in items]
+                items = first_of_each(items)
             value = join_list(items, slots[c])
             spend(state, 1, len(value))
             slots[a] = value

@@ -78,7 +78,7 @@ class Parser:
     Args:
         source: the string; it is read up to a NUL.
         lists: what `+name` means in `match_domain` and its like.
-        strict_acl_vars: whether ACL variables must have been set (checked when evaluated).
+        extra: variables that the scope will have beside the known ones.
     """
 
     def __init__(self, source: bytes, *, lists: NamedLists | None = None, extra: frozenset[str] = frozenset()) -> None:

@@ -64,6 +64,20 @@ def test_items_by_number(number: bytes, text: bytes) -> None:
     assert _result(kernel.list_extract, number, text) == _result(items.list_extract, number, text)
 
 
+@given(st.integers(-(1 << 63), (1 << 63) - 1))
+@example(-(1 << 63))
+@example((1 << 63) - 1)
+@example(0)
+@example(-10)
+def test_numbers_as_digits(number: int) -> None:
+    # the sum is written so that no side of it overflows
+    half = number // 2
+    text = f"{'-' if half < 0 else ''}{abs(half)}*2|{number - 2 * half}".encode()
+    scope = Scope()
+    scope.acl_m["acl_m_x"] = text
+    assert compile_text("${eval10:$acl_m_x}").evaluate(scope) == b"%d" % number
+
+
 @given(_TEXT | _NUMBER)
 @example(b"9223372036854775807")
 @example(b"99999999999999999999999999999999999999999999999")
