@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from .actions.lookups.registry import LookupOptions, LookupRegistry
 from .delivery.core import Core
+from .delivery.events import Events
 from .delivery.jobs import Jobs
 from .delivery.leases import Leases
 from .delivery.progress import Progress
@@ -229,7 +230,7 @@ def make_core(
             logwrite=logwrite,
         )
 
-    return Core(
+    core = Core(
         config=config,
         clock=clock,
         database=database,
@@ -256,6 +257,9 @@ def make_core(
         make_scope=make_scope,
         threads=compiled.routers.threads,
     )
+    if compiled.actions:
+        core.events = Events(core, compiled.actions)
+    return core
 
 
 def named_lists(config: Config) -> NamedLists:

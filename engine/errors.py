@@ -147,6 +147,11 @@ class DeliveryError(EngineError):
         self.dane_fail = ""
 
 
+class EventRefusal(DeliveryError):
+    """An event refused a connection (-58 before it was made, -27 after the banner).  The host is put off; the next one
+    is tried."""
+
+
 class TlsPolicyError(DeliveryError):
     """TLS did not prove what the plan demands.  Never answered by sending in clear unless the plan itself says so."""
 

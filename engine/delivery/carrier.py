@@ -10,27 +10,34 @@ in-flight journal has it before its final octet may leave; nothing is begun for 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 from ..errors import DataError, DeliveryError, LeaseLost, Scope, StoreError
+from ..events.happening import NOBODY
 from ..logs.facts import ConnectionFacts, Fact, FactKind
 from ..policy.wishes import Wish
 from ..queue.model import OutcomeKind
 from ..queue.schedule import message_key, recipient_key
 from ..smtp import Content, Transaction
+from .events import label_for
 from .hosterrors import bare_connection, key_of, log_host_error, on_host_error, on_host_success, settle_without_host
 from .outcome import EXPIRED_TEXT, End, endings
 from .settlement import Deferral
+from .watch import contact_for, contact_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from ..compose import Composed
     from ..net.session import Session
     from ..queue.model import Claim
     from ..smtp import TransactionResult
     from .core import Core
     from .outcome import Ending
+    from .raised import Raised
     from .site import Site
     from .work import Work
 
@@ -55,6 +62,11 @@ class Carrier:
         self._session = session
         self._facts = self._connection_facts()
         self._host_label = f"{self._facts.host} [{self._facts.address}]"
+        #: what events are told of this connection
+        self._contact = NOBODY
+        if core.events is not None:
+            self._host_label = label_for(self._host_label, site.transport.name)
+            self._contact = contact_of(session) or contact_for(site, number, self._facts.port)
         self._from_mx = site.hosts[number].from_mx
         self._max_messages = site.transport.options.connection_max_messages
         self._journal = core.engine.journal
@@ -90,6 +102,8 @@ class Carrier:
             try:
                 await session.run(self._next_transaction, self._on_result, self._before_final)
             except DeliveryError as error:
+                if core.events is not None:
+                    await session.aclose()  # events tell of its end before its host is told of
                 self._on_broken(error)
                 return
             except StoreError as error:
@@ -98,6 +112,8 @@ class Carrier:
                 await trio.sleep(BREATH_S)
                 return
             if not session.is_usable:
+                if core.events is not None:
+                    await session.aclose()
                 self._check_progress()
                 return
             if self._is_worn_out() or core.stopping.is_set():
@@ -273,12 +289,12 @@ class Carrier:
                     self._fail(work, claim, ending.text)
                 case End.RECIPIENT_WAITS:
                     known.append((claim.recipient_id, claim.epoch, OutcomeKind.DEFERRED, ending.text))
-                    self._core.settlement.defer(self._recipient_deferral(work, claim, ending), self._site.label)
+                    self._put_off(work, claim, ending)
                 case End.MESSAGE_WAITS:
                     known.append((claim.recipient_id, claim.epoch, OutcomeKind.RELEASED, ending.text))
                     elsewhere.append((claim, ending))
                 case End.IN_DOUBT:
-                    self._doubt(work, claim, ending)
+                    self._doubt(work, claim, ending, result)
                 case End.AGAIN:
                     known.append((claim.recipient_id, claim.epoch, OutcomeKind.RELEASED, ""))
                     again.append(claim)
@@ -336,7 +352,13 @@ class Carrier:
             deliver_time_s=now - work.taken_at,
         )
         outcome = claim.outcome(OutcomeKind.DELIVERED)
-        core.settlement.settle(claim, outcome, site.label, *core.completed(fact, context))
+        facts = core.completed(fact, context)
+        if core.events is None:
+            core.settlement.settle(claim, outcome, site.label, *facts)
+        else:
+            content = result.transaction.content.octets
+            raised = core.events.on_delivered(self._contact, work, claim, ending.text, content, facts)
+            core.settlement.settle(claim, outcome, site.label, *raised.facts, events=raised.events)
         if claim.attempts:
             self._forget_retries(work, claim)
         if not self._delivered:
@@ -359,9 +381,21 @@ class Carrier:
             transport=self._site.transport.name,
             label=self._site.label,
             connection=self._facts,
+            contact=self._contact,
         )
         if claim.attempts:
             self._forget_retries(work, claim)
+
+    def _put_off(self, work: Work, claim: Claim, ending: Ending) -> None:
+        """A recipient waits (RT-3)."""
+        core, code = self._core, ending.failure.reply_code
+        deferral = self._recipient_deferral(work, claim, ending)
+        if core.events is not None and code:
+            raised = core.events.on_recipient_deferred(
+                self._contact, work, claim, ending.text, code, from_mx=self._from_mx
+            )
+            core.settlement.store(raised)
+        core.settlement.defer(deferral, self._site.label)
 
     def _recipient_key(self, work: Work, claim: Claim) -> str:
         include_sender = self._site.transport.options.address_retry_include_sender
@@ -390,6 +424,7 @@ class Carrier:
             ending.failure,
             (claim.address, domain),
             work.context.job.created_at,
+            on_timeout=self._on_timeout(work, claim, ending),
         )
 
     def _message_deferral(self, work: Work, claim: Claim, ending: Ending) -> Deferral:
@@ -401,7 +436,15 @@ class Carrier:
             ending.failure,
             (host.name, claim.address.rpartition("@")[2]),
             work.context.job.created_at,
+            on_timeout=self._on_timeout(work, claim, ending),
         )
+
+    def _on_timeout(self, work: Work, claim: Claim, ending: Ending) -> Callable[[Sequence[Fact]], Raised] | None:
+        """Raises the events of a recipient whose time turns out to be up."""
+        events = self._core.events
+        if events is None:
+            return None
+        return partial(events.on_timed_out, work.context, claim, ending.text, self._contact, work.message_id)
 
     def _hand_on(self, work: Work, members: list[tuple[Claim, Ending]]) -> None:
         """This host puts the message off (RT-2): the next host, or wait."""
@@ -429,7 +472,7 @@ class Carrier:
         else:
             settle_without_host(core, site, onward)
 
-    def _doubt(self, work: Work, claim: Claim, ending: Ending) -> None:
+    def _doubt(self, work: Work, claim: Claim, ending: Ending, result: TransactionResult) -> None:
         """The final octet may have left and no reply came: the same message again, after a while."""
         core = self._core
         deferral = self._message_deferral(work, claim, ending)
@@ -447,6 +490,11 @@ class Carrier:
                 text=ending.text,
             )
         )
+        if core.events is not None:
+            content = result.transaction.content.octets
+            core.settlement.store(core.events.on_doubt(self._contact, work, claim, ending.text, content))
+            if claim is work.claims[0]:
+                core.settlement.store(core.events.on_deferred(work, self._contact, ending.text, ending.errno))
         core.settlement.defer(deferral, self._site.label)
 
     # how a connection ends
@@ -463,7 +511,7 @@ class Carrier:
             if others:
                 site.no_more_until = trio.current_time() + BREATH_S
             return
-        on_host_error(core, site, self._number, error, self._facts)
+        on_host_error(core, site, self._number, error, self._facts, self._contact)
 
     def _check_progress(self) -> None:
         """A host that takes connections and no messages would keep us connecting for ever."""
@@ -471,4 +519,4 @@ class Carrier:
         may_begin = not core.stopping.is_set() and not core.settlement.is_stuck
         if not self._ended and may_begin and self._site.has_work_for(self._number):
             error = DeliveryError("the host ended the session before it took a message", retry_name="lost_connection")
-            on_host_error(core, self._site, self._number, error, self._facts)
+            on_host_error(core, self._site, self._number, error, self._facts, self._contact)

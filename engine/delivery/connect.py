@@ -28,8 +28,9 @@ from ..smtp import HostMemory
 from ..tls.dane import judge
 from ..tls.facts import ChainVerdict
 from ..tls.names import has_dns_names
-from .hosterrors import port_of
+from .hosterrors import port_of, tell_host_deferred
 from .site import Policy
+from .watch import ConnectionWatch, contact_for, own_certificate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from ..tls.facts import Decide
     from ..tls.ocsp import Demand
     from .core import Core
+    from .events import Events
     from .site import Site
     from .transport import HostDecisions
 
@@ -87,6 +89,8 @@ async def _open_as_planned(core: Core, site: Site, number: int, decisions: HostD
             raise
         if error.errno != _ERRNO_TLS_FAILED or not plan.try_clear or plan.level is not TlsLevel.OPPORTUNISTIC:
             raise
+        if core.events is not None:
+            tell_host_deferred(core, site, number, error)
         text = f"{error.message}: delivering unencrypted to H={host.name} [{host.address}] (not in hosts_require_tls)"
         core.settlement.tell(Fact(FactKind.NOTE, core.clock(), text=text))
     return await _open(core, site, number, decisions, CLEAR)
@@ -96,7 +100,7 @@ async def _open_and_report(core: Core, site: Site, number: int, decisions: HostD
     """Open a session, and let TLSRPT know what became of the policies it is made under."""
     verdicts: list[Verdict] = []
     try:
-        session = await _open(core, site, number, decisions, found.plan, verdicts.append)
+        session = await _open(core, site, number, decisions, found.plan, verdicts.append, found.usage_mask)
     except DeliveryError as error:
         for line in getattr(error, "__notes__", ()):
             _note(core, site, number, line)
@@ -121,12 +125,17 @@ def _note(core: Core, site: Site, number: int, text: str) -> None:
 
 def _tell_dane_failure(core: Core, host: Host, error: TlsPolicyError) -> None:
     """7.5: a failed handshake has a line of its own; what `dane:fail` will tell stays with the error (7.6)."""
-    is_missing = error.errno == _ERRNO_TLS_REQUIRED and "did not offer" in error.message
-    error.dane_fail = STARTTLS_NOT_SUPPORTED if is_missing else VALIDATION_FAILURE
+    error.dane_fail = _dane_fail_of(error)
     if error.errno == _ERRNO_TLS_FAILED:
         reason = error.message.removeprefix("TLS session: ")
         text = f"DANE attempt failed; TLS connection to {host.name} [{host.address}]: {reason}"
         core.settlement.tell(Fact(FactKind.NOTE, core.clock(), text=text))
+
+
+def _dane_fail_of(error: DeliveryError) -> str:
+    """7.5: why a connection under DANE did not come about."""
+    is_missing = error.errno == _ERRNO_TLS_REQUIRED and "did not offer" in error.message
+    return STARTTLS_NOT_SUPPORTED if is_missing else VALIDATION_FAILURE
 
 
 # --- policy -----------------------------------------------------------------------------------------------------------
@@ -166,6 +175,8 @@ async def _policy(core: Core, site: Site, number: int, decisions: HostDecisions)
         await core.reporting.report(core, site, number, found)
         error = DeliveryError(found.message, errno=found.errno, retry_name=found.retry_name, permanent=found.permanent)
         error.dane_fail = found.dane_fail
+        if core.events is not None and found.dane_fail:
+            await _watch(core, core.events, site, number, CLEAR).on_dane_failed(found.dane_fail)
         raise error
     until = math.inf if found.ttl_s is None else trio.current_time() + found.ttl_s
     policy = site.policies[number] = Policy(found, until, decisions.tls)
@@ -255,6 +266,7 @@ async def _open(
     decisions: HostDecisions,
     plan: Plan,
     note: Callable[[Verdict], None] = lambda _: None,
+    usage_mask: int = 0,
 ) -> Session:
     host, options = site.hosts[number], site.transport.options
     # an interface of the other family is not for this host
@@ -262,28 +274,47 @@ async def _open(
     memory = site.memory.get(number)
     if memory is None:
         memory = site.memory[number] = HostMemory()
-    return await open_session(
-        host,
-        port_of(site, number),
-        SessionOptions(
-            helo_name=decisions.helo_name,
-            plan=plan,
-            window=decisions.window,
-            auth=decisions.auth,
-            auth_required=decisions.auth_required,
-            auth_mechanisms=options.auth_mechanisms,
-            auth_in_clear=options.auth_in_clear,
-            connect_timeout_s=options.connect_timeout,
-            command_timeout_s=options.command_timeout,
-            data_timeout_s=options.data_timeout,
-            final_timeout_s=options.final_timeout,
-            interface=interface or None,
-        ),
-        core.contexts,
-        memory,
-        decide=_judge_by(plan, core.clock, note, by_policy=site.sts.policy is not None),
-        tls_options=_files_for(plan, decisions.files),
+    session_options = SessionOptions(
+        helo_name=decisions.helo_name,
+        plan=plan,
+        window=decisions.window,
+        auth=decisions.auth,
+        auth_required=decisions.auth_required,
+        auth_mechanisms=options.auth_mechanisms,
+        auth_in_clear=options.auth_in_clear,
+        connect_timeout_s=options.connect_timeout,
+        command_timeout_s=options.command_timeout,
+        data_timeout_s=options.data_timeout,
+        final_timeout_s=options.final_timeout,
+        interface=interface or None,
     )
+    port, files, by_policy = port_of(site, number), _files_for(plan, decisions.files), site.sts.policy is not None
+    if core.events is None or not core.events.has_any(site.transport.name):
+        decide = _judge_by(plan, core.clock, note, by_policy=by_policy)
+        return await open_session(host, port, session_options, core.contexts, memory, decide=decide, tls_options=files)
+    watch = _watch(core, core.events, site, number, plan)
+    watch.contact.usage_mask = usage_mask
+    watch.contact.our_certificate = own_certificate(files.certificate)
+
+    def note_both(verdict: Verdict) -> None:
+        note(verdict)
+        watch.on_verdict(verdict)
+
+    decide = watch.listening(_judge_by(plan, core.clock, note_both, by_policy=by_policy))
+    try:
+        await watch.ask_to_connect()
+        return await open_session(
+            host, port, session_options, core.contexts, memory, decide=decide, tls_options=files, watch=watch
+        )
+    except DeliveryError as error:
+        is_of_dane = plan.level is TlsLevel.DANE and isinstance(error, TlsPolicyError)
+        await watch.on_failed(_dane_fail_of(error) if is_of_dane else "")
+        raise
+
+
+def _watch(core: Core, events: Events, site: Site, number: int, plan: Plan) -> ConnectionWatch:
+    only_wire = site.transport.options.event_certificates == "wire"
+    return ConnectionWatch(core, events, contact_for(site, number, port_of(site, number)), plan, only_wire=only_wire)
 
 
 def _files_for(plan: Plan, files: TlsOptions) -> TlsOptions:

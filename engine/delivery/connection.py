@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from ..errors import DeliveryError, Scope
+from ..errors import DeliveryError, EventRefusal, Scope
 from ..queue.store import QueueLocked
 from .carrier import Carrier
 from .connect import connect
@@ -72,7 +72,7 @@ async def _on_refused(core: Core, site: Site, number: int, error: DeliveryError)
     if number in site.down:
         return True  # another connection to it has told already
     connection = bare_connection(site, number)
-    beside = site.connections_to[number] > 1
+    beside = site.connections_to[number] > 1 and not isinstance(error, EventRefusal)
     is_crowded = beside and not error.permanent and (error.errno <= 0 or site.established_to.get(number, 0) > 0)
     if error.scope is Scope.LOCAL and error.errno > 0 and not is_crowded:
         # no descriptors, no memory: no fault of the host, and it passes

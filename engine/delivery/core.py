@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from ..events import Contact
 from ..logs.facts import Fact, FactKind
 from ..queue.model import OutcomeKind
 from ..queue.rules import Failure
 from ..queue.schedule import routing_key
 from .jobs import message_id_of
 from .progress import NO_SITE
+from .raised import Raised
 from .settlement import Deferral
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from ..queue.model import Claim
     from ..queue.store import Engine
     from ..tls.context import TlsContexts
+    from .events import Events
     from .jobs import Jobs
     from .leases import Leases
     from .pool import Pool
@@ -56,6 +59,7 @@ class Core:
         threads: runs what may block in expansions (lookups), one at a time.
         stopping: set when nothing new may begin.
         on_stop: what is called when that happens.
+        events: raises events; None where nobody listens to any.
     """
 
     config: Config
@@ -77,6 +81,7 @@ class Core:
     threads: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(1))
     stopping: trio.Event = field(default_factory=trio.Event)
     on_stop: list[Callable[[], object]] = field(default_factory=list)
+    events: Events | None = None
     settlement: Settlement = field(init=False)
     pool: Pool = field(init=False)
 
@@ -153,6 +158,13 @@ class Core:
         message_id = message_id_of(context, 0)
         return Fact(FactKind.COMPLETED, now, message_id=message_id, queue_time_s=now - created_at, job=str(job_id))
 
+    def raise_completion_of_job(self, job_id: int) -> Raised:
+        """The events of a job whose last recipient is done; for those of `completion_of_job`, and in its thread."""
+        context = self.jobs.load_now_or_none(job_id)
+        if self.events is None or context is None or context.is_personalised:
+            return Raised()
+        return self.events.on_completed(context, message_id_of(context, 0))
+
     def fail(
         self,
         context: JobContext | None,
@@ -165,11 +177,13 @@ class Core:
         label: str = NO_SITE,
         connection: ConnectionFacts | None = None,
         log_text: str | None = None,
+        contact: Contact | None = None,
     ) -> None:
         """One recipient fails for good.
 
         Args:
             text: why, as the queue keeps it and, unless `log_text` is given, as the log tells it.
+            contact: what events are told of the host, if a host is at fault.
         """
         fact = self.fact(
             FactKind.FAILED,
@@ -182,7 +196,14 @@ class Core:
             text=text if log_text is None else log_text,
         )
         outcome = claim.outcome(OutcomeKind.FAILED, errno=errno, text=text)
-        self.settlement.settle(claim, outcome, label, *self.completed(fact, context))
+        facts = self.completed(fact, context)
+        if self.events is None:
+            self.settlement.settle(claim, outcome, label, *facts)
+            return
+        if contact is None:
+            contact = Contact(router=router, transport=transport)
+        raised = self.events.on_failed(context, claim, text, contact, fact.message_id, facts)
+        self.settlement.settle(claim, outcome, label, *raised.facts, events=raised.events)
 
     def defer_routing(self, context: JobContext, claim: Claim, route: RouteDeferred) -> None:
         """Routing one recipient has to wait (LG-2)."""

@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
+from ..errors import EventRefusal
+from ..events import Contact
 from ..logs.facts import ConnectionFacts, Fact, FactKind
 from ..policy.requirement import ERRNO_DANE
 from ..policy.wishes import Wish
@@ -26,8 +28,11 @@ from ..queue.schedule import (
 )
 from .settlement import timed_out_fact
 from .site import Down
+from .watch import contact_for
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ..errors import DeliveryError
     from ..queue.model import Claim
     from ..queue.schedule import Postponement
@@ -105,13 +110,43 @@ def _subjects(site: Site, number: int) -> tuple[str, ...]:
     return (host.name, host.domain) if host.domain else (host.name,)
 
 
-def on_host_error(core: Core, site: Site, number: int, error: DeliveryError, connection: ConnectionFacts) -> None:
-    """`number` cannot be used for now: log it, keep a record, settle what has no host left."""
+def on_host_error(
+    core: Core,
+    site: Site,
+    number: int,
+    error: DeliveryError,
+    connection: ConnectionFacts,
+    contact: Contact | None = None,
+) -> None:
+    """`number` cannot be used for now: log it, keep a record, settle what has no host left.
+
+    `contact` is what events are told of the connection, if there was one.
+    """
     now = core.clock()
     log_host_error(core, error, connection)
+    if core.events is not None:
+        tell_host_deferred(core, site, number, error, contact)
     postponed = postpone_host(core, site, number, error, now)
     site.set_down(number, Down(max(postponed.next_try_at, now + MIN_DOWN_S), error, postponed.timed_out))
     settle_unservable(core, site, number)
+
+
+def tell_host_deferred(
+    core: Core, site: Site, number: int, error: DeliveryError, contact: Contact | None = None
+) -> None:
+    """Raise `msg:host:defer`, in the name of the first of what waits for the host (1.1)."""
+    if core.events is not None:
+        first = next(site.waiting_work(), None)
+        contact = contact or contact_for(site, number, port_of(site, number))
+        core.settlement.store(core.events.on_host_deferred(contact, first, _event_data(error), error.errno))
+
+
+def _event_data(error: DeliveryError) -> str:
+    """`$event_data` of a deferral: its text, and the system's words for a system error."""
+    text = _text_beside_errno(error)
+    if error.errno <= 0:
+        return text
+    return f"{text}: {os.strerror(error.errno)}" if text else os.strerror(error.errno)
 
 
 def log_host_error(core: Core, error: DeliveryError, connection: ConnectionFacts) -> None:
@@ -162,6 +197,8 @@ def settle_unservable(core: Core, site: Site, last: int | None = None) -> None:
 def settle_without_host(core: Core, site: Site, work: Work, last: int | None = None) -> None:
     """No host is left for `work`: it fails or waits (RT-1, RT-11, RT-12)."""
     now = core.clock()
+    if core.events is not None:
+        _tell_deferred(core, site, work, last)
     if work.last:
         # some host took the connection and put the message off: that is what is waited for
         for claim in work.claims:
@@ -178,6 +215,23 @@ def settle_without_host(core: Core, site: Site, work: Work, last: int | None = N
             _fail_permanently(core, site, work, claim, error, last)
         else:
             _defer(core, site, work, claim, error, last, until, is_expired=is_expired)
+
+
+def _tell_deferred(core: Core, site: Site, work: Work, last: int | None) -> None:
+    """Raise `msg:defer` for a message that some host has been tried for, and none is left."""
+    assert core.events is not None
+    error = site.down[last].error if last is not None and last in site.down else None
+    if work.last:
+        deferral = work.last[work.claims[0].recipient_id]
+        number = max(number for number in range(len(site.hosts)) if work.tried >> number & 1)
+        contact = contact_for(site, number, port_of(site, number))
+        raised = core.events.on_deferred(work, contact, deferral.fact.text, deferral.fact.errno)
+    elif error is not None and last is not None:
+        contact = contact_for(site, last, port_of(site, last))
+        raised = core.events.on_deferred(work, contact, _event_data(error), error.errno)
+    else:
+        return
+    core.settlement.store(raised)
 
 
 def _settle_not_due(core: Core, site: Site, work: Work, claim: Claim, until: float) -> None:
@@ -198,7 +252,13 @@ def _settle_not_due(core: Core, site: Site, work: Work, claim: Claim, until: flo
     )
     if ended.failed:
         outcome = claim.outcome(OutcomeKind.FAILED, errno=ended.errno, text=ended.text)
-        core.settlement.settle(claim, outcome, site.label, *core.completed(fact, work.context))
+        facts: Sequence[Fact] = core.completed(fact, work.context)
+        if core.events is None:
+            core.settlement.settle(claim, outcome, site.label, *facts)
+        else:
+            contact = Contact(router=site.router, transport=site.transport.name)
+            raised = core.events.on_failed(work.context, claim, ended.text, contact, fact.message_id, facts)
+            core.settlement.settle(claim, outcome, site.label, *raised.facts, events=raised.events)
     elif is_ultimate_timeout(rule, work.context.job.created_at, now):
         _time_out(core, site, work, claim, fact)
     else:
@@ -222,6 +282,7 @@ def _fail_permanently(core: Core, site: Site, work: Work, claim: Claim, error: D
         transport=site.transport.name,
         label=site.label,
         connection=bare_connection(site, number),
+        contact=contact_for(site, number, port_of(site, number)) if core.events is not None else None,
     )
 
 
@@ -246,12 +307,12 @@ def _defer(
         connection=bare_connection(site, number),
         errno=error.errno,
         text=_text_beside_errno(error),
-        with_host=error.errno != ERRNO_DANE,  # DN-7
+        with_host=error.errno != ERRNO_DANE and not isinstance(error, EventRefusal),  # DN-7, 4.1, 4.2
     )
     # without a rule this host's time is up at once (RT-10), but not that of the others (RT-11)
     is_old = rule is not None and is_ultimate_timeout(rule, work.context.job.created_at, core.clock())
     if is_expired or is_old:
-        _time_out(core, site, work, claim, fact)
+        _time_out(core, site, work, claim, fact, number)
         return
     outcome = claim.outcome(
         OutcomeKind.DEFERRED,
@@ -263,9 +324,18 @@ def _defer(
     core.settlement.settle(claim, outcome, site.label, fact)
 
 
-def _time_out(core: Core, site: Site, work: Work, claim: Claim, deferred: Fact) -> None:
+def _time_out(core: Core, site: Site, work: Work, claim: Claim, deferred: Fact, number: int | None = None) -> None:
     """The ``==`` line, then the ``**`` line (LG-4)."""
     failed = timed_out_fact(deferred)
     text = deferred.text or failed.text
     outcome = claim.outcome(OutcomeKind.FAILED, errno=deferred.errno or ERRNO_REMOTE_RETRY, text=text)
-    core.settlement.settle(claim, outcome, site.label, deferred, *core.completed(failed, work.context))
+    facts = (deferred, *core.completed(failed, work.context))
+    if core.events is None:
+        core.settlement.settle(claim, outcome, site.label, *facts)
+        return
+    if number is None:
+        contact = Contact(router=site.router, transport=site.transport.name)
+    else:
+        contact = contact_for(site, number, port_of(site, number))
+    raised = core.events.on_timed_out(work.context, claim, deferred.text, contact, deferred.message_id, facts)
+    core.settlement.settle(claim, outcome, site.label, *raised.facts, events=raised.events)

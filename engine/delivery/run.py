@@ -11,14 +11,17 @@ it raises `StoreError`, the in-flight journal tells the next engine what was und
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 from ..logs.facts import ConnectionFacts, Fact, FactKind
-from ..queue.model import RecoveryKind
+from ..queue.model import Claim, RecoveryKind
 from ..queue.store import QueueFull, QueueLocked
+from .events import split_label
 from .jobs import message_id_of
+from .outbox import Outbox
 from .pool import Pool
 from .scheduler import Scheduler
 from .settlement import Settlement
@@ -26,8 +29,9 @@ from .settlement import Settlement
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from ..queue.model import Recovered
+    from ..queue.model import OutboxEvent, Recovered
     from .core import Core
+    from .events import Events
 
 #: seconds between looks for engines that have died
 RECOVER_INTERVAL_S: Final = 15.0
@@ -61,11 +65,14 @@ async def run(core: Core, *, job_id: int | None = None, drain: bool = True, wait
     core.settlement = Settlement(
         core.database, core.engine, core.log, core.retries, core.clock, scheduler.on_settled, core.completion_of_job
     )
+    outbox = Outbox(core, core.events) if core.events is not None else None
+    if outbox is not None:
+        core.settlement.on_completed, core.settlement.on_stored = core.raise_completion_of_job, outbox.notify
     try:
         async with trio.open_nursery() as outer:
             outer.start_soon(core.settlement.run)
             async with trio.open_nursery() as chores:
-                _start_chores(core, scheduler, chores)
+                _start_chores(core, scheduler, chores, outbox)
                 await _deliver(core, scheduler)
                 chores.cancel_scope.cancel()
             scheduler.release_waiting()
@@ -73,7 +80,10 @@ async def run(core: Core, *, job_id: int | None = None, drain: bool = True, wait
     except* Exception as group:
         # strict groups hide the one error that ended the run inside nurseries that know of no other
         raise _only(group) from None
-    await core.settlement.drain_outbox()
+    if outbox is None:
+        await core.settlement.drain_outbox()
+    else:
+        await outbox.finish()
     await core.database.call(core.database.store.retire, core.engine, core.clock())
 
 
@@ -106,16 +116,19 @@ async def _cut_off_when_stopped(core: Core, scope: trio.CancelScope) -> None:
 # chores
 
 
-def _start_chores(core: Core, scheduler: Scheduler, nursery: trio.Nursery) -> None:
+def _start_chores(core: Core, scheduler: Scheduler, nursery: trio.Nursery, outbox: Outbox | None) -> None:
     nursery.start_soon(_tell_if_nothing_is_validated, core)
+    if outbox is not None:
+        nursery.start_soon(outbox.run)
     lease_time = core.config.main.lease_time
     chores: tuple[tuple[float, Callable[[], Awaitable[object]]], ...] = (
         (lease_time / 3, lambda: _extend(core, lease_time)),
         (RECOVER_INTERVAL_S, lambda: _recover(core)),
         (EXPIRY_INTERVAL_S, scheduler.fail_expired),
-        (OUTBOX_INTERVAL_S, core.settlement.drain_outbox),
         (SWEEP_INTERVAL_S, lambda: _sweep(core)),
     )
+    if outbox is None:
+        chores += ((OUTBOX_INTERVAL_S, core.settlement.drain_outbox),)
     for interval_s, chore in chores:
         nursery.start_soon(_repeat, core, interval_s, chore)
 
@@ -167,8 +180,13 @@ def recover_now(core: Core) -> None:
         core.engine.owner,
         core.clock(),
         in_doubt_delay_s=core.config.main.in_doubt_delay,
+        describe=None if core.events is None else partial(_events_of, core, core.events),
         witness=log_before_the_commit,
     )
+    if core.events is not None and recovery.completed:
+        raised = [core.raise_completion_of_job(job) for job in recovery.completed]
+        stored = [event for each in raised for event in each.events]
+        core.database.store.settle(core.engine.owner, (), core.clock(), events=stored)
     notes: list[str] = []
     if recovery.engines or recovery.recipients:
         doubtful = sum(recovered.kind is RecoveryKind.IN_DOUBT for recovered in recovery.recipients)
@@ -187,10 +205,18 @@ def recover_now(core: Core) -> None:
         core.log.write(facts)
 
 
+def _events_of(core: Core, events: Events, recovered: Recovered) -> list[OutboxEvent]:
+    """The events of one recipient whose engine could not raise them.  In the queue's thread."""
+    context = core.jobs.load_now_or_none(recovered.job_id)
+    claim = Claim(recovered.recipient_id, recovered.epoch, recovered.address, recovered.attempts, False, 0.0)
+    message_id = message_id_of(context, recovered.number) if context is not None else ""
+    return events.on_recovered(recovered.kind, context, claim, message_id, recovered.host, recovered.text)
+
+
 def _recovered_facts(core: Core, recovered: Recovered) -> tuple[Fact, ...]:
     """The lines of one recipient whose engine could not write them.  In the queue's thread."""
     context = core.jobs.load_now_or_none(recovered.job_id)
-    connection = ConnectionFacts(recovered.host, "", 0) if recovered.host else None
+    connection = ConnectionFacts(split_label(recovered.host)[0], "", 0) if recovered.host else None
     fact = Fact(
         _RECOVERED_KINDS[recovered.kind],
         core.clock(),

@@ -15,7 +15,7 @@ meanwhile; a damaged queue stops the engine with its error.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import trio
@@ -24,6 +24,7 @@ from ..logs.facts import Fact, FactKind
 from ..queue.model import Filter, Outcome, OutcomeKind
 from ..queue.schedule import TIMED_OUT_TEXT
 from ..queue.store import QueueFull, QueueLocked
+from .raised import Raised
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -69,6 +70,8 @@ class Deferral:
         created_at: when the message came; RT-9 measures from it where it is older than the record. None for routing.
         earliest_at: not before this, whatever the rule says.
         in_doubt: the final octet was sent and no reply came.
+        on_timeout: raises the events of a recipient whose time is up; called in the queue's thread with the lines that
+            tell of it.
         is_frozen: a person has to release it (host_find_failed = freeze).
     """
 
@@ -81,17 +84,19 @@ class Deferral:
     earliest_at: float = 0.0
     in_doubt: bool = False
     is_frozen: bool = False
+    on_timeout: Callable[[Sequence[Fact]], Raised] | None = None
 
 
 @dataclass(slots=True, eq=False)
 class _Entry:
-    """An outcome, or a deferral that becomes one, with its lines; or lines alone."""
+    """An outcome, or a deferral that becomes one, with its lines and events; or lines and events alone."""
 
     outcome: Outcome | None
     facts: Sequence[Fact]
     label: str = ""
     is_retry: bool = False
     deferral: Deferral | None = None
+    events: Sequence[OutboxEvent] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -114,12 +119,14 @@ class Settled:
         completed: jobs that are complete by it.
         counts: (label of the site, kind, whether it was deferred before, in doubt) -> recipients.
         epochs: epoch -> claims of it that are ours no more.
+        stored: events were committed.
     """
 
     held: int
     completed: tuple[int, ...]
     counts: Counter[tuple[str, OutcomeKind, bool, bool]] = field(default_factory=Counter)
     epochs: Counter[int] = field(default_factory=Counter)
+    stored: bool = False
 
 
 class Settlement:
@@ -153,12 +160,20 @@ class Settlement:
         self._retry_deletes: set[str] = set()
         self._wake = trio.Event()
         self._closing = False
+        #: raises the events of a job that is complete, in the queue's thread; told of commits that stored events
+        self.on_completed: Callable[[int], Raised] | None = None
+        self.on_stored: Callable[[], object] | None = None
         #: a commit is being repeated since the queue would not take it
         self.is_stuck = False
 
-    def settle(self, claim: Claim, outcome: Outcome, label: str = "", *facts: Fact) -> None:
-        """One claim ended; `facts` are logged, and it is counted for the site `label`, if the claim was still ours."""
-        self._entries.append(_Entry(outcome, facts, label, claim.attempts > 0))
+    def settle(
+        self, claim: Claim, outcome: Outcome, label: str = "", *facts: Fact, events: Sequence[OutboxEvent] = ()
+    ) -> None:
+        """One claim ended; `facts` are logged, and it is counted for the site `label`, if the claim was still ours.
+
+        `events` are committed with it, whosever it is.
+        """
+        self._entries.append(_Entry(outcome, facts, label, claim.attempts > 0, None, events))
         self._notify()
 
     def release(self, claim: Claim) -> None:
@@ -166,15 +181,21 @@ class Settlement:
         self._entries.append(_Entry(claim.outcome(OutcomeKind.RELEASED), ()))
         self._notify()
 
-    def defer(self, deferral: Deferral, label: str = "") -> None:
+    def defer(self, deferral: Deferral, label: str = "", events: Sequence[OutboxEvent] = ()) -> None:
         """One claim is to be tried again when its retry record and rule say so, or fails if they say never."""
-        self._entries.append(_Entry(None, (), label, deferral.claim.attempts > 0, deferral))
+        self._entries.append(_Entry(None, (), label, deferral.claim.attempts > 0, deferral, events))
         self._notify()
 
     def tell(self, fact: Fact) -> None:
         """Log something that settles nothing, in its place among the rest."""
         self._entries.append(_Entry(None, (fact,)))
         self._notify()
+
+    def store(self, raised: Raised) -> None:
+        """Commit events that settle nothing, and log what they have to say."""
+        if raised.events or raised.facts:
+            self._entries.append(_Entry(None, raised.facts, events=raised.events))
+            self._notify()
 
     def keep_retry(self, record: RetryRecord) -> None:
         """Write a retry record with the next commit."""
@@ -217,10 +238,7 @@ class Settlement:
         self._notify()
 
     async def drain_outbox(self) -> None:
-        """Take the events that are committed out of the outbox.
-
-        Until there are action workers nobody listens, so they are acknowledged at once.
-        """
+        """Drop the events that are committed: for an engine where nobody listens to any."""
         store = self._database.store
         while True:
             events: list[OutboxEvent] = await self._database.call(store.drain_outbox, self._engine.owner, _OUTBOX_BATCH)
@@ -250,6 +268,8 @@ class Settlement:
         self.is_stuck = False
         if settled.held or settled.completed:
             self._on_settled(settled)
+        if settled.stored and self.on_stored is not None:
+            self.on_stored()
 
     def _write(self, batch: _Batch) -> Settled:
         """In the queue's thread: work out the deferrals, log, commit."""
@@ -260,17 +280,36 @@ class Settlement:
             self._log.write([fact for entry in batch.entries for fact in entry.facts])
             batch.is_logged = True
         outcomes = [entry.outcome for entry in batch.entries if entry.outcome is not None]
+        listens = self.on_stored is not None
+        events = [event for entry in batch.entries for event in entry.events] if listens else []
         with store.group():
             result = store.settle(
                 self._engine.owner,
                 outcomes,
                 now,
+                events=events,
                 retry_updates=list(batch.updates.values()),
                 retry_deletes=[key for key in batch.deletes if key not in batch.updates],
             )
             for where in batch.frozen:
                 store.hold(where)
-        return self._conclude(batch, result, now)
+            raised = self._complete(result, now)
+        settled = self._conclude(batch, result, now)
+        if raised.facts:
+            self._log.write(raised.facts)
+        return replace(settled, stored=True) if events or raised.events else settled
+
+    def _complete(self, result: SettleResult, now: float) -> Raised:
+        """Raise the events of the jobs that are complete, in the same commit."""
+        every = Raised()
+        if self.on_completed is not None:
+            for job in result.completed:
+                raised = self.on_completed(job)
+                every.events += raised.events
+                every.facts += raised.facts
+            if every.events:
+                self._database.store.settle(self._engine.owner, (), now, events=every.events)
+        return every
 
     def _resolve(self, batch: _Batch, now: float) -> None:
         """Turn every deferral into an outcome."""
@@ -293,6 +332,9 @@ class Settlement:
                 updates[deferral.key] = postponed.record
             if postponed.timed_out and not deferral.in_doubt:
                 entry.facts = (fact, timed_out_fact(fact))
+                if deferral.on_timeout is not None:
+                    raised = deferral.on_timeout(entry.facts)
+                    entry.facts, entry.events = raised.facts, [*entry.events, *raised.events]
                 entry.outcome = claim.outcome(OutcomeKind.FAILED, errno=fact.errno, text=fact.text)
                 continue
             entry.facts = (fact,)

@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 #: what a variable may be: octets, text, a number, a certificate, or nothing
 Value = bytes | str | int | Certificate | None
 
-#: names that an event's string may use beside those of every expansion (the seed's "known issue" of `tls:cert`)
-EXTRA_VARIABLES: Final = frozenset({"event_cert_source"})
-
 
 @dataclass(slots=True, eq=False)
 class Contact:

@@ -19,7 +19,7 @@ from ..errors import ExpandError, LookupDeferral
 from ..expand import ExpandOptions, compile_option
 from ..expand.program import UNKNOWN
 from .catalogue import CATALOGUE, Granularity, Option
-from .happening import EXTRA_VARIABLES, VARIABLES
+from .happening import VARIABLES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,7 +59,15 @@ class Action:
 
     def gather(self, it: Happening) -> dict[str, Value]:
         """The variables that the program may read, and no others."""
-        return {name: VARIABLES[name](it) for name in self.names}
+        values = {name: VARIABLES[name](it) for name in self.names}
+        if self.reads_anything:
+            values["event_name"] = self.row.name
+        return values
+
+    @property
+    def reads_anything(self) -> bool:
+        """Whether it is not known what it reads: an ACL may read anything."""
+        return UNKNOWN in self.program.reads
 
     def failure_text(self, error: str) -> str:
         """The line for an expansion that failed (EV-5, EV-6)."""
@@ -83,8 +91,7 @@ def compile_actions(text: str, *, key: str, transport: str = "", file: str = "",
     """
     if not text:
         return {}
-    options = ExpandOptions(lists=named, extra=EXTRA_VARIABLES)
-    program = compile_option(text, key=key, file=file or None, options=options)
+    program = compile_option(text, key=key, file=file or None, options=ExpandOptions(lists=named))
     other = Option.MAIN if transport else Option.TRANSPORT
     found: Actions = {}
     for row in CATALOGUE:

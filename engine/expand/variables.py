@@ -42,8 +42,8 @@ _SCOPE = """
     body_zerocount bounce_return_size_limit caller_gid caller_uid compile_date compile_number config_dir
     config_file connection_id csa_status dkim_bodylength dkim_canon_body dkim_canon_headers dkim_created
     dkim_expires dkim_key_granularity dkim_key_length dkim_key_nosubdomains dkim_key_srvtype dkim_key_testing
-    dkim_verify_status domain_data event_defer_errno event_name exim_gid exim_path exim_uid exim_version
-    headers_added home host_data host_lookup_deferred host_lookup_failed initial_cwd interface_port ldap_dn
+    dkim_verify_status domain_data event_cert_source event_defer_errno event_name exim_gid exim_path exim_uid
+    exim_version headers_added home host_data host_lookup_deferred host_lookup_failed initial_cwd interface_port ldap_dn
     load_average local_part_data local_part_verified local_scan_data local_user_gid local_user_uid
     localhost_number log_inodes log_space mailstore_basename max_received_linelength message_age
     message_body_size message_exim_id message_id message_linecount message_size message_smtputf8

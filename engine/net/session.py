@@ -18,15 +18,15 @@ import errno
 import math
 import secrets
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
-from ..errors import DeliveryError, LocalProtocolError, Scope
+from ..errors import DeliveryError, EventRefusal, LocalProtocolError, Scope
 from ..smtp import commands
 from ..smtp.client import Client
 from ..smtp.failure import CANCELLED, TIMEOUT, Loss
-from ..smtp.opening import Opening, OpeningAction
+from ..smtp.opening import Opening, OpeningAction, OpeningStage
 from .dial import dial
 from .losses import is_readable, local_address, receive, send_loss
 from .stream import TcpStream, TlsStream, start_tls
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from ..policy.mx import Host
     from ..policy.plan import Plan
-    from ..smtp import Capabilities, HostMemory, Transaction, TransactionResult
+    from ..smtp import Capabilities, HostMemory, Reply, Transaction, TransactionResult
     from ..tls.context import TlsContexts, TlsOptions
     from ..tls.facts import Decide, TlsFacts
 
@@ -44,8 +44,29 @@ if TYPE_CHECKING:
 BLOCK_OCTETS: Final = 64 * 1024
 #: octets of replies kept while a write is under way
 EARLY_OCTETS: Final = 256 * 1024
+#: errno of a refusal by the event `smtp:connect` (11.6)
+ERRNO_EXPANSION: Final = -27
 #: seconds for what a server still says after 421, and for its answer to QUIT
 PARTING_TIMEOUT_S: Final = 5.0
+
+
+class Watch(Protocol):
+    """Who wants to know what happens on one connection, step by step; each step waits until it was told."""
+
+    async def on_connected(self, local_address: str) -> None:
+        """TCP is connected; ``[ip]:port`` of our end."""
+
+    async def on_reply(self, stage: OpeningStage, mechanism: str, reply: Reply) -> str:
+        """A reply of the opening; the text of an error to end the connection with, or "" to go on.
+
+        Only the reply to the connection itself, the banner, may be answered with a text.
+        """
+
+    async def examine(self, facts: TlsFacts, path: Callable[[], tuple[bytes, ...]]) -> TlsFacts:
+        """See `tls.facts.Examine`."""
+
+    async def on_closed(self) -> None:
+        """The connection is closed; may be called more than once, and for one that was never made."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +128,7 @@ async def open_session(
     *,
     decide: Decide | None = None,
     tls_options: TlsOptions | None = None,
+    watch: Watch | None = None,
 ) -> Session:
     """Connect to a host and get ready to send: banner, EHLO or HELO, STARTTLS and EHLO again, AUTH.
 
@@ -120,8 +142,10 @@ async def open_session(
         memory: what has been learned about this host; shared by its sessions.
         decide: sees the certificate chain before any octet of SMTP follows the handshake; needed for a DANE plan.
         tls_options: None for those of `contexts`.
+        watch: is told what happens; `Watch.on_closed` is the caller's to call where this raises.
 
     Raises:
+        EventRefusal: `watch` ended the connection after the banner (-27).
         DeliveryError: scope HOST (RT-1), with `permanent` for 5xx on the banner or on HELO; -38 where TLS is
             required and not offered or refused, -42 where authentication is required and not possible; scope
             LOCAL when this machine has run out of something or `helo_name` cannot be said.  Texts are those of 7.5 and
@@ -134,7 +158,9 @@ async def open_session(
     except ValueError as error:
         raise DeliveryError(str(error), errno=errno.EAFNOSUPPORT) from error
     stream = TcpStream(connection)
-    return await open_session_on(stream, host, port, options, contexts, memory, decide=decide, tls_options=tls_options)
+    return await open_session_on(
+        stream, host, port, options, contexts, memory, decide=decide, tls_options=tls_options, watch=watch
+    )
 
 
 async def open_session_on(
@@ -147,6 +173,7 @@ async def open_session_on(
     *,
     decide: Decide | None = None,
     tls_options: TlsOptions | None = None,
+    watch: Watch | None = None,
 ) -> Session:
     """`open_session` on a stream that is connected already; it is closed when this raises."""
     peer = f"{host.name} [{host.address}]"
@@ -168,8 +195,11 @@ async def open_session_on(
     tls: TlsFacts | None = None
     try:
         local = local_address(stream)
+        if watch is not None:
+            opening.heard = []
+            await watch.on_connected(local)
         while True:
-            await _open_step(stream, opening, options)
+            await _open_step(stream, opening, options, watch)
             if opening.action is OpeningAction.READY:
                 break
             secured = await start_tls(
@@ -181,6 +211,7 @@ async def open_session_on(
                 decide=decide,
                 options=tls_options,
                 leave_last=True,
+                examine=watch.examine if watch is not None else None,
             )
             stream = secured
             tls = secured.facts
@@ -190,12 +221,15 @@ async def open_session_on(
         raise
     client = Client(opening.capabilities, memory, window=options.window, peer=peer, greeting=opening.greeting)
     facts = SessionFacts(host, port, local, tls, opening.authenticator, opening.greeting)
-    return Session(stream, client, facts, options)
+    return Session(stream, client, facts, options, watch)
 
 
-async def _open_step(stream: trio.abc.Stream, opening: Opening, options: SessionOptions) -> None:
+async def _open_step(
+    stream: trio.abc.Stream, opening: Opening, options: SessionOptions, watch: Watch | None = None
+) -> None:
     """Talk until TLS is due or all is done; each command and its reply have `command_timeout_s`."""
     while True:
+        problem: DeliveryError | None = None
         with trio.move_on_after(options.command_timeout_s) as scope:
             output = opening.take_output()
             if output:
@@ -207,11 +241,34 @@ async def _open_step(stream: trio.abc.Stream, opening: Opening, options: Session
                 octets = await receive(stream)
                 if isinstance(octets, Loss):
                     raise opening.on_lost(octets)
-                opening.receive(octets)
+                try:
+                    opening.receive(octets)
+                except DeliveryError as error:
+                    problem = error
+                    break
         if scope.cancelled_caught:
             raise opening.on_lost(TIMEOUT)
+        if watch is not None:
+            await _tell(stream, opening, watch)
+        if problem is not None:
+            raise problem
         if opening.action is not OpeningAction.RECEIVE:
             return
+
+
+async def _tell(stream: trio.abc.Stream, opening: Opening, watch: Watch) -> None:
+    """Tell of the replies that came; nothing is sent meanwhile.  Raises EventRefusal."""
+    heard, opening.heard = opening.heard or (), []
+    for stage, mechanism, reply in heard:
+        refusal = await watch.on_reply(stage, mechanism, reply)
+        if refusal and stage is OpeningStage.BANNER:
+            with trio.move_on_after(PARTING_TIMEOUT_S):
+                try:
+                    await stream.send_all(commands.QUIT)
+                    await receive(stream)
+                except trio.BrokenResourceError:
+                    pass
+            raise EventRefusal(refusal, errno=ERRNO_EXPANSION)
 
 
 class Session:
@@ -219,6 +276,7 @@ class Session:
 
     Attributes:
         facts: what is the same for every message.
+        watch: who is told what happens.
         capabilities: what the last EHLO offered.
         memory: what is known of the host.
         is_usable: whether `run` may be called; once False it stays so.
@@ -226,8 +284,16 @@ class Session:
         use_until: monotonic second after which its policy has to be looked up again (R46, R47); set by who opened it.
     """
 
-    def __init__(self, stream: trio.abc.Stream, client: Client, facts: SessionFacts, options: SessionOptions) -> None:
+    def __init__(
+        self,
+        stream: trio.abc.Stream,
+        client: Client,
+        facts: SessionFacts,
+        options: SessionOptions,
+        watch: Watch | None = None,
+    ) -> None:
         self.facts = facts
+        self.watch = watch
         self.use_until = math.inf
         self._stream = stream
         self._start_send: Callable[[bytes | memoryview], bool] | None = None
@@ -361,6 +427,8 @@ class Session:
         """Close at once, without QUIT."""
         self._is_broken = True
         await self._stream.aclose()
+        if self.watch is not None:
+            await self.watch.on_closed()
 
     # Inner works
 

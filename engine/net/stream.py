@@ -21,6 +21,8 @@ What we do not do.  No half-close: after `aclose` nothing is read.  No renegotia
 close_notify is an error (`trio.BrokenResourceError`) unless the stream was told to take it for an end
 (`ragged_eof_ok`): whoever cuts the connection could be anybody, and only a caller that has seen its last reply (221)
 may shrug.
+
+Long because both streams and the two ways to make the one from the other share what these paragraphs say.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ if TYPE_CHECKING:
 
     from ..policy.plan import Plan
     from ..tls.context import ClientHandshake, TlsContexts, TlsOptions
-    from ..tls.facts import Decide, TlsFacts
+    from ..tls.facts import Decide, Examine, TlsFacts
 
 #: octets asked of the kernel at a time; four full flights of a window of 16 KiB messages
 RECEIVE_OCTETS: Final = 256 * 1024
@@ -513,6 +515,7 @@ async def start_tls(
     decide: Decide | None = None,
     options: TlsOptions | None = None,
     leave_last: bool = False,
+    examine: Examine | None = None,
 ) -> TlsStream:
     """Turn a connection on which STARTTLS was answered with 220 into a TLS stream.
 
@@ -529,6 +532,7 @@ async def start_tls(
         options: options of this host, None for those of `contexts`.
         leave_last: leave our last flight of the handshake to go out with what is sent next, or before anything is
             waited for: a packet and a system call less for who speaks first.
+        examine: has the last word on a handshake that would do.
 
     Raises:
         TlsPolicyError: the handshake failed or timed out, or the certificate does not prove what the plan demands.
@@ -536,14 +540,20 @@ async def start_tls(
     """
     try:
         handshake = contexts.handshake(plan, host_name=host_name, endpoint=_endpoint(stream), options=options)
-        return await _conclude(stream, handshake, decide, timeout_s=timeout_s, leave_last=leave_last)
+        return await _conclude(stream, handshake, decide, examine, timeout_s=timeout_s, leave_last=leave_last)
     except BaseException:
         await trio.aclose_forcefully(stream)
         raise
 
 
 async def _conclude(
-    stream: trio.abc.Stream, handshake: ClientHandshake, decide: Decide | None, *, timeout_s: float, leave_last: bool
+    stream: trio.abc.Stream,
+    handshake: ClientHandshake,
+    decide: Decide | None,
+    examine: Examine | None,
+    *,
+    timeout_s: float,
+    leave_last: bool,
 ) -> TlsStream:
     tls = TlsStream(stream, handshake.engine, on_first_read=handshake.keep_session)
     try:
@@ -556,7 +566,10 @@ async def _conclude(
         raise
     try:
         tls.facts = handshake.conclude(decide)
+        if examine is not None:
+            tls.facts = handshake.amend(await examine(tls.facts, handshake.engine.verified_chain))
     except TlsPolicyError:
+        handshake.fail()
         # Be polite to the peer: it may log why.  There is no session to keep.
         tls._on_first_read = tls._keep_session = None
         await tls.aclose()

@@ -77,6 +77,8 @@ class Opening:
         capabilities: of the last EHLO.
         greeting: text of the first line of the banner.
         authenticator: the mechanism that succeeded, or "".
+        heard: where somebody wants to know, the replies as they come, each with its stage and the mechanism that it is
+            about; None where nobody does.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class Opening:
         self.capabilities = capabilities.NONE
         self.greeting = ""
         self.authenticator = ""
+        self.heard: list[tuple[OpeningStage, str, Reply]] | None = None
         self._helo_name = helo_name
         self._plan = plan
         self._peer = peer
@@ -178,6 +181,8 @@ class Opening:
     # A method for each stage
 
     def _on_reply(self, reply: Reply) -> None:
+        if self.heard is not None:
+            self.heard.append((self.stage, self._mechanism_name, reply))
         match self.stage:
             case OpeningStage.BANNER:
                 if not reply.is_success:

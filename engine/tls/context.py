@@ -284,6 +284,13 @@ class ClientHandshake:
         self._facts = facts
         return facts
 
+    def amend(self, facts: TlsFacts) -> TlsFacts:
+        """Take what somebody made of the facts that `conclude` gave; what lost its verdict is never resumed."""
+        if self._facts is not None and facts.verified != self._facts.verified:
+            self.fail()
+        self._facts = facts
+        return facts
+
     def _with_status(self, facts: TlsFacts) -> TlsFacts:
         """The facts with what the stapled response says (OC-4, R53).  Raises TlsPolicyError."""
         clock = self._contexts.clock

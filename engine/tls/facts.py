@@ -7,7 +7,7 @@ and passed, on this connection or on the one whose session it resumes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
 from cryptography import x509
@@ -82,6 +82,11 @@ class TlsFacts:
         if not verdict.dane:
             return self
         return replace(self, dane=True, verified=True)
+
+
+#: Gets the facts of a handshake that would do, and what gives the path that the library built, leaf first, or nothing;
+#: gives the facts with its own judgement, or raises TlsPolicyError.
+Examine = Callable[[TlsFacts, Callable[[], tuple[bytes, ...]]], Awaitable[TlsFacts]]
 
 
 #: attribute types that OpenSSL's one-line form abbreviates

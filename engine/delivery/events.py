@@ -1,0 +1,357 @@
+"""Raise events: gather what they want to know, evaluate what is pure, store or run the rest.
+
+Layer: orchestration.  Spec: events-dane sections 1 to 4 (EV-1 to EV-12); design.md "Events and action workers".
+
+    msg:*   a result changes nothing    pure: evaluated here and now      else: an `OutboxEvent`, committed with the
+                                                                          outcome it tells of, run by delivery/outbox.py
+    others  a result may be a veto      pure: evaluated here and now      else: in `Core.threads`, while its step waits
+
+There is one `Events` a running engine, and none where no `event_action` does anything: then a raising point is a look
+at None.
+Invariants: an event without an action is never built; `stored` is safe in any thread, and what it logs goes with the
+outcome; an expansion that fails is two log lines (main and panic) and changes nothing (EV-5).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import msgpack
+import trio
+
+from ..events import NOTHING, Contact, Happening, run
+from ..events.happening import NOBODY
+from ..expand.certificates import Certificate
+from ..logs.facts import Fact, FactKind
+from ..queue.model import OutboxEvent, RecoveryKind
+from ..queue.schedule import TIMED_OUT_TEXT
+from .raised import Raised
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, MutableMapping, Sequence
+
+    from ..events import Action, Actions, Result
+    from ..expand import Scope
+    from ..queue.model import Claim
+    from .core import Core
+    from .work import JobContext, Work
+
+_NO_ACTIONS: Final[dict[str, Action]] = {}
+#: variables that hold a certificate; they travel as DER
+_CERTIFICATES: Final = frozenset({"tls_out_peercert", "tls_out_ourcert"})
+#: header lines that travel with an event, in octets; arbitrary, far more than a message has
+_MAX_HEADER: Final = 64 * 1024
+
+
+@dataclass(slots=True, eq=False)
+class AclVariables:
+    """What ACLs set in the events of one connection, for the later ones of the same (EV-8)."""
+
+    acl_c: MutableMapping[str, bytes] = field(default_factory=dict)
+    acl_m: MutableMapping[str, bytes] = field(default_factory=dict)
+
+
+class Events:
+    """See the module's text.
+
+    Args:
+        actions: transport, "" for [main] -> event -> what is done.
+    """
+
+    def __init__(self, core: Core, actions: Mapping[str, Actions]) -> None:
+        self._core = core
+        self._actions = actions
+
+    def action(self, transport: str, event: str) -> Action | None:
+        """What is done at an event of a transport; "" for those of [main]."""
+        return self._actions.get(transport, _NO_ACTIONS).get(event)
+
+    def has_any(self, transport: str) -> bool:
+        """Whether a transport listens to any event at all."""
+        return transport in self._actions
+
+    # live events
+
+    async def live(self, action: Action, it: Happening, variables: AclVariables | None = None) -> Result:
+        """Raise an event whose step waits for the result.  Never raises for what the string does."""
+        facts: list[Fact] = []
+        it.now = self._core.clock()
+        scope = self._scope(action.gather(it), it.headers, "", facts)
+        if variables is not None:
+            scope.acl_c, scope.acl_m = variables.acl_c, variables.acl_m
+        if action.is_pure:
+            result = run(action, scope)
+        else:
+            result = await trio.to_thread.run_sync(run, action, scope, limiter=self._core.threads)
+        if result.error:
+            facts.append(self.failure(action, result, ""))
+        for fact in facts:
+            self._core.settlement.tell(fact)
+        return result
+
+    # events that tell of an outcome
+
+    def stored(self, transport: str, event: str, it: Happening, key: str, raised: Raised) -> None:
+        """Raise an event whose result changes nothing: evaluated now if that cannot block, else added to `raised`.
+
+        Args:
+            key: tells it from every other event, and is the same when the same is raised again.
+        """
+        action = self.action(transport, event)
+        if action is None:
+            return
+        it.now = self._core.clock()
+        if action.is_pure:
+            result = run(action, self._scope(action.gather(it), it.headers, it.message_id, raised.facts))
+            if result.error:
+                raised.facts.append(self.failure(action, result, it.message_id))
+            return
+        raised.events.append(OutboxEvent(event, key, _pack(action, it)))
+
+    def run_stored(self, event: OutboxEvent, facts: list[Fact]) -> Result:
+        """Run the action of a stored event; blocks.  Nothing is done for one that has no action any more."""
+        found = _unpack(event.payload)
+        if found is None:
+            return NOTHING
+        transport, message_id, values, headers = found
+        action = self.action(transport, event.name)
+        if action is None:
+            return NOTHING
+        result = run(action, self._scope(values, headers, message_id, facts))
+        if result.error and not result.is_deferral:
+            facts.append(self.failure(action, result, message_id))
+        return result
+
+    def failure_of(self, event: OutboxEvent, result: Result) -> Fact | None:
+        """The line of a stored event that failed."""
+        found = _unpack(event.payload)
+        action = self.action(found[0], event.name) if found is not None else None
+        return None if found is None or action is None else self.failure(action, result, found[1])
+
+    def failure(self, action: Action, result: Result, message_id: str) -> Fact:
+        """The line of an expansion that failed (EV-5)."""
+        text = action.failure_text(result.error)
+        return Fact(FactKind.NOTE, self._core.clock(), message_id=message_id, text=text, is_panic=True)
+
+    def _scope(
+        self, values: Mapping[str, object], headers: tuple[bytes, ...], message_id: str, facts: list[Fact]
+    ) -> Scope:
+        scope = self._core.make_scope(dict(values))
+        scope.headers = headers
+
+        def logwrite(text: bytes, logs: frozenset[str]) -> None:
+            # EV-7: with the message that it is about
+            shown = text.decode("utf-8", "surrogateescape")
+            at = self._core.clock()
+            facts.append(Fact(FactKind.NOTE, at, message_id=message_id, text=shown, is_panic="panic" in logs))
+
+        scope.logwrite = logwrite
+        return scope
+
+    # what is known of a message and a recipient
+
+    def about(
+        self,
+        contact: Contact,
+        context: JobContext | None,
+        claim: Claim | None,
+        message_id: str,
+        data: str = "",
+        *,
+        errno: int = 0,
+        content: bytes = b"",
+    ) -> Happening:
+        """What an event is told of a recipient and its message."""
+        it = Happening(contact, data, errno, message_id=message_id)
+        if claim is not None:
+            it.address = claim.address
+        if context is not None:
+            it.sender = context.job.sender
+            it.created_at = context.job.created_at
+        if content:
+            it.size = len(content)
+            it.headers = _header_lines(content)
+        return it
+
+    def on_delivered(
+        self, contact: Contact, work: Work, claim: Claim, text: str, content: bytes, lines: Sequence[Fact]
+    ) -> Raised:
+        """A recipient is delivered; `lines` are those that tell of it, and perhaps of the end of its message."""
+        raised = Raised()
+        row, rest = lines[0], lines[1:]
+        raised.facts.append(row)
+        self._recipient(contact, "msg:delivery", work, claim, text, raised, content=content)
+        raised.facts += rest
+        self._completed_with(work.context, work.message_id, raised)
+        return raised
+
+    def on_failed(
+        self,
+        context: JobContext | None,
+        claim: Claim,
+        text: str,
+        contact: Contact,
+        message_id: str,
+        lines: Sequence[Fact],
+    ) -> Raised:
+        """A recipient fails for good: the transport's event if one was to deliver it, else that of [main] (EV-12)."""
+        raised = Raised()
+        event = "msg:fail:delivery" if contact.transport else "msg:fail:internal"
+        it = self.about(contact, context, claim, message_id, text)
+        self.stored(contact.transport, event, it, _key(message_id, claim, event), raised)
+        raised.facts += lines
+        if context is not None:
+            self._completed_with(context, message_id, raised)
+        return raised
+
+    def on_timed_out(
+        self, context: JobContext, claim: Claim, text: str, contact: Contact, message_id: str, lines: Sequence[Fact]
+    ) -> Raised:
+        """A recipient's time is up: its ``==`` line goes before the event, the rest after it."""
+        data = f"{text}: {TIMED_OUT_TEXT}" if text else TIMED_OUT_TEXT
+        raised = self.on_failed(context, claim, data, contact, message_id, lines[1:])
+        raised.facts.insert(0, lines[0])
+        return raised
+
+    def on_deferred(self, work: Work, contact: Contact, text: str, errno: int) -> Raised:
+        """The last host of a message has been tried, and it has to wait."""
+        raised = Raised()
+        self._recipient(contact, "msg:defer", work, work.claims[0], text, raised, errno=errno)
+        return raised
+
+    def on_recipient_deferred(
+        self, contact: Contact, work: Work, claim: Claim, text: str, code: int, *, from_mx: bool | None
+    ) -> Raised:
+        """A host answered RCPT with 4xx; no other host is tried for this recipient, so it is the last as well."""
+        raised = Raised()
+        # 11.6: the reply's last two digits, and whether the host came from an MX or an address record
+        errno = code % 100 << 8 | ord("M" if from_mx else "A")
+        for event in ("msg:rcpt:host:defer", "msg:rcpt:defer"):
+            self._recipient(contact, event, work, claim, text, raised, errno=errno)
+        return raised
+
+    def on_doubt(self, contact: Contact, work: Work, claim: Claim, text: str, content: bytes) -> Raised:
+        """A message may have been delivered."""
+        raised = Raised()
+        owner = contact.transport if self.action(contact.transport, "msg:indoubt") is not None else ""
+        self._recipient(contact, "msg:indoubt", work, claim, text, raised, content=content, owner=owner)
+        return raised
+
+    def on_host_deferred(self, contact: Contact, work: Work | None, text: str, errno: int) -> Raised:
+        """A host cannot be used for now; `work` is the first of what waits for it."""
+        raised = Raised()
+        context = work.context if work is not None else None
+        claim = work.claims[0] if work is not None else None
+        message_id = work.message_id if work is not None else ""
+        it = self.about(contact, context, claim, message_id, text, errno=errno)
+        at = int(self._core.clock() * 1000)
+        key = f"{message_id}/{contact.host}/{contact.host_address}/{at}/msg:host:defer"
+        self.stored(contact.transport, "msg:host:defer", it, key, raised)
+        return raised
+
+    def on_completed(self, context: JobContext, message_id: str) -> Raised:
+        """The last recipient of the message that all of a job share is done."""
+        raised = Raised()
+        self._completed(context, message_id, raised)
+        return raised
+
+    def on_recovered(
+        self, kind: RecoveryKind, context: JobContext | None, claim: Claim, message_id: str, where: str, text: str
+    ) -> list[OutboxEvent]:
+        """What the journal of a dead engine tells of a recipient; `where` is the label that the journal has."""
+        host, transport = split_label(where)
+        name, _, address = host.partition(" ")
+        contact = Contact(transport=transport, host=name, host_address=address.strip("[]"))
+        raised = Raised()
+        event = {
+            RecoveryKind.DELIVERED: "msg:delivery",
+            RecoveryKind.FAILED: "msg:fail:delivery" if transport else "msg:fail:internal",
+            RecoveryKind.IN_DOUBT: "msg:indoubt",
+        }.get(kind)
+        if event is None:
+            return []
+        owner = transport if self.action(transport, event) is not None or event != "msg:indoubt" else ""
+        it = self.about(contact, context, claim, message_id, text)
+        self.stored(owner, event, it, _key(message_id, claim, event), raised)
+        if context is not None and kind is not RecoveryKind.IN_DOUBT:
+            self._completed_with(context, message_id, raised)
+        return raised.events
+
+    def _recipient(
+        self,
+        contact: Contact,
+        event: str,
+        work: Work,
+        claim: Claim,
+        data: str,
+        raised: Raised,
+        *,
+        errno: int = 0,
+        content: bytes = b"",
+        owner: str | None = None,
+    ) -> None:
+        owner = contact.transport if owner is None else owner
+        if self.action(owner, event) is not None:
+            it = self.about(contact, work.context, claim, work.message_id, data, errno=errno, content=content)
+            self.stored(owner, event, it, _key(work.message_id, claim, event), raised)
+
+    def _completed_with(self, context: JobContext, message_id: str, raised: Raised) -> None:
+        """A recipient that has a message of its own is done, and so is its message."""
+        if context.is_personalised:
+            self._completed(context, message_id, raised)
+
+    def _completed(self, context: JobContext, message_id: str, raised: Raised) -> None:
+        if self.action("", "msg:complete") is not None:
+            it = self.about(NOBODY, context, None, message_id)
+            self.stored("", "msg:complete", it, f"{message_id}/msg:complete", raised)
+
+
+def _key(message_id: str, claim: Claim, event: str) -> str:
+    """The key of an event about a recipient: message, recipient, attempt, event."""
+    return f"{message_id}/{claim.recipient_id}/{claim.attempts + 1}/{event}"
+
+
+def label_for(host_label: str, transport: str) -> str:
+    """What the in-flight journal keeps of a host so that its events find their transport after a crash."""
+    return f"{host_label} T={transport}"
+
+
+def split_label(label: str) -> tuple[str, str]:
+    """Host label and transport of what `label_for` made."""
+    host, mark, transport = label.partition(" T=")
+    return (host, transport) if mark else (label, "")
+
+
+def _header_lines(content: bytes) -> tuple[bytes, ...]:
+    """The header of a message as `Scope.headers` wants it: a field each, continuation lines included."""
+    header = content.partition(b"\r\n\r\n")[0][:_MAX_HEADER] + b"\r\n"
+    lines: list[bytes] = []
+    for line in header.splitlines(keepends=True):
+        if line[:1] in (b" ", b"\t") and lines:
+            lines[-1] += line.replace(b"\r\n", b"\n")
+        else:
+            lines.append(line.replace(b"\r\n", b"\n"))
+    return tuple(lines)
+
+
+def _pack(action: Action, it: Happening) -> bytes:
+    values = {name: value.der if isinstance(value, Certificate) else value for name, value in action.gather(it).items()}
+    headers = it.headers if action.wants_headers else ()
+    packed: bytes = msgpack.packb((action.transport, it.message_id, values, headers), unicode_errors="surrogateescape")
+    return packed
+
+
+def _unpack(payload: bytes) -> tuple[str, str, dict[str, Any], tuple[bytes, ...]] | None:
+    """What `_pack` made; None for what another program has put there."""
+    try:
+        found = msgpack.unpackb(payload, unicode_errors="surrogateescape", use_list=False)
+        transport, message_id, values, headers = found
+    except (ValueError, TypeError, msgpack.UnpackException):
+        return None
+    if not isinstance(values, dict):
+        return None
+    for name in _CERTIFICATES & values.keys():
+        if isinstance(values[name], bytes):
+            values[name] = Certificate(values[name])
+    return str(transport), str(message_id), values, tuple(headers)

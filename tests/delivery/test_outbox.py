@@ -1,0 +1,183 @@
+"""Stored events: committed with their outcome, run in order, at least once, and never lost to a lookup that is away."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine.delivery import events
+from engine.delivery import outbox as module
+from engine.delivery.events import label_for, split_label
+from engine.delivery.outbox import Outbox
+from engine.delivery.run import recover_now
+from engine.events import Action, Result
+from engine.expand import Scope
+from engine.queue.model import OutboxEvent, OutcomeKind, RecipientState
+from fakes.engine_world import MakeWorld, World
+from fakes.mx_scripts import DATA, GREET, MAIL, QUIT, RCPT, STORED, TAKES_ONE, servers
+
+ACLS = """
+[acls]
+note = '''
+accept logwrite = $event_name <$event_data> for $local_part@$domain by $host port $host_port: $h_subject:
+'''
+"""
+#: runs an ACL at every event of a message
+NOTE = "${if match{$event_name}{^msg:}{${acl{note}}}}"
+
+
+def world_for(make_world: MakeWorld, hosts: str, action: str = NOTE) -> World:
+    line = f"event_action = '''{action}'''"
+    return make_world(hosts=hosts, main=line, transport=line, retry=f'pattern = "*"\nrule = "F,1h,5m"\n{ACLS}')
+
+
+def noted(world: World) -> list[str]:
+    return [fact.text for fact in world.log.facts if fact.text.startswith("msg:")]
+
+
+def outbox(world: World) -> list[OutboxEvent]:
+    return world.store.drain_outbox(world.core.engine.owner, 100)
+
+
+async def test_an_acl_runs_after_the_commit_with_what_was_known(make_world: MakeWorld) -> None:
+    async with servers([TAKES_ONE]) as (hosts, _):
+        world = world_for(make_world, hosts)
+        world.add_job("Ann@d.example")
+        await world.run()
+    port = hosts.rpartition(":")[2]
+    assert noted(world) == [
+        f"msg:delivery <250 2.0.0 stored> for Ann@d.example by 127.0.0.1 port {port}: x",
+        "msg:complete <> for @ by  port 0: ",
+    ]
+    # EV-7: with the id of the message
+    assert all(fact.message_id for fact in world.log.facts if fact.text.startswith("msg:"))
+    assert outbox(world) == []
+
+
+async def test_events_are_committed_with_the_outcome_and_stay_until_they_have_run(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine that never comes to run them leaves them for the next."""
+    seen: list[list[str]] = []
+
+    async def never(self: Outbox) -> bool:
+        events = self._core.database.store.drain_outbox(self._core.engine.owner, 100)
+        seen.append([event.name for event in events])
+        return False
+
+    async with servers([TAKES_ONE]) as (hosts, _):
+        world = world_for(make_world, hosts)
+        world.add_job("a@d.example")
+        with monkeypatch.context() as patch:
+            patch.setattr(Outbox, "drain", never)
+            await world.run()
+        assert seen[-1] == ["msg:delivery", "msg:complete"]
+        assert noted(world) == []
+        world.core.engine = world.store.register(world.clock())
+        await world.run()
+    assert [line.split()[0] for line in noted(world)] == ["msg:delivery", "msg:complete"]
+
+
+async def test_a_lookup_that_is_away_is_tried_again_in_order(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BACKOFF_S", (0.01, 0.02))
+    is_away, ran = [True], []
+
+    def lookup(action: Action, scope: Scope) -> Result:
+        if action.is_pure:
+            return Result()
+        if is_away[0]:
+            return Result(b"", "the database is away", True)
+        ran.append(action.row.name)
+        return Result(b"done")
+
+    monkeypatch.setattr(events, "run", lookup)
+    async with servers([TAKES_ONE]) as (hosts, _):
+        world = world_for(make_world, hosts, "${if match{$event_name}{^msg:}{${acl{note}}}}")
+        world.add_job("a@d.example")
+        await world.run()
+    assert world.state("a@d.example")[0] is RecipientState.DELIVERED, "delivery waits for no action"
+    failures = [fact for fact in world.log.facts if "failed to expand event_action" in fact.text]
+    # the live ones are told each time, the stored ones once until it works again
+    told = [fact.text for fact in failures if "msg:" in fact.text]
+    assert told == ["failed to expand event_action msg:delivery in smtp: the database is away"]
+    assert all(fact.is_panic for fact in failures)
+    assert world.log.lines[-1] == "events wait in the queue for a lookup that cannot be done now"
+    # the engine is gone; the events wait without one
+    rows = world.store._db.execute("SELECT name FROM outbox ORDER BY id").fetchall()
+    assert [name for (name,) in rows] == ["msg:delivery", "msg:complete"]
+    assert ran == []
+    is_away[0] = False
+    world.core.engine = world.store.register(world.clock())
+    await world.run()
+    assert ran == ["msg:delivery", "msg:complete"]
+    assert world.store._db.execute("SELECT count(*) FROM outbox").fetchone() == (0,)
+
+
+async def test_an_expansion_that_fails_is_logged_and_leaves_the_outbox(make_world: MakeWorld) -> None:
+    async with servers([TAKES_ONE]) as (hosts, _):
+        world = world_for(make_world, hosts, "${if eq{$event_name}{msg:delivery}{${acl{nosuch}{$domain}}}}")
+        world.add_job("a@d.example")
+        await world.run()
+    (line,) = [fact.text for fact in world.log.facts if "failed to expand" in fact.text]
+    assert line.startswith("failed to expand event_action msg:delivery in smtp: ")
+    assert world.store._db.execute("SELECT count(*) FROM outbox").fetchone() == (0,)
+
+
+async def test_what_another_program_left_in_the_outbox_is_dropped(make_world: MakeWorld) -> None:
+    world = world_for(make_world, "127.0.0.1:9")
+    strange = [
+        OutboxEvent("msg:delivery", "k", payload)
+        for payload in (b"", b"\xc1", b"\x81\xa1a\x01", b"\x94\x01\x02\x03\x04")
+    ]
+    world.store.settle(world.core.engine.owner, (), world.clock(), events=strange)
+    await world.run()
+    assert world.store._db.execute("SELECT count(*) FROM outbox").fetchone() == (0,)
+    assert noted(world) == []
+
+
+async def test_what_the_journal_of_a_dead_engine_tells_is_raised(make_world: MakeWorld) -> None:
+    """The reply was known, or the message is in doubt: the next engine raises what the dead one could not."""
+    world = world_for(make_world, "127.0.0.1:9")
+    world.add_job("a@d.example", "b@d.example", "c@d.example")
+    a, b, c = world.claim()
+    label = label_for("mx.example [192.0.2.1]", "smtp")
+    dead = world.core.engine
+    dead.journal.begin([(claim.recipient_id, claim.epoch) for claim in (a, b, c)], label)
+    dead.journal.finish(
+        [
+            (a.recipient_id, a.epoch, OutcomeKind.DELIVERED, "250 stored"),
+            (b.recipient_id, b.epoch, OutcomeKind.FAILED, "550 no"),
+        ]
+    )
+    world.core.engine = world.store.register(world.clock())
+    world.clock.now += 10_000  # the leases are over
+    recover_now(world.core)
+    assert [event.name for event in outbox(world)] == [
+        *("msg:delivery", "msg:complete", "msg:fail:delivery", "msg:complete", "msg:indoubt"),
+    ]
+    world.clock.now -= 10_000
+    await world.run()
+    lines = noted(world)
+    assert lines[0] == "msg:delivery <250 stored> for a@d.example by mx.example port 0: "
+    assert lines[2].startswith("msg:fail:delivery <550 no> for b@d.example")
+    assert lines[4].startswith("msg:indoubt <in doubt: ")
+    host_lines = [line for line in world.log.lines if "H=" in line]
+    assert host_lines
+    assert all(" T=smtp" not in line for line in host_lines), "the label of the journal stays out of the log"
+
+
+async def test_events_of_one_message_come_in_order(make_world: MakeWorld) -> None:
+    late = GREET + MAIL + "C: RCPT TO:\nS: 450 later\n" + RCPT + DATA + STORED + QUIT
+    async with servers([late]) as (hosts, _):
+        world = world_for(make_world, hosts)
+        world.add_job("a@d.example", "b@d.example", personalised=False)
+        await world.run()
+    names = [line.split()[0] for line in noted(world)]
+    assert names == ["msg:rcpt:host:defer", "msg:rcpt:defer", "msg:delivery"]
+
+
+@pytest.mark.parametrize("transport", ["smtp", "remote smtp", "T=x", ""])
+def test_a_label_gives_back_what_went_in(transport: str) -> None:
+    assert split_label(label_for("mx.example [192.0.2.1]", transport)) == ("mx.example [192.0.2.1]", transport)
+    assert split_label("mx.example [192.0.2.1]") == ("mx.example [192.0.2.1]", "")

@@ -1,0 +1,109 @@
+"""The example of the event documentation as it stands, pasted into a configuration, against a real PostgreSQL.
+
+One call for each recipient that is delivered, with its seven values as they were, and none that a cache has swallowed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fakes.databases import POSTGRESQL_PORT, Postgresql, postgresql
+from fakes.fault_proxy import open_fault_proxy
+from fakes.outrider import Outrider, SinkProcess
+from fakes.peers import free_port
+from fakes.searching import in_thread
+
+pytestmark = pytest.mark.slow
+
+#: as the documentation lays it out, but for the name of the function's schema
+EXAMPLE = r"""
+event_action = '''
+${if eq {msg:delivery}{$event_name} \
+{${lookup pgsql {SELECT * FROM record_Delivery( \
+ '${quote_pgsql:$sender_address_domain}',\
+ '${quote_pgsql:${lc:$sender_address_local_part}}', \
+ '${quote_pgsql:$domain}', \
+ '${quote_pgsql:${lc:$local_part}}', \
+ '${quote_pgsql:$host_address}', \
+ '${quote_pgsql:${lc:$host}}', \
+ '${quote_pgsql:$message_exim_id}')}} \
+} {}}
+'''
+"""
+#: local parts as in an address, and as a value of the database
+ODD = {
+    "Ann": "ann",
+    "o'brien": "o'brien",
+    '"back\\\\slash"': '"back\\\\slash"',
+    "jörg": "jörg",
+    '"a\'); DROP TABLE delivered; --"': '"a\'); drop table delivered; --"',
+    "%s$local_part{}": "%s$local_part{}",
+}
+
+
+@pytest.fixture
+def database() -> Iterator[Postgresql]:
+    with postgresql() as made:
+        made.run("CREATE TABLE delivered (number SERIAL, a TEXT, b TEXT, c TEXT, d TEXT, e TEXT, f TEXT, g TEXT)")
+        made.run(
+            "CREATE FUNCTION record_Delivery(a TEXT, b TEXT, c TEXT, d TEXT, e TEXT, f TEXT, g TEXT)"
+            " RETURNS INT AS $$ INSERT INTO delivered (a, b, c, d, e, f, g) VALUES (a, b, c, d, e, f, g)"
+            " RETURNING number $$ LANGUAGE SQL"
+        )
+        yield made
+
+
+def rows(database: Postgresql) -> list[tuple[str, ...]]:
+    return database.run("SELECT a, b, c, d, e, f, g FROM delivered ORDER BY number")
+
+
+def user_with(directory: Path, port: int, server: str) -> Outrider:
+    user = Outrider(directory, port, transport=EXAMPLE)
+    text = user.config.read_text()
+    user.config.write_text(f'{text}\n[actions]\npgsql_servers = ["{server}"]\n')
+    return user
+
+
+def test_each_delivered_recipient_is_one_call_with_its_values(tmp_path: Path, database: Postgresql) -> None:
+    with SinkProcess() as sink:
+        user = user_with(tmp_path, sink.port, database.server())
+        lines = [json.dumps({"email": f"{local_part}@d.example"}) for local_part in ODD]
+        (tmp_path / "r.jsonl").write_text("\n".join(lines) + "\n")
+        done = user.send("r.jsonl", user.message())
+        assert done.returncode == 0, done.stderr
+    (message_id,) = {line.message_id for line in user.log()}
+    assert sorted(rows(database)) == sorted(
+        ("sender.example", "news", "d.example", value, "127.0.0.1", "127.0.0.1", message_id) for value in ODD.values()
+    )
+    assert "failed to expand" not in user.log_text()
+
+
+def test_what_is_refused_or_fails_is_not_called_for(tmp_path: Path, database: Postgresql) -> None:
+    with SinkProcess("--fail", "0.5") as sink:
+        user = user_with(tmp_path, sink.port, database.server())
+        user.send(user.recipients(40), user.message())
+        sink.stop()
+    delivered = user.delivered()
+    assert 0 < len(delivered) < 40
+    assert {f"{row[3]}@{row[2]}" for row in rows(database)} == set(delivered)
+    assert len(rows(database)) == len(delivered)
+
+
+async def test_a_database_that_comes_back_gets_every_call(tmp_path: Path, database: Postgresql) -> None:
+    """What cannot be recorded now stays in the queue, whole; the next engine records it."""
+    port = free_port()
+    with SinkProcess() as sink:
+        user = user_with(tmp_path, sink.port, database.server(port))
+        done = user.send(user.recipients(30), user.message())
+        assert done.returncode == 0, "the mail does not wait for the action"
+        assert rows(database) == []
+        log = user.log_text()
+        assert log.count("failed to expand event_action msg:delivery in remote_smtp: ") == 1
+        async with open_fault_proxy("127.0.0.1", POSTGRESQL_PORT, listen_port=port):
+            again = await in_thread(user.run, "run", "--config", "outrider.toml", "--drain")
+            assert again.returncode == 0, again.stderr
+    assert sorted(row[3] for row in rows(database)) == sorted(f"user{number}" for number in range(30))
