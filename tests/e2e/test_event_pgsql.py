@@ -5,7 +5,11 @@ One call for each recipient that is delivered, with its seven values as they wer
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
+import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +17,7 @@ import pytest
 
 from fakes.databases import POSTGRESQL_PORT, Postgresql, postgresql
 from fakes.fault_proxy import open_fault_proxy
-from fakes.outrider import Outrider, SinkProcess
+from fakes.outrider import TEMPLATE, Outrider, SinkProcess
 from fakes.peers import free_port
 from fakes.searching import in_thread
 
@@ -107,3 +111,29 @@ async def test_a_database_that_comes_back_gets_every_call(tmp_path: Path, databa
             again = await in_thread(user.run, "run", "--config", "outrider.toml", "--drain")
             assert again.returncode == 0, again.stderr
     assert sorted(row[3] for row in rows(database)) == sorted(f"user{number}" for number in range(30))
+
+
+def test_an_engine_that_is_killed_loses_no_event_and_invents_none(tmp_path: Path, database: Postgresql) -> None:
+    """`kill -9` again and again: everyone who got the message is recorded, once or again, and nobody else."""
+    count = 600
+    with SinkProcess("--delay", "0.01") as sink:
+        user = user_with(tmp_path, sink.port, database.server())
+        arguments = user.send_arguments(user.recipients(count), user.message(TEMPLATE), "--template")
+        for _ in range(4):
+            with user.started(*arguments) as process:
+                before = len(rows(database))
+                deadline = time.monotonic() + 10
+                while process.poll() is None and len(rows(database)) < before + 40 and time.monotonic() < deadline:
+                    time.sleep(0.005)
+        done = user.run("run", "--config", "outrider.toml", "--drain")
+        assert done.returncode == 0, done.stderr
+        # what was in doubt is due a second later
+        time.sleep(1.5)
+        assert user.run("run", "--config", "outrider.toml", "--drain").returncode == 0
+        counts = sink.stop()
+    assert user.states() == {2: count}
+    recorded = Counter(row[3] for row in rows(database))
+    assert set(recorded) == {f"user{number}" for number in range(count)}
+    assert counts["unique"] == count
+    with contextlib.closing(sqlite3.connect(tmp_path / "queue.db")) as queue:
+        assert queue.execute("SELECT count(*) FROM outbox").fetchone() == (0,)
