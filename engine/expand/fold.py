@@ -218,6 +218,8 @@ def _choice(node: Node) -> Node:
     known = _text_of(node.parts[:-2])
     if function is None or known is None:
         return node
+    if node.data == "extract_number" and not items.is_field_number(known[0]):
+        return node  # one of two readings of `extract`, and not the one that will be taken
     try:
         found = function(*known)
     except ExpandError:

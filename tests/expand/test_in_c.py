@@ -43,6 +43,14 @@ def test_fields_by_number(number: bytes, separators: bytes, text: bytes) -> None
     assert kernel.extract_number(number, separators, text) == items.extract_number(number, separators, text)
 
 
+def test_a_key_that_is_constant_only_when_folded_is_no_number() -> None:
+    assert compile_text("${extract{${lc:ABC}}{abc=1}{$value}{none}}").evaluate(Scope()) == b"1"
+    assert compile_text("${extract{${lc:ABC}}{:}{a:b}}").evaluate(Scope()) == b""
+    assert compile_text("${extract{${lc:2}}{:}{a:b}}").evaluate(Scope()) == b"b"
+    program = compile_text("${extract{$domain}{:}{a:b}}")
+    assert program.specialise({"domain": b"x"}).evaluate(Scope()) == b""
+
+
 def test_a_field_number_is_a_number() -> None:
     with pytest.raises(ValueError, match="number"):
         kernel.extract_number(b"1x", b":", b"a:b")

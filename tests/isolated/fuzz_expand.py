@@ -37,6 +37,8 @@ _SEEDS: Final = (
     b"${if and{{def:h_subject:}{match{$h_subject:}{^Re}}{inlist{$domain}{a:b}}}{$1}{${uc:$h_from:}}}",
     b"${map{<\\n $acl_m_x}{${nhash_5_6:$item}}}${base64d:YQ==}${time_interval:99999}${mask:10.1.2.3/8}",
     b"${acl{a}{b}}${if acl{{x}}{y}{n}}${env{HOME}}${certextract{subject}{$tls_out_peercert}{y}{n}}",
+    b"${if match_address{$local_part@$domain}{*@a.test:so*@*.b}{$value}{${substr_-3_2:$domain}}}${quote:$acl_m_x}",
+    b"${if match_domain{$domain}{a.test:*b}{$1}{no}}${map{a:b}{$item}}${rxquote:$domain}${listcount:a:b}${nh_5_6:x}",
     b"${expand:$acl_m_x}\\N${no}\\N\\x41\\101${listextract{-1}{<, a, b}}${if forany{a:b}{eq{$item}{b}}}",
 )
 _PIECES: Final = (
