@@ -192,7 +192,13 @@ def open_engine(
         stack.callback(store.close)
         lookups = LookupRegistry(lookup_options(config))
         stack.callback(lookups.close)
-        yield make_core(compiled, store, log, lookups, progress or Progress(), clock, rng or random.Random())
+        core = make_core(compiled, store, log, lookups, progress or Progress(), clock, rng or random.Random())
+        if core.events is not None:
+            # a database that is slow or away holds up no lookup that mail waits for
+            own = LookupRegistry(lookup_options(config))
+            stack.callback(own.close)
+            core.events.use_lookups(own)
+        yield core
 
 
 def open_log(compiled: Compiled, *, log_to_stderr: bool = True) -> LogWriter:
@@ -259,6 +265,7 @@ def make_core(
     )
     if compiled.actions:
         core.events = Events(core, compiled.actions)
+        compiled.resolver.on_failure = core.events.on_dns_failed
     return core
 
 

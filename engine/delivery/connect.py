@@ -10,6 +10,7 @@ temporary (R42); what makes a connection good for the recipients of one domain o
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import math
 from dataclasses import replace
@@ -152,7 +153,8 @@ async def _policy(core: Core, site: Site, number: int, decisions: HostDecisions)
         return kept
     host = site.hosts[number]
     choices = choices_for(site.wish, decisions.tls)
-    found = await core.tlsa.run(PlanBuilder(host, port_of(site, number), choices))
+    with core.events.lookups_of(site.transport.name) if core.events is not None else contextlib.nullcontext():
+        found = await core.tlsa.run(PlanBuilder(host, port_of(site, number), choices))
     if isinstance(found, Decision):
         found = decide(
             found,

@@ -14,6 +14,8 @@ outcome; an expansion that fails is two log lines (main and panic) and changes n
 
 from __future__ import annotations
 
+import contextlib
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,20 +26,30 @@ from ..events import NOTHING, Contact, Happening, run
 from ..events.happening import NOBODY
 from ..expand.certificates import Certificate
 from ..logs.facts import Fact, FactKind
+from ..policy.answers import Status
 from ..queue.model import OutboxEvent, RecoveryKind
 from ..queue.schedule import TIMED_OUT_TEXT
 from .raised import Raised
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, MutableMapping, Sequence
+    from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 
     from ..events import Action, Actions, Result
     from ..expand import Scope
+    from ..expand.searches import Lookups
+    from ..policy.answers import Answer
     from ..queue.model import Claim
     from .core import Core
     from .work import JobContext, Work
 
 _NO_ACTIONS: Final[dict[str, Action]] = {}
+#: how Exim calls the ends of a lookup; a chain of CNAMEs that fails does so at its end
+_DNS_RESULTS: Final = {
+    Status.NXDOMAIN: "DNS_NOMATCH",
+    Status.NODATA: "DNS_NODATA",
+    Status.SERVFAIL: "DNS_AGAIN",
+    Status.TIMEOUT: "DNS_AGAIN",
+}
 #: variables that hold a certificate; they travel as DER
 _CERTIFICATES: Final = frozenset({"tls_out_peercert", "tls_out_ourcert"})
 #: header lines that travel with an event, in octets; arbitrary, far more than a message has
@@ -62,6 +74,16 @@ class Events:
     def __init__(self, core: Core, actions: Mapping[str, Actions]) -> None:
         self._core = core
         self._actions = actions
+        self._lookups: Lookups | None = None
+        #: runs the programs of stored events, one at a time
+        self.threads = core.threads
+        #: the transport that this task looks something up for; "" for routers
+        self._looks_up: ContextVar[str] = ContextVar("looks_up", default="")
+
+    def use_lookups(self, lookups: Lookups) -> None:
+        """Let stored events look up by `lookups`, which nobody else uses, in a thread beside that of the engine."""
+        self._lookups = lookups
+        self.threads = trio.CapacityLimiter(1)
 
     def action(self, transport: str, event: str) -> Action | None:
         """What is done at an event of a transport; "" for those of [main]."""
@@ -118,7 +140,10 @@ class Events:
         action = self.action(transport, event.name)
         if action is None:
             return NOTHING
-        result = run(action, self._scope(values, headers, message_id, facts))
+        scope = self._scope(values, headers, message_id, facts)
+        if self._lookups is not None:
+            scope.lookups = self._lookups
+        result = run(action, scope)
         if result.error and not result.is_deferral:
             facts.append(self.failure(action, result, message_id))
         return result
@@ -148,6 +173,29 @@ class Events:
 
         scope.logwrite = logwrite
         return scope
+
+    # the DNS
+
+    @contextlib.contextmanager
+    def lookups_of(self, transport: str) -> Iterator[None]:
+        """What is looked up in the block, by this task, is looked up for a transport."""
+        token = self._looks_up.set(transport)
+        try:
+            yield
+        finally:
+            self._looks_up.reset(token)
+
+    def on_dns_failed(self, answer: Answer) -> None:
+        """`dns:fail`: a lookup found nothing or failed.  Nobody waits for it, so what may block goes to the outbox."""
+        name = answer.cnames[-1] if answer.cnames else answer.name
+        transport = self._looks_up.get()
+        if not name or self.action(transport, "dns:fail") is None:
+            return  # the root is only asked to learn whether the resolver validates
+        data = f"{_DNS_RESULTS[answer.status]}:{name.replace(':', '::')}:{answer.rdtype}"
+        raised = Raised()
+        key = f"/{data}/{int(self._core.clock() * 1000)}/dns:fail"
+        self.stored(transport, "dns:fail", Happening(Contact(transport=transport), data), key, raised)
+        self._core.settlement.store(raised)
 
     # what is known of a message and a recipient
 

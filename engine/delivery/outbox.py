@@ -1,7 +1,7 @@
 """Run the actions of stored events, and take them out of the outbox once they have run.
 
 Layer: orchestration.  Spec: design.md "Events and action workers"; issue "Event actions", "Guarantees".
-Events were committed with the outcome they tell of.  Their programs run one after the other in `Core.threads`, in the
+Events were committed with the outcome they tell of.  Their programs run one after the other in `Events.threads`, in the
 order of their commit; what has run is acknowledged in batches, so a crash between the two runs some again (at least
 once).  A lookup that cannot be done now leaves its event where it is: it is tried again later and later, and no event
 of the same message overtakes it.
@@ -88,7 +88,7 @@ class Outbox:
             after = events[-1].id
             # what has run is acknowledged, whoever is cancelled meanwhile
             with trio.CancelScope(shield=True):
-                done, facts = await trio.to_thread.run_sync(self._run, events, limiter=self._core.threads)
+                done, facts = await trio.to_thread.run_sync(self._run, events, limiter=self._events.threads)
                 if facts:
                     await self._core.database.call(self._core.log.write, facts)
                 await self._core.database.call(store.ack_outbox, done)

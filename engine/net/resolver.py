@@ -103,6 +103,9 @@ class Resolver:
         max_in_flight: most questions on the way at one time; the rest wait.
         clock: seconds of a monotonic clock, for the age of what is kept.
 
+    Attributes:
+        on_failure: told of each question that found nothing or failed, also from what is kept; None for nobody.
+
     Raises:
         ConfigError: a name server is not an address.
     """
@@ -122,6 +125,7 @@ class Resolver:
         self.servers = found.servers
         self.is_ad_trusted = found.is_ad_trusted(trust_ad)
         self.counts = Counts()
+        self.on_failure: Callable[[Answer], object] | None = None
         self._timeout_s = timeout_s
         self._clock = clock
         self._turn = trio.Semaphore(max_in_flight)
@@ -136,6 +140,12 @@ class Resolver:
 
         Never raises for what DNS does: see `Answer.status`.
         """
+        answer = await self._query(name, rdtype)
+        if self.on_failure is not None and answer.status is not Status.OK:
+            self.on_failure(answer)
+        return answer
+
+    async def _query(self, name: str, rdtype: str) -> Answer:
         key = (name.lower().removesuffix("."), rdtype)
         while True:
             answer = self.cached_or_none(*key)

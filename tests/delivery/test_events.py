@@ -11,6 +11,7 @@ from engine.delivery import events as module
 from engine.events import Action, Result, run
 from engine.expand import Scope
 from engine.net.sink import SinkOptions, open_sink
+from engine.policy.answers import Answer, Status
 from engine.queue.model import RecipientState
 from engine.tls.context import server_context
 from engine.tls.selfmade import make_leaf
@@ -339,3 +340,42 @@ async def test_the_second_ehlo_knows_of_tls(make_world: MakeWorld, seen: Recorde
     assert hellos[1].startswith("TLS1.3:")
     assert seen.of("msg:delivery")["tls_out_cipher"] == hellos[1]
     assert "tls:cert" not in seen.names, "a chain that failed its checks gives no event"
+
+
+# DNS
+
+
+@pytest.mark.parametrize(
+    ("status", "cnames", "data"),
+    [
+        (Status.NXDOMAIN, (), "DNS_NOMATCH:d.example:MX"),
+        (Status.NODATA, ("end.example",), "DNS_NODATA:end.example:MX"),
+        (Status.SERVFAIL, (), "DNS_AGAIN:d.example:MX"),
+        (Status.TIMEOUT, (), "DNS_AGAIN:d.example:MX"),
+    ],
+)
+async def test_a_lookup_that_fails_is_told_of(
+    make_world: MakeWorld, seen: Recorder, status: Status, cnames: tuple[str, ...], data: str
+) -> None:
+    world = world_for(make_world, "127.0.0.1:9")
+    events = world.core.events
+    assert events is not None
+    answer = Answer("d.example", "MX", status, cnames=cnames)
+    events.on_dns_failed(answer)
+    with events.lookups_of("smtp"):
+        events.on_dns_failed(answer)
+    events.on_dns_failed(Answer("", "SOA", status))
+    assert seen.pairs == [("dns:fail", data)] * 2
+    assert [values["event_data"] for _, values in seen.raised] == [data] * 2
+    events.on_dns_failed(Answer("a:b.example", "TLSA", status))
+    assert seen.pairs[-1][1].endswith(":a::b.example:TLSA")
+
+
+async def test_a_domain_that_cannot_be_looked_up(make_world: MakeWorld, seen: Recorder) -> None:
+    """A real resolver whose server does not listen."""
+    world = world_for(make_world, "nowhere.example")
+    world.add_job("a@d.example")
+    await world.run()
+    assert "dns:fail" in seen.names
+    assert set(seen.names) <= {"dns:fail", "msg:fail:internal", "msg:complete"}
+    assert all(data.startswith("DNS_AGAIN:nowhere.example:") for name, data in seen.pairs if name == "dns:fail")
