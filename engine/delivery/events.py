@@ -217,9 +217,7 @@ class Events:
         if context is not None:
             it.sender = context.job.sender
             it.created_at = context.job.created_at
-        if content:
-            it.size = len(content)
-            it.headers = _header_lines(content)
+        it.size = len(content)
         return it
 
     def on_delivered(
@@ -340,8 +338,11 @@ class Events:
         owner: str | None = None,
     ) -> None:
         owner = contact.transport if owner is None else owner
-        if self.action(owner, event) is not None:
+        action = self.action(owner, event)
+        if action is not None:
             it = self.about(contact, work.context, claim, work.message_id, data, errno=errno, content=content)
+            if action.wants_headers:
+                it.headers = _header_lines(content)
             self.stored(owner, event, it, _key(work.message_id, claim, event), raised)
 
     def _completed_with(self, context: JobContext, message_id: str, raised: Raised) -> None:
