@@ -425,6 +425,7 @@ class Carrier:
             (claim.address, domain),
             work.context.job.created_at,
             on_timeout=self._on_timeout(work, claim, ending),
+            own_message_at=work.context.job.created_at if work.context.is_personalised else None,
         )
 
     def _message_deferral(self, work: Work, claim: Claim, ending: Ending) -> Deferral:
@@ -437,6 +438,7 @@ class Carrier:
             (host.name, claim.address.rpartition("@")[2]),
             work.context.job.created_at,
             on_timeout=self._on_timeout(work, claim, ending),
+            own_message_at=work.context.job.created_at if work.context.is_personalised else None,
         )
 
     def _on_timeout(self, work: Work, claim: Claim, ending: Ending) -> Callable[[Sequence[Fact]], Raised] | None:

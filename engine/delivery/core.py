@@ -22,7 +22,7 @@ from ..queue.schedule import routing_key
 from .jobs import message_id_of
 from .progress import NO_SITE
 from .raised import Raised
-from .settlement import Deferral
+from .settlement import Deferral, completed_fact
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -137,13 +137,7 @@ class Core:
         """`fact`, and the line that ends its message if the recipient has a message of its own (LG-6)."""
         if context is None or not context.is_personalised:
             return (fact,)
-        return fact, Fact(
-            FactKind.COMPLETED,
-            fact.at,
-            message_id=fact.message_id,
-            queue_time_s=fact.at - context.job.created_at,
-            job=fact.job,
-        )
+        return fact, completed_fact(fact, context.job.created_at)
 
     def completion_of_job(self, job_id: int) -> Fact | None:
         """The line that ends the message that all recipients of a job share; None for other jobs.
@@ -218,6 +212,7 @@ class Core:
                 (domain,),
                 None,
                 is_frozen=route.is_frozen,
+                own_message_at=context.job.created_at if context.is_personalised else None,
             ),
             NO_SITE,
         )

@@ -73,6 +73,8 @@ class Deferral:
         on_timeout: raises the events of a recipient whose time is up; called in the queue's thread with the lines that
             tell of it.
         is_frozen: a person has to release it (host_find_failed = freeze).
+        own_message_at: when the message came that this recipient alone has; if its time is up, that message is
+            complete (LG-6).
     """
 
     claim: Claim
@@ -85,6 +87,7 @@ class Deferral:
     in_doubt: bool = False
     is_frozen: bool = False
     on_timeout: Callable[[Sequence[Fact]], Raised] | None = None
+    own_message_at: float | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -332,6 +335,8 @@ class Settlement:
                 updates[deferral.key] = postponed.record
             if postponed.timed_out and not deferral.in_doubt:
                 entry.facts = (fact, timed_out_fact(fact))
+                if deferral.own_message_at is not None:
+                    entry.facts = (*entry.facts, completed_fact(fact, deferral.own_message_at))
                 if deferral.on_timeout is not None:
                     raised = deferral.on_timeout(entry.facts)
                     entry.facts, entry.events = raised.facts, [*entry.events, *raised.events]
@@ -368,6 +373,13 @@ class Settlement:
         if lines:
             self._log.write(lines)
         return Settled(epochs.total(), result.completed, counts, epochs)
+
+
+def completed_fact(last: Fact, created_at: float) -> Fact:
+    """The line that ends a message, after the `last` of its recipients (LG-6)."""
+    return Fact(
+        FactKind.COMPLETED, last.at, message_id=last.message_id, queue_time_s=last.at - created_at, job=last.job
+    )
 
 
 def timed_out_fact(deferred: Fact) -> Fact:

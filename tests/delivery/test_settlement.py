@@ -102,6 +102,17 @@ async def test_time_runs_out_after_the_last_cutoff(make_world: MakeWorld) -> Non
     ]
 
 
+async def test_the_message_of_one_recipient_is_complete_when_its_time_is_up(make_world: MakeWorld) -> None:
+    """LG-6."""
+    world = make_world()
+    world.add_job("a@d.example")
+    world.clock.now += 3601
+    (claim,) = world.claim()
+    world.core.settlement.defer(deferral(world, claim, own_message_at=world.clock() - 3601), "mx")
+    await commit(world)
+    assert [line.partition(" ")[0] for line in world.log.lines] == ["==", "**", "Completed"]
+
+
 async def test_without_a_rule_it_times_out_at_once(make_world: MakeWorld) -> None:
     """RT-10."""
     world = make_world(retry='pattern = "other.example"\nrule = "F,1h,5m"')
