@@ -89,7 +89,8 @@ def test_each_delivered_recipient_is_one_call_with_its_values(tmp_path: Path, da
 def test_what_is_refused_or_fails_is_not_called_for(tmp_path: Path, database: Postgresql) -> None:
     with SinkProcess("--fail", "0.5") as sink:
         user = user_with(tmp_path, sink.port, database.server())
-        user.send(user.recipients(40), user.message())
+        # one message a recipient: a refusal at the end of a shared one would be everybody's
+        user.send(user.recipients(40), user.message(TEMPLATE), "--template")
         sink.stop()
     delivered = user.delivered()
     assert 0 < len(delivered) < 40
