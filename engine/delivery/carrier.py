@@ -44,7 +44,8 @@ if TYPE_CHECKING:
 #: seconds that a connection waits for more work before it is closed; arbitrary: as long as it takes to claim and route
 #: the next batches, and short enough not to hold a slot at the receiving side
 IDLE_S: Final = 2.0
-#: seconds to wait after trouble of our own (no disk), or of one connection beside others, before the next is tried
+#: seconds to wait after trouble of our own (no disk, no descriptors), or of one connection beside others, before
+#: the next is tried
 BREATH_S: Final = 1.0
 #: seconds between looks at a queue that takes no outcomes, while nothing new may be begun
 STUCK_S: Final = 0.2

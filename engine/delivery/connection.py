@@ -13,7 +13,7 @@ import trio
 
 from ..errors import DeliveryError, EventRefusal, Scope
 from ..queue.store import QueueLocked
-from .carrier import Carrier
+from .carrier import BREATH_S, Carrier
 from .connect import connect
 from .hosterrors import bare_connection, judge_hosts, log_host_error, on_host_error, settle_unservable
 
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 #: seconds for which no further connection to a site is tried after one was refused beside others that work
 CROWDED_S: Final = 60.0
-#: seconds to wait after trouble of our own (no descriptors, no memory) before the same is tried again
-BREATH_S: Final = 1.0
 
 
 async def serve(core: Core, site: Site) -> None:

@@ -221,8 +221,7 @@ class Core:
         """Count what a commit did."""
         count = self.progress.count
         for (label, kind, was_waiting, in_doubt), number in settled.counts.items():
-            for _ in range(number):
-                count(kind, label or NO_SITE, was_waiting=was_waiting, in_doubt=in_doubt)
+            count(kind, label or NO_SITE, was_waiting=was_waiting, in_doubt=in_doubt, number=number)
         for epoch, number in settled.epochs.items():
             self.leases.close(epoch, number)
         for job_id in settled.completed:

@@ -74,33 +74,41 @@ class Progress:
             self.started_at = now
 
     def count(
-        self, kind: OutcomeKind, label: str = NO_SITE, *, was_waiting: bool = False, in_doubt: bool = False
+        self,
+        kind: OutcomeKind,
+        label: str = NO_SITE,
+        *,
+        was_waiting: bool = False,
+        in_doubt: bool = False,
+        number: int = 1,
     ) -> None:
-        """Count one committed outcome.
+        """Count committed outcomes of one kind.
 
         Args:
-            kind: how the attempt ended; a release counts nothing.
+            kind: how the attempts ended; a release counts nothing.
             label: the site, by its first host.
-            was_waiting: this run has counted a deferral of the same recipient before.
-            in_doubt: a deferral whose message may have been delivered.
+            was_waiting: this run has counted a deferral of the same recipients before.
+            in_doubt: deferrals whose message may have been delivered.
+            number: how many there are.
         """
         if kind is OutcomeKind.RELEASED:
             return
         site = self.site(label)
-        self.waiting -= was_waiting
+        if was_waiting:
+            self.waiting -= number
         if kind is OutcomeKind.DELIVERED:
-            self.delivered += 1
-            site.delivered += 1
+            self.delivered += number
+            site.delivered += number
         elif kind is OutcomeKind.FAILED:
-            self.failed += 1
-            site.failed += 1
+            self.failed += number
+            site.failed += number
         else:
-            self.deferred += 1
-            self.waiting += 1
-            site.deferred += 1
+            self.deferred += number
+            self.waiting += number
+            site.deferred += number
             if in_doubt:
-                self.in_doubt += 1
-                site.in_doubt += 1
+                self.in_doubt += number
+                site.in_doubt += number
 
     def site(self, label: str) -> SiteCounts:
         """The counts of a site, made when it is new."""
