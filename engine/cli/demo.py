@@ -2,8 +2,9 @@
 
 Layer: command line.  Spec: design.md "Command line".
 It writes a template, a list of recipients and a configuration into a directory, starts a sink with a certificate of its
-own in a process of its own, and runs the very `outrider send` that a user would run.  In the end the sink's own count
-must agree with the engine's.
+own in a process of its own, and runs the very `outrider send` that a user would run: hosts are found by MX, and every
+connection must be proved by DANE (the sink's own DNS says of its answers that they are signed).  In the end the sink's
+own count must agree with the engine's.
 """
 
 from __future__ import annotations
@@ -53,16 +54,19 @@ log_file = "{directory}/main.log"
 json_log_file = "{directory}/main.jsonl"
 in_doubt_delay = "2s"
 
+[dns]
+nameservers = ["{dns}"]                  # the sink's: every domain has the sink for its mail host
+
 [[routers]]
-name = "sink"
-driver = "manualroute"
-route_list = ["* 127.0.0.1:{port}"]      # everything goes to the sink of the demo
-self = "send"
+name = "dnslookup"
+driver = "dnslookup"
+self = "send"                            # the sink is on this machine
 transport = "remote_smtp"
 
 [transports.remote_smtp]
 driver = "smtp"
-hosts_require_tls = "*"                  # not one message in clear
+port = {port}
+hosts_require_dane = "*"                 # no message without a certificate that a TLSA record names
 
 [[retry]]
 pattern = "*"
@@ -81,18 +85,20 @@ def demo(
     with _directory(keep) as directory:
         _write_recipients(directory / "recipients.csv", count)
         (directory / "message.eml").write_text(TEMPLATE, encoding="utf-8")
-        sink_command = [*_outrider(), "sink", "--listen", "127.0.0.1:0", "--require-tls", "--track", "--json"]
+        sink_command = [*_outrider(), "sink", "--listen", "127.0.0.1:0", "--dns", "127.0.0.1:0"]
+        sink_command += ["--host-name", "mx.sink.example", "--require-tls", "--track", "--json"]
         _say(f"a sink that takes mail over TLS only:  outrider {shlex.join(sink_command[3:])}")
         with subprocess.Popen(sink_command, stdout=subprocess.PIPE, text=True) as sink:
             try:
-                port = _first_line(sink)["port"]
-                text = CONFIGURATION.format(directory=directory, port=port)
+                first = _first_line(sink)
+                text = CONFIGURATION.format(directory=directory, port=first["port"], dns=first["dns"])
                 (directory / "outrider.toml").write_text(text, encoding="utf-8")
                 status = _send(directory)
             finally:
                 sink.send_signal(signal.SIGTERM)
             counts = _last_line(sink)
-    return _verdict(status, counts, count, directory if keep else None)
+        proved = _count_proved(directory / "main.log")
+    return _verdict(status, counts, proved, count, directory if keep else None)
 
 
 def _send(directory: Path) -> int:
@@ -102,7 +108,15 @@ def _send(directory: Path) -> int:
     return subprocess.run([*_outrider(), *arguments, "--wait"], cwd=directory, check=False).returncode
 
 
-def _verdict(status: int, counts: dict[str, Any], count: int, kept: Path | None) -> int:
+def _count_proved(log: Path) -> int:
+    """Deliveries whose line in the main log says that DANE proved the host."""
+    if not log.exists():
+        return 0
+    with log.open(encoding="utf-8") as lines:
+        return sum(" => " in line and " CV=dane " in line for line in lines)
+
+
+def _verdict(status: int, counts: dict[str, Any], proved: int, count: int, kept: Path | None) -> int:
     print()
     _say(
         f"the sink counted {counts['messages']:,} messages for {counts['unique']:,} recipients over"
@@ -110,9 +124,9 @@ def _verdict(status: int, counts: dict[str, Any], count: int, kept: Path | None)
     )
     if kept is not None:
         _say(f"all of it is in {kept}: the queue, the main log, the same as JSON, the configuration")
-    agree = counts["messages"] == counts["unique"] == count and counts["duplicates"] == 0
+    agree = counts["messages"] == counts["unique"] == proved == count and counts["duplicates"] == 0
     if status == Exit.OK and agree:
-        _say(f"both sides agree: {count:,} recipients, each delivered once")
+        _say(f"both sides agree: {count:,} recipients, each delivered once, to a host that DANE proved")
         return Exit.OK
     _say(f"the two sides do not agree: {count:,} were to be delivered, and the send ended with status {status}")
     return status or Exit.UNAVAILABLE

@@ -21,12 +21,15 @@ from cryptography import x509
 
 from ..errors import ConfigError
 from ..net.sink import IDLE_TIMEOUT_S, Sink, SinkOptions, open_sink
+from ..net.sink_dns import SinkNames, open_names
 from ..smtp.server import DEFAULT_MAX_RECIPIENTS, DEFAULT_MAX_SIZE_OCTETS, EXTENSIONS, ServerOptions
 from ..tls.context import server_context
 from ..tls.selfmade import make_leaf, tlsa_record
 from .exits import exit_on_error
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from OpenSSL import SSL
 
 #: open files beside the connections: the interpreter's, the listener, what is being stored
@@ -40,6 +43,10 @@ def sink(
     tls: Annotated[bool, typer.Option("--tls/--no-tls", help="Offer STARTTLS; self-made without --tls-cert.")] = True,
     require_tls: Annotated[bool, typer.Option(help="Refuse mail without TLS.")] = False,
     host_name: Annotated[str, typer.Option(help="Name in the greeting and in a self-made certificate.")] = "localhost",
+    dns: Annotated[
+        str | None,
+        typer.Option(help="Answer DNS here: every domain has this sink for its MX, with TLSA, as if it were signed."),
+    ] = None,
     store: Annotated[Path | None, typer.Option(help="Directory to store messages in.")] = None,
     delay: Annotated[float, typer.Option(help="Milliseconds between a command and its reply.", min=0)] = 0,
     defer: Annotated[float, typer.Option(help="Probability that a recipient is deferred.", min=0, max=1)] = 0,
@@ -66,6 +73,7 @@ def sink(
     with exit_on_error():
         try:
             host, port = _host_and_port(listen)
+            names_at = _host_and_port(dns) if dns is not None else None
             server = ServerOptions(
                 host_name=host_name,
                 extensions=extensions + tuple(word for word in offer or [] if word not in extensions),
@@ -98,21 +106,24 @@ def sink(
             seed=seed,
             idle_timeout_s=idle_timeout,
         )
-        trio.run(_run, options, tlsa, as_json)
+        trio.run(_run, options, tlsa, names_at, as_json)
 
 
-async def _run(options: SinkOptions, tlsa: str | None, as_json: bool) -> None:
+async def _run(options: SinkOptions, tlsa: str | None, names_at: tuple[str, int] | None, as_json: bool) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with contextlib.AsyncExitStack() as stack:
-            try:
+            with _telling_where(options.host, options.port):
                 running = await stack.enter_async_context(open_sink(options))
-            except OSError as error:
-                where = f"{options.host}:{options.port}"
-                raise ConfigError(f"cannot listen on {where}: {error.strerror or error}") from None
             host, port = running.address
-            shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-            first = {"listening": shown, "host": host, "port": port, "tlsa": tlsa}
-            print(json.dumps(first) if as_json else shown, flush=True)
+            first = {"listening": _shown(host, port), "host": host, "port": port, "tlsa": tlsa}
+            if names_at is not None:
+                with _telling_where(*names_at):
+                    names = SinkNames(options.server.host_name, host, port, tlsa)
+                    first["dns"] = _shown(*await stack.enter_async_context(open_names(names, *names_at)))
+            if as_json:
+                print(json.dumps(first), flush=True)
+            else:
+                print(first["listening"], *(["DNS", first["dns"]] if "dns" in first else []), flush=True)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_tell_store_error, running)
                 async for _ in signals:
@@ -125,6 +136,19 @@ async def _run(options: SinkOptions, tlsa: str | None, as_json: bool) -> None:
     except BrokenPipeError:
         # Nobody reads any more, as after `outrider sink | head -1`; the interpreter must not try again at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextlib.contextmanager
+def _telling_where(host: str, port: int) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = error.strerror or error if isinstance(error, OSError) else error
+        raise ConfigError(f"cannot listen on {host}:{port}: {reason}") from None
+
+
+def _shown(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 async def _tell_store_error(running: Sink) -> None:

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import dns.message
+import dns.query
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -73,6 +75,8 @@ def test_bad_options_are_a_usage_error(arguments: list[str], text: str) -> None:
     ("arguments", "code", "text"),
     [
         (["--listen", "192.0.2.1:2525"], 78, "cannot listen on 192.0.2.1:2525"),
+        (["--dns", "192.0.2.1:53"], 78, "cannot listen on 192.0.2.1:53"),
+        (["--dns", "names:53"], 78, "cannot listen on names:53"),
         (["--listen", "no-such-host.invalid:2525"], 78, "cannot listen on no-such-host.invalid:2525"),
         (["--tls-cert", "/nonexistent/cert.pem"], 78, "certificate and key from /nonexistent/cert.pem"),
         (["--store", "/dev/null/mail"], 75, "cannot store messages in /dev/null/mail: Not a directory"),
@@ -125,6 +129,14 @@ def test_without_json_it_prints_lines_for_people() -> None:
         output = running.stop()
     assert "messages: 0\n" in output
     assert "tls connections: 0\n" in output
+
+
+def test_it_answers_dns_for_itself() -> None:
+    with SinkProcess("--host-name", "mx.sink.test", "--dns", "127.0.0.1:0") as running:
+        address, _, port = running.first["dns"].rpartition(":")
+        query = dns.message.make_query(f"_{running.port}._tcp.mx.sink.test", "TLSA")
+        response = dns.query.udp(query, address, port=int(port), timeout=10)
+        assert response.answer[0][0].to_text() == running.first["tlsa"]
 
 
 def test_it_ends_quietly_when_nobody_reads_what_it_prints() -> None:
