@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
 from ..errors import ConfigError, StoreError
-from ._schema import APPLICATION_ID, SCHEMA, SCHEMA_VERSION
+from ._schema import APPLICATION_ID, MIGRATIONS, SCHEMA, SCHEMA_VERSION
 from .store import NotAQueue, QueueCorrupt, QueueFull, QueueLocked, QueueReadOnly
 
 if TYPE_CHECKING:
@@ -119,15 +119,22 @@ class Database:
                 if self._check_schema():
                     for statement in SCHEMA:
                         self._db.execute(statement)
+        elif self._version() != SCHEMA_VERSION:
+            self._migrate()
         self._check_length()
 
     def _check_schema(self) -> bool:
         """Whether the file is still empty.  Raises NotAQueue for what is not ours or not of this version."""
         (application,) = self._db.execute("PRAGMA application_id").fetchone()
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        version = self._version()
         (tables,) = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if application == APPLICATION_ID:
-            if version != SCHEMA_VERSION:
+            if version in MIGRATIONS and self.read_only:
+                raise NotAQueue(
+                    f"{self.path} is a queue of schema version {version}, which only a command that writes to it"
+                    f" (an engine, or `outrider queue retry`) brings to version {SCHEMA_VERSION}"
+                )
+            if version != SCHEMA_VERSION and version not in MIGRATIONS:
                 raise NotAQueue(
                     f"{self.path} is a queue of schema version {version}; this version reads {SCHEMA_VERSION}"
                 )
@@ -135,6 +142,19 @@ class Database:
         if application or version or tables:
             raise NotAQueue(f"{self.path} is a SQLite database of something else, not an Outrider queue")
         return True
+
+    def _version(self) -> int:
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        return int(version)
+
+    def _migrate(self) -> None:
+        """Bring a file of an older version to ours, in one commit."""
+        with self._writing():
+            # another process may have done it meanwhile
+            while (version := self._version()) in MIGRATIONS:
+                for statement in MIGRATIONS[version]:
+                    self._db.execute(statement)
+                self._db.execute(f"PRAGMA user_version = {version + 1}")
 
     def _enter_wal(self) -> None:
         # two processes that open a new file at once: SQLite does not wait here by itself

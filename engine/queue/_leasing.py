@@ -15,9 +15,10 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 from ._loading import Loading
+from ._outbox import OutboxKeeping, storable
 from ._rows import COUNT_COLUMNS, RETRY_COLUMNS, pack_members, retry_from_row
 from ._schema import EXPIRES, NEVER, SERVED
-from .model import NUMBER_BITS, Claim, JobCounts, JobState, OutboxEvent, OutcomeKind, RecipientState, SettleResult
+from .model import NUMBER_BITS, Claim, JobCounts, JobState, OutcomeKind, RecipientState, SettleResult
 from .store import NoSuchJob
 
 if TYPE_CHECKING:
@@ -25,10 +26,8 @@ if TYPE_CHECKING:
 
     from ._rows import Row
     from .journal import Journal
-    from .model import Outcome, RetryRecord
+    from .model import OutboxEvent, Outcome, RetryRecord
 
-#: characters of a reply or error that a recipient keeps
-MAX_TEXT: Final = 1000
 #: jobs that one step of a claim looks at
 _JOBS_A_STEP: Final = 32
 #: recipients that a claim takes of one job at least, where there are so many jobs that shares would be tiny
@@ -56,17 +55,11 @@ _COUNTERS: Final = (
 )
 
 
-def storable(text: str) -> str:
-    """Text that came from a server, as the queue can keep it: not too long, and lone surrogates replaced."""
-    text = text[:MAX_TEXT]
-    return text if text.isascii() else text.encode("utf-8", "replace").decode()
-
-
 class _Mismatch(Exception):
     """Some outcome did not match a lease."""
 
 
-class Leasing(Loading):
+class Leasing(Loading, OutboxKeeping):
     """The delivering half of the store."""
 
     _journals: dict[int, Journal]
@@ -210,7 +203,7 @@ class Leasing(Loading):
     ) -> SettleResult:
         with self._writing():
             result = self._settle(owner, outcomes, now)
-            self._store_events(owner, events)
+            self._store_events(owner, events, now)
             if retry_deletes:
                 self._db.executemany("DELETE FROM retry WHERE key = ?", [(key,) for key in retry_deletes])
             if retry_updates:
@@ -235,11 +228,6 @@ class Leasing(Loading):
                 flights = [(outcome.recipient_id, outcome.epoch) for outcome in outcomes]
                 self._after_commit.append(lambda: journal.forget_quietly(flights))
         return result
-
-    def _store_events(self, owner: int, events: Iterable[OutboxEvent]) -> None:
-        rows = [(owner, event.name, event.key, event.payload) for event in events]
-        if rows:
-            self._db.executemany("INSERT INTO outbox (owner, name, key, payload) VALUES (?, ?, ?, ?)", rows)
 
     def _settle(self, owner: int, outcomes: Sequence[Outcome], now: float) -> SettleResult:
         if not outcomes:
@@ -420,16 +408,3 @@ class Leasing(Loading):
     def drop_retry_records(self, last_tried_before: float) -> int:
         with self._writing():
             return self._db.execute("DELETE FROM retry WHERE last_try_at < ?", (last_tried_before,)).rowcount
-
-    def drain_outbox(self, owner: int, limit: int, after: int = 0) -> list[OutboxEvent]:
-        with self._errors():
-            rows = self._db.execute(
-                "SELECT name, key, payload, id FROM outbox WHERE id > ? AND owner = ? ORDER BY id LIMIT ?",
-                (after, owner, limit),
-            ).fetchall()
-        return [OutboxEvent(*row) for row in rows]
-
-    def ack_outbox(self, ids: Sequence[int]) -> None:
-        if ids:
-            with self._writing():
-                self._db.executemany("DELETE FROM outbox WHERE id = ?", [(number,) for number in ids])

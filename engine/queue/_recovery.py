@@ -236,7 +236,7 @@ class Recovering(Leasing):
             events.extend(findings.describe(recovered))
         findings.completed.extend(self._settle(engine, outcomes, findings.now).completed)
         self._db.execute("DELETE FROM leases WHERE epoch = ?", (epoch,))
-        self._store_events(findings.owner, events)
+        self._store_events(findings.owner, events, findings.now)
 
     def _remove_orphans(self) -> None:
         """Remove journals whose engine is struck off: it was interrupted between its commit and their removal."""

@@ -16,7 +16,7 @@ from typing import Final
 
 #: "Outr"; tells our files from other SQLite databases
 APPLICATION_ID: Final = 0x4F757472
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 #: UTC epoch seconds that no clock reaches; sorts behind every real time
 NEVER: Final = 9e15
 
@@ -27,6 +27,24 @@ TO_BE_REMOVED: Final = 0
 SERVED: Final = "state = 0 AND (loader IS NULL OR start_early)"
 #: jobs that can expire: active or held
 EXPIRES: Final = "state < 2 AND (loader IS NULL OR start_early) AND expires_at IS NOT NULL"
+
+#: what version 2 added beside columns; says IF NOT EXISTS, for `MIGRATIONS`
+_VERSION_2: Final = (
+    # events without an engine: engines look for them every second, and never find any but after a death or a command
+    "CREATE INDEX IF NOT EXISTS outbox_free ON outbox (id) WHERE owner = 0",
+    """CREATE TABLE IF NOT EXISTS dead_letters (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        name TEXT NOT NULL,
+        key TEXT NOT NULL,
+        payload BLOB NOT NULL,
+        handler TEXT NOT NULL,
+        handler_group TEXT NOT NULL,
+        reason TEXT NOT NULL,
+        attempts INTEGER NOT NULL,
+        stored_at REAL NOT NULL,
+        died_at REAL NOT NULL
+    )""",
+)
 
 SCHEMA: Final = (
     """CREATE TABLE jobs (
@@ -106,8 +124,24 @@ SCHEMA: Final = (
         owner INTEGER NOT NULL,
         name TEXT NOT NULL,
         key TEXT NOT NULL,
-        payload BLOB NOT NULL
+        payload BLOB NOT NULL,
+        stored_at REAL NOT NULL DEFAULT 0,
+        handler TEXT NOT NULL DEFAULT '',
+        handler_group TEXT NOT NULL DEFAULT ''
     )""",
+    *_VERSION_2,
     f"PRAGMA application_id = {APPLICATION_ID}",
     f"PRAGMA user_version = {SCHEMA_VERSION}",
 )
+
+#: version -> what makes a file of it one of the next version
+MIGRATIONS: Final = {
+    1: (
+        "ALTER TABLE outbox ADD COLUMN stored_at REAL NOT NULL DEFAULT 0",
+        "ALTER TABLE outbox ADD COLUMN handler TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE outbox ADD COLUMN handler_group TEXT NOT NULL DEFAULT ''",
+        # nobody knows how old they are, so they get all the time there is
+        "UPDATE outbox SET stored_at = CAST(strftime('%s', 'now') AS REAL)",
+        *_VERSION_2,
+    ),
+}

@@ -248,6 +248,10 @@ class Outcome:
     in_doubt: bool = False
 
 
+#: what `OutboxEvent.handler` and `DeadLetter.handler` say for the string of `event_action`; no handler is called so
+PROGRAM: Final = "event_action"
+
+
 @dataclass(frozen=True, slots=True)
 class OutboxEvent:
     """An event that is committed with the outcome it tells of and leaves when a worker acknowledged it.
@@ -257,12 +261,58 @@ class OutboxEvent:
         key: the same for every repetition of this event, so that a consumer can drop repetitions.
         payload: msgpack; opaque to the queue.
         id: number in the outbox, 0 before it is stored.
+        stored_at: UTC epoch seconds; set by the store.
+        handler: who it is for: a handler, `PROGRAM` for the string of `event_action`, "" for all that want it.
+        group: the group of workers that has the handler; "" for any.
     """
 
     name: str
     key: str
     payload: bytes
     id: int = 0
+    stored_at: float = 0.0
+    handler: str = ""
+    group: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """An event that one handler, or the string of `event_action`, could not be made to take.
+
+    Attributes:
+        name, key, payload: those of the event.
+        handler: the one that gave up, or `PROGRAM`; group: the group of its workers, "" if it has none.
+        reason: the last error.
+        attempts: how often it was tried.
+        stored_at: when the event was stored; died_at: when it was given up (UTC epoch seconds).
+        id: its number, 0 before it is stored.
+    """
+
+    name: str
+    key: str
+    payload: bytes
+    handler: str
+    group: str
+    reason: str
+    attempts: int
+    stored_at: float
+    died_at: float
+    id: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxReport:
+    """How the outbox stands.
+
+    Attributes:
+        waiting: events of all engines.
+        oldest_at: when the oldest was stored, in UTC epoch seconds; None when there is none.
+        dead: dead letters.
+    """
+
+    waiting: int = 0
+    oldest_at: float | None = None
+    dead: int = 0
 
 
 @dataclass(frozen=True, slots=True)

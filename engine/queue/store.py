@@ -39,6 +39,10 @@ loader died is removed, never sent; with `NewJob.start_early` it is held instead
 **Turns.**  Jobs that are due take turns: one claim takes an equal share of each, and a job that was served goes behind
 those that wait.  Inside a job what is due longest comes first.
 
+**Events.**  What `settle` and `recover` store stays in the outbox until it is acknowledged: it is run at least once, in
+order.  What cannot be run for good becomes a *dead letter*, one for each handler that gave up, in the commit that takes
+the event out; a person looks at it, and puts it back or drops it.
+
 **What we do not do.**  There is no total order of recipients; no delivery to many machines from one file (the locks are
 those of one kernel; PostgreSQL will fill this same protocol); no wait inside a call but the bounded one for another
 process's transaction.  Every call is synchronous and is made from one thread at a time; the caller gives it one.
@@ -63,6 +67,7 @@ if TYPE_CHECKING:
         Added,
         Changed,
         Claim,
+        DeadLetter,
         Explanation,
         Filter,
         Job,
@@ -70,6 +75,7 @@ if TYPE_CHECKING:
         NewJob,
         NewRecipient,
         OutboxEvent,
+        OutboxReport,
         Outcome,
         RecipientView,
         Recovered,
@@ -244,8 +250,40 @@ class Store(Protocol):
     def drain_outbox(self, owner: int, limit: int, after: int = 0) -> list[OutboxEvent]:
         """The oldest events of this engine with an id over `after`; they stay until acknowledged."""
 
-    def ack_outbox(self, ids: Sequence[int]) -> None:
-        """Remove events; an id that is not there does no harm."""
+    def ack_outbox(self, ids: Sequence[int], dead: Sequence[DeadLetter] = ()) -> None:
+        """Remove events, and keep what became of some of them as dead letters, in one commit.
+
+        An id that is not there does no harm.
+        """
+
+    def adopt_outbox(self, owner: int) -> int:
+        """Take over the events that no engine has; how many.
+
+        Those that `retry_dead_letters` puts back come behind all others; what a dead engine left may come before what
+        was drained already.
+        """
+
+    def outbox_reaches(self, count: int) -> bool:
+        """Whether at least `count` events (1 or more) of all engines wait; cheap as long as they are far fewer."""
+
+    def outbox_report(self) -> OutboxReport:
+        """How many events wait, and for how long; reads all of them."""
+
+    # dead letters
+
+    def dead_letters(
+        self, limit: int, after: int = 0, *, event: str | None = None, ids: Sequence[int] | None = None
+    ) -> list[DeadLetter]:
+        """Dead letters by number, from behind `after`: those of events that match a glob, and of these numbers."""
+
+    def retry_dead_letters(self, ids: Sequence[int], now: float) -> int:
+        """Put the events of dead letters back into the outbox, in the order of their numbers; how many.
+
+        Each has the key that it had, and is for just the handler that gave up.  No engine has them: see `adopt_outbox`.
+        """
+
+    def drop_dead_letters(self, ids: Sequence[int]) -> int:
+        """Forget dead letters; how many."""
 
     # administration
 

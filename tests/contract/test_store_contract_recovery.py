@@ -1,4 +1,4 @@
-"""What every store promises, whatever is under it: the outbox, retry records, expiry, what a crash leaves.
+"""What every store promises, whatever is under it: retry records, expiry, what a crash leaves.
 
 The text of `engine.queue.store`, sentence by sentence; see `fakes.stores`.
 """
@@ -17,47 +17,17 @@ from engine.queue.model import (
     NewJob,
     NewRecipient,
     OutboxEvent,
-    Outcome,
     OutcomeKind,
     Recovered,
     RecoveryKind,
     RetryRecord,
-    recipient_id,
 )
-from fakes.stores import LEASE_S, NOW, Bench, addresses, stopped_group
+from fakes.stores import LEASE_S, NOW, Bench, addresses
 
 DELIVERED, DEFERRED, FAILED, RELEASED = OutcomeKind
 
 
-# --- outbox and retry records -----------------------------------------------------------------------------------------
-
-
-def test_events_are_stored_with_the_outcome_they_tell_of(bench: Bench, other: Bench) -> None:
-    job = bench.load(*addresses(2))
-    a, b = bench.claim()
-    events = [OutboxEvent("msg:delivery", "k1", b"\x00one"), OutboxEvent("msg:complete", "k2", b"two")]
-    with stopped_group(bench):
-        bench.store.settle(bench.owner, [a.outcome(DELIVERED)], NOW, events=events)
-    assert bench.store.drain_outbox(bench.owner, 10) == []
-    bench.store.settle(bench.owner, [a.outcome(DELIVERED), b.outcome(DELIVERED)], NOW, events=events)
-    first, second = bench.store.drain_outbox(bench.owner, 10)
-    assert (first.name, first.key, first.payload) == ("msg:delivery", "k1", b"\x00one")
-    assert first.id < second.id
-    assert bench.store.drain_outbox(bench.owner, 10) == [first, second], "they stay until acknowledged"
-    assert bench.store.drain_outbox(bench.owner, 10, after=first.id) == [second]
-    assert bench.store.drain_outbox(bench.owner, 1) == [first]
-    assert other.store.drain_outbox(other.owner, 10) == []
-    bench.store.ack_outbox([first.id, first.id, 12345])
-    bench.store.ack_outbox([])
-    assert bench.store.drain_outbox(bench.owner, 10) == [second]
-    assert bench.store.counts(job).delivered == 2
-
-
-def test_events_survive_even_when_the_outcome_is_lost(bench: Bench) -> None:
-    outcome = Outcome(recipient_id(1, 1), 77, DELIVERED)
-    result = bench.store.settle(bench.owner, [outcome], NOW, events=[OutboxEvent("n", "k", b"")])
-    assert result.lost == (outcome,)
-    assert len(bench.store.drain_outbox(bench.owner, 10)) == 1
+# --- retry records -----------------------------------------------------------------------------------------
 
 
 def test_retry_records_come_back_as_they_were_stored(bench: Bench) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from engine.errors import ConfigError, StoreError
-from engine.queue import _loading
+from engine.queue import _loading, _schema
 from engine.queue._database import queue_path
 from engine.queue._schema import SERVED
 from engine.queue.model import Filter, NewJob, NewRecipient, OutcomeKind
@@ -158,12 +158,73 @@ def test_another_database_is_not_a_queue_and_is_not_touched(path: str) -> None:
     assert Path(path).read_bytes() == before
 
 
+def older_file(path: str) -> None:
+    script = (PROJECT / "tests" / "vectors" / "queue" / "version_1.sql").read_text()
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.executescript(script)
+
+
+def schema(path: str) -> tuple[object, ...]:
+    """Columns of every table, indices, and the version: what two files of one version have in common."""
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        names = database.execute("SELECT type, name FROM sqlite_master ORDER BY 1, 2").fetchall()
+        columns = [
+            database.execute("SELECT * FROM pragma_table_info(?)", (name,)).fetchall()
+            for kind, name in names
+            if kind == "table"
+        ]
+        return names, columns, database.execute("PRAGMA user_version").fetchone()
+
+
+def test_a_queue_of_version_1_is_brought_to_ours_with_all_that_is_in_it(tmp_path: Path, path: str) -> None:
+    older_file(path)
+    with opened(path) as store:
+        (job,) = store.jobs(10)
+        assert (job.counts.total, job.counts.delivered, job.counts.deferred, job.counts.waiting) == (3, 1, 1, 1)
+        owner = store.register(NOW).owner
+        store.recover(owner, NOW)
+        events = store.drain_outbox(owner, 10)
+        assert [(event.name, event.key, event.payload) for event in events] == [
+            ("msg:delivery", "k1", b"\x00one"),
+            ("msg:defer", "k2", b"two"),
+        ]
+        assert all(event.stored_at > NOW and not event.handler for event in events), "counted from now on"
+        assert {claim.address for claim in store.claim(owner, 10, NOW + 10, 60)} == {"u2@example.org", "u3@example.org"}
+        assert store.dead_letters(10) == []
+    new = str(tmp_path / "new.db")
+    with opened(new):
+        pass
+    assert schema(path) == schema(new)
+    with opened(path):  # a second time there is nothing to do
+        pass
+
+
+def test_a_queue_of_version_1_is_not_changed_by_who_only_reads(path: str) -> None:
+    older_file(path)
+    before = Path(path).read_bytes()
+    with pytest.raises(NotAQueue, match="schema version 1, which only a command that writes to it"):
+        SqliteStore(path, read_only=True)
+    assert Path(path).read_bytes() == before
+
+
+def test_a_migration_that_fails_changes_nothing(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    older_file(path)
+    before = schema(path)
+    with monkeypatch.context() as patch:
+        patch.setitem(_schema.MIGRATIONS, 1, (*_schema.MIGRATIONS[1], "SELECT 1 FROM nowhere"))
+        with pytest.raises(StoreError, match="nowhere"):
+            SqliteStore(path)
+    assert schema(path) == before
+    with opened(path) as store:
+        assert len(store.jobs(10)) == 1
+
+
 def test_a_queue_of_another_version_says_so(path: str) -> None:
     with opened(path) as store:
         fill(store)
     with contextlib.closing(sqlite3.connect(path)) as database:
         database.execute("PRAGMA user_version = 99")
-    with pytest.raises(NotAQueue, match="schema version 99; this version reads 1"):
+    with pytest.raises(NotAQueue, match="schema version 99; this version reads 2"):
         SqliteStore(path)
 
 

@@ -1,0 +1,123 @@
+"""The outbox of the SQLite queue, and the dead letters of events that no handler could be made to take.
+
+Layer: adapter (SQLite).  Spec: the protocol in store.py; issue "Event actions", "Guarantees".
+Invariants: an event that becomes a dead letter leaves the outbox in the commit that stores the letter, and the other
+way round when it is tried again; numbers grow and are never used twice, so what is stored later comes later.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Final
+
+from ._database import Database
+from .model import DeadLetter, OutboxEvent, OutboxReport
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+#: characters of a reply or error that the queue keeps
+MAX_TEXT: Final = 1000
+#: the owner of events that no engine has
+NOBODY: Final = 0
+
+_LETTER_COLUMNS: Final = "name, key, payload, handler, handler_group, reason, attempts, stored_at, died_at"
+
+
+def storable(text: str) -> str:
+    """Text that came from a server, as the queue can keep it: not too long, and lone surrogates replaced."""
+    text = text[:MAX_TEXT]
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
+class OutboxKeeping(Database):
+    """The part of the store that keeps events."""
+
+    def _store_events(self, owner: int, events: Iterable[OutboxEvent], now: float) -> None:
+        rows = [(owner, event.name, event.key, event.payload, now, event.handler, event.group) for event in events]
+        if rows:
+            self._db.executemany(
+                "INSERT INTO outbox (owner, name, key, payload, stored_at, handler, handler_group)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                rows,
+            )
+
+    def drain_outbox(self, owner: int, limit: int, after: int = 0) -> list[OutboxEvent]:
+        with self._errors():
+            rows = self._db.execute(
+                "SELECT name, key, payload, id, stored_at, handler, handler_group FROM outbox"
+                " WHERE id > ? AND owner = ? ORDER BY id LIMIT ?",
+                (after, owner, limit),
+            ).fetchall()
+        return [OutboxEvent(*row) for row in rows]
+
+    def ack_outbox(self, ids: Sequence[int], dead: Sequence[DeadLetter] = ()) -> None:
+        if not ids and not dead:
+            return
+        with self._writing():
+            self._db.executemany("DELETE FROM outbox WHERE id = ?", [(number,) for number in ids])
+            self._db.executemany(
+                f"INSERT INTO dead_letters ({_LETTER_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                [
+                    (
+                        *(letter.name, letter.key, letter.payload, letter.handler, letter.group),
+                        *(storable(letter.reason), letter.attempts, letter.stored_at, letter.died_at),
+                    )
+                    for letter in dead
+                ],
+            )
+
+    def adopt_outbox(self, owner: int) -> int:
+        with self._errors():
+            if not self._db.execute("SELECT 1 FROM outbox WHERE owner = 0 LIMIT 1").fetchone():
+                return 0
+        with self._writing():
+            return self._db.execute("UPDATE outbox SET owner = ? WHERE owner = 0", (owner,)).rowcount
+
+    def outbox_report(self) -> OutboxReport:
+        with self._errors():
+            # numbers grow with time, so the first is the oldest
+            first = self._db.execute("SELECT stored_at FROM outbox ORDER BY id LIMIT 1").fetchone()
+            (waiting,) = self._db.execute("SELECT count(*) FROM outbox").fetchone()
+            (dead,) = self._db.execute("SELECT count(*) FROM dead_letters").fetchone()
+        return OutboxReport(waiting, None if first is None else first[0], dead)
+
+    def outbox_reaches(self, count: int) -> bool:
+        with self._errors():
+            first, last = self._db.execute(
+                "SELECT (SELECT id FROM outbox ORDER BY id LIMIT 1), (SELECT id FROM outbox ORDER BY id DESC LIMIT 1)"
+            ).fetchone()
+            # the span of the numbers is known at once, and nearly always enough
+            if first is None or last - first + 1 < count:
+                return False
+            row = self._db.execute("SELECT 1 FROM outbox LIMIT 1 OFFSET ?", (count - 1,)).fetchone()
+        return row is not None
+
+    def dead_letters(
+        self, limit: int, after: int = 0, *, event: str | None = None, ids: Sequence[int] | None = None
+    ) -> list[DeadLetter]:
+        with self._errors():
+            rows = self._db.execute(
+                f"SELECT {_LETTER_COLUMNS}, id FROM dead_letters WHERE id > ? AND (? IS NULL OR name GLOB ?)"
+                " AND (? IS NULL OR id IN (SELECT value FROM json_each(?))) ORDER BY id LIMIT ?",
+                (after, event, event, *[None if ids is None else json.dumps(list(ids))] * 2, limit),
+            ).fetchall()
+        return [DeadLetter(*row) for row in rows]
+
+    def retry_dead_letters(self, ids: Sequence[int], now: float) -> int:
+        chosen = json.dumps(list(ids))
+        with self._writing():
+            count = self._db.execute(
+                "INSERT INTO outbox (owner, name, key, payload, stored_at, handler, handler_group)"
+                f" SELECT {NOBODY}, name, key, payload, ?, handler, handler_group FROM dead_letters"
+                " WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id",
+                (now, chosen),
+            ).rowcount
+            self._db.execute("DELETE FROM dead_letters WHERE id IN (SELECT value FROM json_each(?))", (chosen,))
+        return count
+
+    def drop_dead_letters(self, ids: Sequence[int]) -> int:
+        with self._writing():
+            return self._db.execute(
+                "DELETE FROM dead_letters WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(list(ids)),)
+            ).rowcount
