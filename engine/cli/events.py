@@ -23,12 +23,14 @@ from ..actions.worker import run as run_worker
 from ..config import load
 from ..errors import ConfigError
 from ..events.catalogue import CATALOGUE
+from . import dead
 from .exits import exit_on_error
 
 if TYPE_CHECKING:
     from ..actions.api import Event
 
 app = typer.Typer(help="Look at events.", no_args_is_help=True)
+app.add_typer(dead.app, name="dead")
 
 
 class _Enough(BaseException):

@@ -1,4 +1,4 @@
-"""`outrider queue list | show | retry | hold | release | cancel | why`.
+"""`outrider queue summary | list | show | retry | hold | release | cancel | why`.
 
 Layer: command line.  Spec: design.md "Command line".
 Tables on a terminal, tab-separated lines otherwise, JSON with `--json` (times are UTC epoch seconds there).
@@ -6,29 +6,22 @@ Tables on a terminal, tab-separated lines otherwise, JSON with `--json` (times a
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
 import sys
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from ..config import load
-from ..errors import DataError
 from ..queue.model import Changed, Filter, JobState, Status
 from ..queue.reasons import moment, one_line, reasons
-from ..queue.sqlite import open_store
-from ..queue.store import NoSuchJob
-from ..values import parse_address, parse_domain
+from ..values import format_interval, parse_address, parse_domain
 from .exits import exit_on_error
+from .listing import AsJson, ConfigFile, QueueUrl, leave, opened, print_json, print_table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from ..queue.model import Explanation, Job, RecipientView
     from ..queue.store import Store
@@ -37,9 +30,6 @@ app = typer.Typer(
     name="queue", help="Look at the queue, and hold, retry or cancel what is in it.", no_args_is_help=True
 )
 
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="Configuration file (TOML).")]
-QueueUrl = Annotated[str | None, typer.Option("--queue", help="URL of the queue, instead of a configuration.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 JobNumber = Annotated[int, typer.Argument(metavar="JOB", min=1, help="Number of a job.")]
 JobOption = Annotated[int | None, typer.Option("--job", min=1, help="Only recipients of this job.")]
 DomainOption = Annotated[str | None, typer.Option("--domain", help="Only recipients at this domain.")]
@@ -49,7 +39,30 @@ What = Annotated[str | None, typer.Argument(metavar="[JOB|RECIPIENT]", help="Num
 
 #: rows that are read from the store at once
 _PAGE = 500
+#: counters of the jobs that are open
+_COUNTS = ("waiting", "deferred", "leased", "held", "delivered", "failed", "cancelled")
 _PENDING = (Status.WAITING, Status.DEFERRED, Status.HELD)
+
+
+@app.command()
+def summary(config: ConfigFile = None, queue: QueueUrl = None, as_json: AsJson = False) -> None:
+    """Say how many recipients there are in each state, and how far event actions are behind."""
+    with opened(config, queue) as store:
+        jobs = [job for job in _all_jobs(store) if job.completed_at is None]
+        outbox = store.outbox_report()
+    counts = {name: sum(getattr(job.counts, name) for job in jobs) for name in _COUNTS}
+    now = time.time()
+    age_s = None if outbox.oldest_at is None else max(0.0, now - outbox.oldest_at)
+    if as_json:
+        events = {"waiting": outbox.waiting, "oldest_at": outbox.oldest_at, "oldest_age": age_s, "dead": outbox.dead}
+        print_json({"jobs": len(jobs), **counts, "events": events})
+        return
+    print(f"open jobs: {len(jobs)}")
+    for name, count in counts.items():
+        print(f"{'in flight' if name == 'leased' else name}: {count}")
+    age = "" if age_s is None else f", the oldest for {format_interval(max(1, round(age_s)))}"
+    print(f"events that wait for their actions: {outbox.waiting}{age}")
+    print(f"dead letters: {outbox.dead}")
 
 
 @app.command(name="list")
@@ -60,13 +73,16 @@ def list_jobs(
     as_json: AsJson = False,
 ) -> None:
     """List the jobs with the number of recipients in each state."""
-    with _opened(config, queue) as store:
+    with opened(config, queue) as store:
         jobs = [job for job in _all_jobs(store) if everything or job.completed_at is None]
+        outbox = None if as_json else store.outbox_report()
     if as_json:
-        _print_json([_job_object(job) for job in jobs])
+        print_json([_job_object(job) for job in jobs])
         return
     titles = ("job", "name", "state", "queued at", "total", "waiting", "deferred", "in flight", "delivered", "failed")
-    _print_table((*titles, "held", "cancelled"), (_job_row(job) for job in jobs), "the queue is empty")
+    print_table((*titles, "held", "cancelled"), (_job_row(job) for job in jobs), "the queue is empty")
+    if outbox is not None and (outbox.waiting or outbox.dead):
+        print(f"({outbox.waiting} events wait for their actions, {outbox.dead} dead letters)", file=sys.stderr)
 
 
 @app.command()
@@ -81,20 +97,20 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show one job and its recipients."""
-    with _opened(config, queue) as store:
+    with opened(config, queue) as store:
         found = store.job_or_none(job)
         if found is None:
-            _leave(f"there is no job {job}")
+            leave(f"there is no job {job}")
         where = Filter(job_id=job, domain=None if domain is None else parse_domain(domain), status=status)
         recipients = store.recipients(where, limit, job << 32 | after)
     if as_json:
-        _print_json({**_job_object(found), "recipients": [_recipient_object(view) for view in recipients]})
+        print_json({**_job_object(found), "recipients": [_recipient_object(view) for view in recipients]})
         return
     for name, value in _job_object(found).items():
         print(f"{name}: {_plain(name, value)}")
     print()
     titles = ("number", "address", "status", "attempts", "next attempt", "last error")
-    _print_table(titles, (_recipient_row(view) for view in recipients), "no recipients")
+    print_table(titles, (_recipient_row(view) for view in recipients), "no recipients")
     if len(recipients) == limit and limit:
         print(f"(first {limit} only; go on with --after {recipients[-1].number})", file=sys.stderr)
 
@@ -172,13 +188,13 @@ def why(
     as_json: AsJson = False,
 ) -> None:
     """Say what a recipient is waiting for."""
-    with _opened(config, queue) as store:
+    with opened(config, queue) as store:
         explanations = store.explain(str(parse_address(recipient)), job)
     if not explanations:
-        _leave(f"there is no recipient {recipient} in {'the queue' if job is None else f'job {job}'}")
+        leave(f"there is no recipient {recipient} in {'the queue' if job is None else f'job {job}'}")
     now = time.time()
     if as_json:
-        _print_json([_explanation_object(explanation, now) for explanation in explanations])
+        print_json([_explanation_object(explanation, now) for explanation in explanations])
         return
     for explanation in explanations:
         view = explanation.recipient
@@ -215,35 +231,14 @@ def _filter(what: str | None, job: int | None, domain: str | None, status: Statu
 def _change(
     config: Path | None, queue: str | None, as_json: bool, done: str, action: Callable[[Store], Changed]
 ) -> None:
-    with _opened(config, queue, read_only=False) as store:
+    with opened(config, queue, read_only=False) as store:
         changed = action(store)
     if as_json:
-        _print_json({"changed": changed.changed, "in_flight": changed.in_flight})
+        print_json({"changed": changed.changed, "in_flight": changed.in_flight})
         return
     print(f"{changed.changed} recipient{'' if changed.changed == 1 else 's'} {done}")
     if changed.in_flight:
         print(f"{changed.in_flight} in flight, not touched")
-
-
-@contextlib.contextmanager
-def _opened(config: Path | None, queue: str | None, *, read_only: bool = True) -> Iterator[Store]:
-    if (config is None) == (queue is None):
-        raise typer.BadParameter("give either --config or --queue")
-    with exit_on_error():
-        url = queue if queue is not None else load(str(config)).main.queue
-        store = open_store(url, create=False, read_only=read_only)
-        try:
-            yield store
-        except NoSuchJob as error:
-            raise DataError(str(error)) from None
-        finally:
-            store.close()
-
-
-def _leave(message: str) -> NoReturn:
-    with exit_on_error():
-        raise DataError(message)
-    raise AssertionError(message)
 
 
 def _all_jobs(store: Store) -> Iterator[Job]:
@@ -322,24 +317,3 @@ def _plain(name: str, value: object) -> str:
     if name.endswith("_at") and isinstance(value, float):
         return moment(value)
     return one_line(str(value).lower() if isinstance(value, bool) else str(value))
-
-
-def _print_json(value: object) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
-
-
-def _print_table(titles: Sequence[str], rows: Iterable[tuple[str, ...]], nothing: str) -> None:
-    rows = list(rows)
-    if not sys.stdout.isatty():
-        for row in (titles, *rows):
-            print("\t".join(row))
-        return
-    if not rows:
-        print(nothing)
-        return
-    table = Table(box=None, pad_edge=False)
-    for title in titles:
-        table.add_column(title, overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    Console(markup=False, highlight=False).print(table)

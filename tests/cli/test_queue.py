@@ -1,4 +1,4 @@
-"""`outrider queue list | show | retry | hold | release | cancel | why`, for people and with --json."""
+"""`outrider queue summary | list | show | retry | hold | release | cancel | why`, for people and with --json."""
 
 from __future__ import annotations
 
@@ -17,7 +17,15 @@ from typer.testing import CliRunner, Result
 
 from engine.cli.exits import Exit
 from engine.cli.queue import app
-from engine.queue.model import JobCounts, NewJob, NewRecipient, OutcomeKind, RetryRecord
+from engine.queue.model import (
+    DeadLetter,
+    JobCounts,
+    NewJob,
+    NewRecipient,
+    OutboxEvent,
+    OutcomeKind,
+    RetryRecord,
+)
 from engine.queue.sqlite import SqliteStore
 from fakes.peers import PROJECT
 
@@ -109,6 +117,27 @@ def test_list_as_json(scene: Scene) -> None:
     assert job["expires_at"] == scene.now + 86400
     assert (job["leased"], job["total"], job["state"], job["completed_at"]) == (1, 5, "active", None)
     assert [job["state"] for job in scene.json("list", "--all")] == ["completed", "active"]
+
+
+def test_the_summary_counts_open_jobs_and_what_events_wait(scene: Scene) -> None:
+    counts = {"waiting": 1, "deferred": 1, "leased": 1, "held": 0, "delivered": 1, "failed": 1, "cancelled": 0}
+    nothing = {"waiting": 0, "oldest_at": None, "oldest_age": None, "dead": 0}
+    assert scene.json("summary") == {"jobs": 1, **counts, "events": nothing}
+    assert "events" not in scene.run("list").stderr
+    owner = scene.store.register(scene.now)
+    events = [OutboxEvent("msg:delivery", key, b"") for key in "ab"]
+    scene.store.settle(owner.owner, [], scene.now - 7200, events=events)
+    letter = DeadLetter("msg:delivery", "c", b"", "crm", "g", "no", 3, scene.now, scene.now)
+    scene.store.ack_outbox([], [letter])
+    found = scene.json("summary")["events"]
+    assert (found["waiting"], found["oldest_at"], found["dead"]) == (2, scene.now - 7200, 1)
+    assert found["oldest_age"] >= 7200
+    text = scene.ok("summary").splitlines()
+    assert text[:2] == ["open jobs: 1", "waiting: 1"]
+    assert text[-2].startswith("events that wait for their actions: 2, the oldest for 2h")
+    assert text[-1] == "dead letters: 1"
+    assert scene.run("list").stderr == "(2 events wait for their actions, 1 dead letters)\n"
+    owner.journal.close()
 
 
 def test_list_of_an_empty_queue(tmp_path: Path) -> None:
