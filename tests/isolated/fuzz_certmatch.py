@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import importlib.util
 import os
 import random
 import resource
@@ -21,23 +20,12 @@ from typing import Final
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-_OTHER_BUILD: Final = os.environ.get("KERNEL")
-if _OTHER_BUILD:
-    # before anything imports the one that is installed
-    import engine.tls
-
-    spec = importlib.util.spec_from_file_location("engine.tls._certmatch", _OTHER_BUILD)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["engine.tls._certmatch"] = engine.tls._certmatch = module
-    spec.loader.exec_module(module)
-
-from engine.tls import _certmatch as kernel  # noqa: E402
-from engine.tls import tlsa  # noqa: E402
-from engine.tls.dane import judge  # noqa: E402
-from fakes.dane_pki import HOST, NOW, authority, element, leaf, make, record, root  # noqa: E402
-from reference import certmatch as reference  # noqa: E402
+import fakes.other_kernel  # noqa: F401 - before anything imports the one that is installed
+from engine.tls import _certmatch as kernel
+from engine.tls import tlsa
+from engine.tls.dane import judge
+from fakes.dane_pki import HOST, NOW, authority, element, leaf, make, record, root
+from reference import certmatch as reference
 
 #: memory may grow by this much after the first rounds, in KiB (caches fill)
 GROWTH_KIB: Final = 200_000

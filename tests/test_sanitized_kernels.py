@@ -1,0 +1,52 @@
+"""The kernels' own tests once more, with the kernels under AddressSanitizer and UndefinedBehaviorSanitizer.
+
+The evaluator of expansions and the matcher of certificates have fuzzers for it: tests/expand/test_fuzz.py and
+tests/tls/test_certmatch_fuzz.py.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fakes.peers import PROJECT
+from fakes.sanitized import build_kernel, sanitized_environment
+
+#: says whether the build that is loaded is the one that was made
+_WHICH = "import fakes.other_kernel, sys; sys.exit(sys.modules[sys.argv[1]].__file__ != sys.argv[2])"
+
+
+def run(kernel: Path, module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    paths = f"{PROJECT / 'tests'}{os.pathsep}{PROJECT}"
+    more = {"KERNEL": str(kernel), "KERNEL_MODULE": module, "PYTHONMALLOC": "malloc", "PYTHONPATH": paths}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=PROJECT,
+        env={**os.environ, **sanitized_environment(**more)},
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("module", "source", "tests"),
+    [
+        ("engine.actions._ring", "ring.pyx", "tests/actions/test_ring.py"),
+        ("engine.smtp._sink", "sink.pyx", "tests/smtp/test_sink_scanner.py"),
+        ("engine.smtp._wire", "wire.pyx", "tests/smtp/test_wire.py"),
+    ],
+)
+def test_they_pass_and_the_sanitizer_finds_nothing(tmp_path: Path, module: str, source: str, tests: str) -> None:
+    kernel = build_kernel(module, PROJECT / "_speedups" / source, tmp_path)
+    done = run(kernel, module, "-m", "pytest", "-q", "-p", "fakes.other_kernel", tests)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+    assert " passed" in done.stdout
+    assert run(kernel, module, "-c", _WHICH, module, str(kernel)).returncode == 0, "another build ran"
