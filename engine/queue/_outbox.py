@@ -2,7 +2,8 @@
 
 Layer: adapter (SQLite).  Spec: the protocol in store.py; issue "Event actions", "Guarantees".
 Invariants: an event that becomes a dead letter leaves the outbox in the commit that stores the letter, and the other
-way round when it is tried again; numbers grow and are never used twice, so what is stored later comes later.
+way round when it is tried again; numbers grow and are never used twice, so what is stored later comes later; the count
+in `outbox_size` is that of the rows.
 """
 
 from __future__ import annotations
@@ -36,11 +37,15 @@ class OutboxKeeping(Database):
     def _store_events(self, owner: int, events: Iterable[OutboxEvent], now: float) -> None:
         rows = [(owner, event.name, event.key, event.payload, now, event.handler, event.group) for event in events]
         if rows:
+            self._add_to_size(len(rows))
             self._db.executemany(
                 "INSERT INTO outbox (owner, name, key, payload, stored_at, handler, handler_group)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?)",
                 rows,
             )
+
+    def _add_to_size(self, count: int) -> None:
+        self._db.execute("UPDATE outbox_size SET waiting = waiting + ?", (count,))
 
     def drain_outbox(self, owner: int, limit: int, after: int = 0) -> list[OutboxEvent]:
         with self._errors():
@@ -55,7 +60,9 @@ class OutboxKeeping(Database):
         if not ids and not dead:
             return
         with self._writing():
-            self._db.executemany("DELETE FROM outbox WHERE id = ?", [(number,) for number in ids])
+            self._add_to_size(
+                -self._db.executemany("DELETE FROM outbox WHERE id = ?", [(number,) for number in ids]).rowcount
+            )
             self._db.executemany(
                 f"INSERT INTO dead_letters ({_LETTER_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [
@@ -74,24 +81,17 @@ class OutboxKeeping(Database):
         with self._writing():
             return self._db.execute("UPDATE outbox SET owner = ? WHERE owner = 0", (owner,)).rowcount
 
+    def outbox_size(self) -> int:
+        with self._errors():
+            (waiting,) = self._db.execute("SELECT waiting FROM outbox_size").fetchone()
+        return int(waiting)
+
     def outbox_report(self) -> OutboxReport:
         with self._errors():
             # numbers grow with time, so the first is the oldest
             first = self._db.execute("SELECT stored_at FROM outbox ORDER BY id LIMIT 1").fetchone()
-            (waiting,) = self._db.execute("SELECT count(*) FROM outbox").fetchone()
             (dead,) = self._db.execute("SELECT count(*) FROM dead_letters").fetchone()
-        return OutboxReport(waiting, None if first is None else first[0], dead)
-
-    def outbox_reaches(self, count: int) -> bool:
-        with self._errors():
-            first, last = self._db.execute(
-                "SELECT (SELECT id FROM outbox ORDER BY id LIMIT 1), (SELECT id FROM outbox ORDER BY id DESC LIMIT 1)"
-            ).fetchone()
-            # the span of the numbers is known at once, and nearly always enough
-            if first is None or last - first + 1 < count:
-                return False
-            row = self._db.execute("SELECT 1 FROM outbox LIMIT 1 OFFSET ?", (count - 1,)).fetchone()
-        return row is not None
+        return OutboxReport(self.outbox_size(), None if first is None else first[0], dead)
 
     def dead_letters(
         self, limit: int, after: int = 0, *, event: str | None = None, ids: Sequence[int] | None = None
@@ -113,6 +113,7 @@ class OutboxKeeping(Database):
                 " WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id",
                 (now, chosen),
             ).rowcount
+            self._add_to_size(count)
             self._db.execute("DELETE FROM dead_letters WHERE id IN (SELECT value FROM json_each(?))", (chosen,))
         return count
 

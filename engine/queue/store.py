@@ -263,11 +263,11 @@ class Store(Protocol):
         was drained already.
         """
 
-    def outbox_reaches(self, count: int) -> bool:
-        """Whether at least `count` events (1 or more) of all engines wait; cheap as long as they are far fewer."""
+    def outbox_size(self) -> int:
+        """How many events of all engines wait; costs one row."""
 
     def outbox_report(self) -> OutboxReport:
-        """How many events wait, and for how long; reads all of them."""
+        """How many events wait, for how long, and how many dead letters there are."""
 
     # dead letters
 

@@ -5,8 +5,6 @@ The text of `engine.queue.store`, sentence by sentence; see `fakes.stores`.
 
 from __future__ import annotations
 
-import pytest
-
 from engine.queue.model import PROGRAM, DeadLetter, OutboxEvent, OutboxReport, Outcome, OutcomeKind, recipient_id
 from engine.queue.store import Store
 from fakes.stores import NOW, Bench, addresses, stopped_group
@@ -141,15 +139,21 @@ def test_what_an_engine_left_is_adopted_by_one_that_runs(bench: Bench, other: Be
     assert [event.key for event in other.store.drain_outbox(other.owner, 10)] == ["a"]
 
 
-@pytest.mark.parametrize("gap", [False, True])
-def test_a_full_outbox_is_noticed(bench: Bench, other: Bench, gap: bool) -> None:
+def test_the_size_is_the_number_of_events_whatever_happens_to_them(bench: Bench, other: Bench) -> None:
     assert bench.store.outbox_report() == OutboxReport()
-    assert not bench.store.outbox_reaches(1)
+    assert bench.store.outbox_size() == 0
     events = store_events(bench, *map(str, range(10)), now=NOW - 5)
-    if gap:
-        # numbers far apart: what is counted is events
-        bench.store.ack_outbox([event.id for event in events[1:-1]])
-    count = 2 if gap else 10
-    assert other.store.outbox_reaches(count)
-    assert not other.store.outbox_reaches(count + 1)
-    assert other.store.outbox_report() == OutboxReport(count, NOW - 5, 0)
+    assert other.store.outbox_size() == 10
+    with stopped_group(bench):
+        store_events(bench, "never")
+        bench.store.ack_outbox([events[0].id])
+    assert other.store.outbox_size() == 10
+    bench.store.ack_outbox([events[1].id, events[1].id, 999], [letter(events[1])])
+    bench.store.ack_outbox([events[1].id, events[2].id])
+    assert other.store.outbox_size() == 8
+    assert other.store.outbox_report() == OutboxReport(8, NOW - 5, 1)
+    other.store.retry_dead_letters([found.id for found in other.store.dead_letters(10)], NOW)
+    other.store.adopt_outbox(other.owner)
+    assert other.store.outbox_report() == OutboxReport(9, NOW - 5, 0)
+    bench.store.ack_outbox([event.id for event in events])
+    assert other.store.outbox_report() == OutboxReport(1, NOW, 0)

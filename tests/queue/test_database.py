@@ -191,6 +191,7 @@ def test_a_queue_of_version_1_is_brought_to_ours_with_all_that_is_in_it(tmp_path
         assert all(event.stored_at > NOW and not event.handler for event in events), "counted from now on"
         assert {claim.address for claim in store.claim(owner, 10, NOW + 10, 60)} == {"u2@example.org", "u3@example.org"}
         assert store.dead_letters(10) == []
+        assert store.outbox_size() == 2
     new = str(tmp_path / "new.db")
     with opened(new):
         pass

@@ -337,6 +337,7 @@ class TwoEngines(RuleBasedStateMachine):
     def no_event_is_lost(self) -> None:
         if self.processes:
             (count,) = self.processes[0].store._db.execute("SELECT count(*) FROM outbox").fetchone()
+            assert self.processes[0].store.outbox_size() == count
             assert count == self.events
 
 
