@@ -22,7 +22,7 @@ Layer: adapter; no trio.  Spec: issue text "Workers".
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -109,6 +109,11 @@ VetoHandler = Callable[[Event], Awaitable[str | bytes | None] | str | bytes | No
 def pattern_regex(pattern: str) -> re.Pattern[str]:
     """What a pattern matches: `*` stands for anything, everything else for itself."""
     return re.compile(".*".join(map(re.escape, pattern.split("*"))), re.DOTALL)
+
+
+def is_chosen(group: str, handler: str, choices: Collection[str] | None) -> bool:
+    """Whether a handler is among those that a configuration names: ``group``, or ``group:handler``; None names all."""
+    return choices is None or group in choices or f"{group}:{handler}" in choices
 
 
 class Patterns:

@@ -65,7 +65,7 @@ class Outgoing:
         id: of the event, for handlers: the same for every repetition.
         values: in the order of the shape's fields or the program's variables; packed already, if that is how they came.
         token: the caller's own, such as the number in the outbox.
-        handlers: names of the handlers it is for; None: all that want it.
+        handlers: who it is for, ``group`` or ``group:handler`` each; None: all that want it.
         program: to be evaluated instead of handled.
         state: of the program, as `frames.state_frame` makes it.
         dead: handler -> its dead letter, if one gave up; to be stored when the event is done.
@@ -91,7 +91,7 @@ class Owner(Protocol):
 
     def on_done(self, link: Link, events: list[Outgoing]) -> None: ...
 
-    def on_log(self, link: Link, line: Log) -> None: ...
+    def on_log(self, link: Link, line: Log, event: Outgoing | None) -> None: ...
 
 
 class _Question:
@@ -446,7 +446,8 @@ class Link:
     def _explain_program(self, program: ProgramText) -> bool:
         if program.number in self._programs:
             return True
-        frame = (frames.PROGRAM, program.number, program.source, program.where, program.variables)
+        head = (frames.PROGRAM, program.number, program.source, program.where)
+        frame = (*head, program.variables, dict(program.constants))
         if not self.is_open or not self._transport.put(frame):
             return False
         self._programs.add(program.number)
@@ -517,7 +518,7 @@ class Link:
                 case Dead():
                     self._on_dead(said)
                 case Log():
-                    self._owner.on_log(self, said)
+                    self._owner.on_log(self, said, self._sent.get(said.seq))
                 case Ready():
                     self._on_ready(said)
                 case Alive():

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 #: octets of an error that are worth keeping
 _MAX_ERROR = 2000
+#: the logs of an expansion that failed (EV-5)
+_BOTH = frozenset(["main", "panic"])
 
 
 class Sender(Protocol):
@@ -136,7 +138,7 @@ class Desk:
         return not self._stopping.wait(backoff.pause_s(attempt))
 
     def _log(self, text: str) -> None:
-        self._send((LOG, text.encode("utf-8", "surrogateescape"), ("main",)))
+        self._send((LOG, 0, text.encode("utf-8", "surrogateescape"), ("main",)))
 
     def _handle(self, batch: list[Any]) -> None:
         raise NotImplementedError
@@ -214,13 +216,16 @@ class ProgramDesk(Desk):
     ) -> bool:
         """Evaluate until no lookup defers; False if the worker stops first."""
         where = self._evaluator.where(program)
+
+        def logwrite(text: bytes, logs: frozenset[str]) -> None:
+            self._send((LOG, seq, text, tuple(sorted(logs))))
+
         for attempt in range(1, self._attempts + 1):
-            found = self._evaluator.evaluate(program, values, state)
+            found = self._evaluator.evaluate(program, values, state, logwrite)
             if found.status is Status.DONE:
                 done.append(seq)
                 return True
-            problem = b"failed to expand %s: %s" % (where.encode(), found.text)
-            self._send((LOG, problem, ("main", "panic")))
+            logwrite(b"failed to expand %s: %s" % (where.encode(), found.text), _BOTH)
             if found.status is not Status.DEFERRED:
                 # EV-5: an expansion that fails is like one that gave nothing
                 done.append(seq)

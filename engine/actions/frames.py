@@ -8,8 +8,10 @@ and an engine and a worker speak the same `VERSION` or not at all.  `seq` is a n
     from the engine
     1   HELLO     version, group: str, settings: map        first of all; settings {} but for the engine's own workers
     2   SHAPE     shape, event: str, [field: str …]         what the values of events of this shape are called
-    3   PROGRAM   program, source: bin, where: str, [variable: str …]
-    4   EVENT     seq, shape, id: bin, [value …], [handler: str …] or nil       nil: every handler that wants it
+    3   PROGRAM   program, source: bin, where: str, [variable: str …], {variable: value: bin}
+                                                            those that change, and those that never do
+    4   EVENT     seq, shape, id: bin, [value …], [choice: str …] or nil        nil: every handler that wants it;
+                                                            a choice is `group` (all of its), or `group:handler`
                                                             seq 0: a live event, not acknowledged
     5   ASK       seq, shape, id: bin, [value …], deadline  a veto: wants an ANSWER
     6   EVALUATE  seq, program, [value …], state: map, deadline                 wants an ANSWER
@@ -20,7 +22,8 @@ and an engine and a worker speak the same `VERSION` or not at all.  `seq` is a n
     66  ACK       [first, count, first, count …]            runs of seqs that are done
     67  ANSWER    seq, status, text: bin, state: map        status: see `Status`
     68  DEAD      seq, handler: str, attempts, error: str   given up; counts as done when the engine has stored it
-    69  LOG       text: bin, [log: str …]                   a line for `main`, `panic`, `reject`
+    69  LOG       seq, text: bin, [log: str …]              a line for `main`, `panic`, `reject`; seq: of the event
+                                                            that it is about, or 0
     70  ALIVE                                               a handler is being retried: it is slow, not dead
 
 A value is nil, bool, int, float, str or bin; between programs there are three extension types beside (`TAINTED`,
@@ -118,12 +121,14 @@ class ProgramText:
 
     Attributes:
         where: for messages, such as ``event_action msg:delivery in remote_smtp``.
+        variables: what is given each time; constants: what is the same each time.
     """
 
     number: int
     source: bytes
     where: str
     variables: tuple[str, ...]
+    constants: Mapping[str, bytes] = field(default_factory=dict)
 
 
 # --- what a worker sends ----------------------------------------------------------------------------------------------
@@ -179,6 +184,7 @@ class Dead:
 class Log:
     text: bytes
     logs: frozenset[str]
+    seq: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,9 +271,9 @@ def _dead(frame: Values) -> Dead:
 
 
 def _log(frame: Values) -> Log:
-    _fields("LOG", frame, bytes, tuple)
-    names = frozenset(name for name in frame[2] if isinstance(name, str))
-    return Log(frame[1][:_MAX_SHOWN], names & _LOGS or frozenset(["main"]))
+    _fields("LOG", frame, int, bytes, tuple)
+    names = frozenset(name for name in frame[3] if isinstance(name, str))
+    return Log(frame[2][:_MAX_SHOWN], names & _LOGS or frozenset(["main"]), frame[1])
 
 
 def _alive(frame: Values) -> Alive:
@@ -291,7 +297,7 @@ _FROM_WORKER: Final[Mapping[int, Callable[[Values], FromWorker]]] = {
 _FROM_ENGINE: Final[Mapping[int, tuple[str, tuple[type, ...]]]] = {
     HELLO: ("HELLO", (int, str, dict)),
     SHAPE: ("SHAPE", (int, str, tuple)),
-    PROGRAM: ("PROGRAM", (int, bytes, str, tuple)),
+    PROGRAM: ("PROGRAM", (int, bytes, str, tuple, dict)),
     EVENT: ("EVENT", (int, int, bytes, tuple, object)),
     ASK: ("ASK", (int, int, bytes, tuple, float)),
     EVALUATE: ("EVALUATE", (int, int, tuple, dict, float)),
@@ -325,13 +331,19 @@ def check_from_engine_untrusted(frame: object) -> tuple[Any, ...]:
         _refuse(f"the engine speaks version {frame[1]} of the frames, the worker {VERSION}")
     if frame[0] == EVENT and not _is_names_or_none(frame[5]):
         _refuse("EVENT: the handlers are not names")
-    if frame[0] in (SHAPE, PROGRAM) and not _is_names_or_none(frame[-1]):
-        _refuse(f"{name}: the fields are not names")
+    if frame[0] == SHAPE and not _is_names_or_none(frame[3]):
+        _refuse("SHAPE: the fields are not names")
+    if frame[0] == PROGRAM and not (_is_names_or_none(frame[4]) and _are_constants(frame[5])):
+        _refuse("PROGRAM: the variables are not names, or their values are not octets")
     return frame
 
 
 def _is_names_or_none(value: object) -> bool:
     return value is None or (isinstance(value, tuple) and all(type(name) is str for name in value))
+
+
+def _are_constants(found: dict[Any, Any]) -> bool:
+    return all(type(name) is str and type(value) is bytes for name, value in found.items())
 
 
 def _fields(name: str, frame: Values, *kinds: type) -> None:

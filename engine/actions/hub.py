@@ -14,12 +14,12 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import trio
 
 from ..errors import ActionError, ActionTimeout, WorkerDied
-from .api import Patterns
+from .api import Patterns, is_chosen
 from .channel import SILENCE_S, WINDOW, Link, Outgoing
 from .frames import ProgramText, Shape, Status
 
@@ -80,6 +80,12 @@ class GroupReport:
     counts: Counts
 
 
+class TakeLine(Protocol):
+    """Takes a line, the logs it is for, and the event that it is about."""
+
+    def __call__(self, text: bytes, logs: frozenset[str], event: Outgoing | None = None, /) -> None: ...
+
+
 class _Group:
     """The workers of one group."""
 
@@ -96,20 +102,35 @@ class _Group:
         self.handlers: tuple[tuple[str, Patterns], ...] | None = None
         self.vetoes: tuple[tuple[Patterns, Veto], ...] = ()
 
+    def foretell(self, handlers: tuple[tuple[str, str], ...]) -> None:
+        self.handlers = tuple((name, Patterns((pattern,))) for name, pattern in handlers)
+
     def learn(self, ready: Ready) -> None:
-        self.handlers = tuple((name, Patterns((pattern,))) for name, pattern in ready.handlers)
+        self.foretell(ready.handlers)
         self.vetoes = tuple((Patterns((veto.pattern,)), veto) for veto in ready.vetoes)
 
     def wants(self, name: str, handlers: tuple[str, ...] | None) -> bool:
         """Whether it handles this event; a group that is expected and has never said is thought to."""
+        if self.name == OBSERVERS:
+            handlers = None
         if self.handlers is None:
-            return self.is_expected
+            return self.is_expected and self.is_named(handlers)
         return any(
-            patterns.match(name) and (handlers is None or handler in handlers) for handler, patterns in self.handlers
+            patterns.match(name) and is_chosen(self.name, handler, handlers) for handler, patterns in self.handlers
         )
 
-    def veto(self, name: str) -> Veto | None:
-        """The most patient registration that may refuse this event."""
+    def wants_live(self, name: str, handlers: tuple[str, ...] | None) -> bool:
+        """Whether somebody is there who handles this event."""
+        return bool(self.links) and self.handlers is not None and self.wants(name, handlers)
+
+    def is_named(self, handlers: tuple[str, ...] | None) -> bool:
+        """Whether the group, or one of its handlers, is among those chosen."""
+        return handlers is None or any(choice.partition(":")[0] == self.name for choice in handlers)
+
+    def veto(self, name: str, handlers: tuple[str, ...] | None) -> Veto | None:
+        """The most patient registration that may refuse this event; vetoes are chosen by their group."""
+        if not self.is_named(handlers):
+            return None
         found = [veto for patterns, veto in self.vetoes if patterns.match(name)]
         return max(found, key=lambda veto: (veto.timeout_s, veto.refuses), default=None)
 
@@ -158,7 +179,7 @@ class Hub:
     Args:
         on_done: told of events that every group is done with, in the order they got done; `Outgoing.dead` has the dead
             letters that must be stored before the event is forgotten.
-        log: takes a line, and the logs it is for.
+        log: takes a line, the logs it is for, and the event that it is about or None.
         expected: groups whose events are kept until a worker comes.
         limit: events held at one time.
     """
@@ -167,7 +188,7 @@ class Hub:
         self,
         *,
         on_done: Callable[[list[Outgoing]], None],
-        log: Callable[[bytes, frozenset[str]], None],
+        log: TakeLine,
         expected: tuple[str, ...] = (),
         limit: int = LIMIT,
         window: int = WINDOW,
@@ -175,6 +196,8 @@ class Hub:
     ) -> None:
         self._on_done = on_done
         self._log = log
+        #: told when somebody comes, goes or says what it wants: what `wants` and `may_refuse` said may change
+        self.on_change: Callable[[], object] = lambda: None
         self._limit = limit
         self._window = window
         self._silence_s = silence_s
@@ -182,7 +205,7 @@ class Hub:
         for name in expected:
             self._groups[name] = _Group(name, is_expected=True)
         self._shapes: dict[tuple[str, tuple[str, ...]], Shape] = {}
-        self._programs: dict[tuple[bytes, str, tuple[str, ...]], ProgramText] = {}
+        self._programs: dict[tuple[object, ...], ProgramText] = {}
         self._wanting: dict[tuple[str, tuple[str, ...] | None], tuple[_Group, ...]] = {}
         self._held = 0
         self._room = trio.Event()
@@ -198,19 +221,31 @@ class Hub:
             found = self._shapes[place] = Shape(len(self._shapes) + 1, event, fields)
         return found
 
-    def program(self, source: bytes, where: str, variables: tuple[str, ...]) -> ProgramText:
+    def program(
+        self, source: bytes, where: str, variables: tuple[str, ...], constants: Mapping[str, bytes] | None = None
+    ) -> ProgramText:
         """A program for workers; the same one each time.  `where` begins with ``event_action``, for messages."""
-        place = (source, where, variables)
+        same = dict(constants or {})
+        place = (source, where, variables, tuple(same.items()))
         found = self._programs.get(place)
         if found is None:
-            found = self._programs[place] = ProgramText(len(self._programs) + 1, source, where, variables)
+            found = self._programs[place] = ProgramText(len(self._programs) + 1, source, where, variables, same)
         return found
 
     # -- events that must be handled --
 
+    def foretell(self, group: str, handlers: tuple[tuple[str, str], ...]) -> None:
+        """What an expected group will want, as READY has it, so that nothing else is kept for it until it comes."""
+        self._group(group, is_expected=True).foretell(handlers)
+        self._change()
+
     def wants(self, name: str, handlers: tuple[str, ...] | None = None) -> bool:
-        """Whether anybody would get this event; if not it need not be built."""
+        """Whether anybody would get this event of an outcome; if not it need not be built."""
         return any(group.wants(name, handlers) for group in self._groups.values())
+
+    def wants_live(self, name: str, handlers: tuple[str, ...] | None = None) -> bool:
+        """As `wants`, for an event that is sent at once or not at all."""
+        return any(group.wants_live(name, handlers) for group in self._groups.values())
 
     @property
     def held(self) -> int:
@@ -263,7 +298,7 @@ class Hub:
     ) -> None:
         """Send a live event to a worker of each group that wants it; where there is no room it is lost, and counted."""
         for group in self._groups.values():
-            if group.name != OBSERVERS and group.handlers is not None and group.wants(shape.event, handlers):
+            if group.name != OBSERVERS and group.wants_live(shape.event, handlers):
                 link = group.least_loaded()
                 if link is None or not link.publish(shape, id, values, handlers):
                     group.counts.dropped += 1
@@ -278,18 +313,19 @@ class Hub:
 
     # -- questions --
 
-    def may_refuse(self, name: str) -> bool:
+    def may_refuse(self, name: str, handlers: tuple[str, ...] | None = None) -> bool:
         """Whether anybody has a veto on this event."""
-        return any(group.veto(name) is not None for group in self._groups.values())
+        return any(group.veto(name, handlers) is not None for group in self._groups.values())
 
-    async def ask(self, shape: Shape, values: Values | Packed, *, id: bytes = b"") -> Refusal | None:
+    async def ask(
+        self, shape: Shape, values: Values | Packed, *, id: bytes = b"", handlers: tuple[str, ...] | None = None
+    ) -> Refusal | None:
         """Ask every group that has a veto on an event, one after the other, until one refuses.
 
         Each is waited for as long as it asked for; what its silence means is what it said it means.
         """
-        self._observe(shape, id, values)
         for group in list(self._groups.values()):
-            veto = group.veto(shape.event)
+            veto = group.veto(shape.event, handlers)
             if veto is None:
                 continue
             try:
@@ -411,20 +447,24 @@ class Hub:
         group = self._groups.get(name)
         if group is None:
             group = self._groups[name] = _Group(name, is_expected=is_expected)
-            self._wanting.clear()
+            self._change()
         return group
+
+    def _change(self) -> None:
+        self._wanting.clear()
+        self.on_change()
 
     def _dissolve(self, group: _Group) -> None:
         """Nobody is left of a group that came by itself: what it has not handled is not waited for."""
         del self._groups[group.name]
-        self._wanting.clear()
+        self._change()
         self._finish(group, list(group.waiting))
 
     def on_ready(self, link: Link, ready: Ready) -> None:
         """See `channel.Owner`."""
         group = self._groups[link.group]
         group.learn(ready)
-        self._wanting.clear()
+        self._change()
         # what was kept in case it is wanted, and is not
         unwanted = [
             event
@@ -446,9 +486,9 @@ class Hub:
             group.forget(event)
         self._finish(group, events)
 
-    def on_log(self, link: Link, line: Log) -> None:
+    def on_log(self, link: Link, line: Log, event: Outgoing | None) -> None:
         """See `channel.Owner`."""
-        self._log(line.text, line.logs)
+        self._log(line.text, line.logs, event)
 
     def _finish(self, group: _Group, events: list[Outgoing]) -> None:
         """One group is done with these."""

@@ -25,9 +25,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from ..expand import Program
+    from ..expand.scope import LogWrite
 
 #: programs that one worker keeps; a configuration has a score, and each event makes its own of each
 MAX_PROGRAMS: Final = 10_000
+#: variables of `Scope.dynamic`: they are not in the scope's mapping
+_DYNAMIC: Final = frozenset({"lookup_dnssec_authenticated"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +86,7 @@ class Evaluator:
     """Evaluates the programs of one engine, in one thread.
 
     Args:
-        logwrite: takes what ACLs log.
+        logwrite: takes what ACLs log, unless an evaluation has its own.
 
     Raises:
         ConfigError: an ACL of the settings does not compile.
@@ -93,7 +96,7 @@ class Evaluator:
         self,
         settings: Settings,
         *,
-        logwrite: Callable[[bytes, frozenset[str]], None] | None = None,
+        logwrite: LogWrite | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._named = _named(settings.lists)
@@ -114,7 +117,8 @@ class Evaluator:
             raise FrameError(f"more than {MAX_PROGRAMS} programs")
         options = ExpandOptions(lists=self._named, extra=frozenset(text.variables), late_errors=True)
         try:
-            self._programs[text.number] = text, compile_text(text.source, options=options)
+            program = compile_text(text.source, options=options).specialise(text.constants)
+            self._programs[text.number] = text, program
         except ExpandError as error:
             self._programs[text.number] = text, error
 
@@ -132,7 +136,9 @@ class Evaluator:
             raise FrameError(f"{len(values)} values for the {len(known[0].variables)} variables of {known[0].where}")
         return known
 
-    def evaluate(self, number: int, values: tuple[Any, ...], state: Mapping[str, Any]) -> Evaluated:
+    def evaluate(
+        self, number: int, values: tuple[Any, ...], state: Mapping[str, Any], logwrite: LogWrite | None = None
+    ) -> Evaluated:
         """Evaluate a program.
 
         Args:
@@ -143,7 +149,7 @@ class Evaluator:
             FrameError: there is no such program, or the values are not its variables'.
         """
         text, program = self.check(number, values)
-        variables = dict(zip(text.variables, values, strict=True))
+        variables: dict[str, Any] = {**text.constants, **dict(zip(text.variables, values, strict=True))}
         scope = Scope(
             variables,
             headers=state.get("headers", ()),
@@ -151,9 +157,12 @@ class Evaluator:
             acls=self._acls,
             now=self._now,
             random=self._random.randrange,
-            logwrite=self._logwrite,
+            logwrite=logwrite or self._logwrite,
         )
         scope.cached = False
+        for name in _DYNAMIC & variables.keys():
+            if variables[name]:
+                scope.dynamic[name] = variables[name]
         scope.acl_m.update(state.get("acl_m", {}))
         scope.acl_c.update(state.get("acl_c", {}))
         try:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import ActionError, ConfigError, FrameError
 from . import attach, frames
-from .api import ATTEMPTS, Backoff, Event, Worker, refusal
+from .api import ATTEMPTS, Backoff, Event, Worker, is_chosen, refusal
 from .desks import Caller, Desk, HandlerDesk, Ledger, ProgramDesk, describe
 from .frames import ProgramText, Shape, Status
 from .handlers import register_all
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 #: shapes that one engine may explain; there are as many as events, and a few for old ones
 MAX_SHAPES: Final = 10_000
+_QUESTIONS: Final = (frames.ASK, frames.EVALUATE)
 #: how long a thread that writes waits before it looks for room again
 _ROOM_S: Final = 0.005
 #: how long the worker waits for its handlers to finish when the engine is gone
@@ -72,7 +73,7 @@ class Runner:
         self._program_desk: ProgramDesk | None = None
         self._evaluator: Evaluator | None = None
         self._settings = Settings()
-        self._shapes: dict[int, tuple[Shape, list[HandlerDesk]]] = {}
+        self._shapes: dict[int, tuple[Shape, list[HandlerDesk], list[VetoRegistration]]] = {}
         self._is_draining = False
         self._did_greet = False
         self._does: dict[int, Callable[..., None]] = {
@@ -115,12 +116,14 @@ class Runner:
                 return
             for frame in arrived:
                 self._on_frame(frame)
-            if not arrived and transport.sleep():
+            if arrived and (arrived[-1][0] not in _QUESTIONS or transport.watch()):
+                # another one comes soon after most questions
+                continue
+            if transport.sleep():
                 for fd, _ in waiting.poll(pause):
                     if fd == control and not self._control.recv(1):
                         self._gone.set()
-            if not arrived:
-                transport.awake()
+            transport.awake()
 
     def _on_frame(self, frame: object) -> None:
         checked = frames.check_from_engine_untrusted(frame)
@@ -156,9 +159,10 @@ class Runner:
         if len(self._shapes) >= MAX_SHAPES and number not in self._shapes:
             raise FrameError(f"more than {MAX_SHAPES} shapes")
         wanting = [desk for desk in self._desks if desk.registration.patterns.match(event)]
-        self._shapes[number] = Shape(number, event, fields), wanting
+        refusing = [veto for veto in self._worker.vetoes if veto.patterns.match(event)]
+        self._shapes[number] = Shape(number, event, fields), wanting, refusing
 
-    def _shape(self, number: int, values: Arrived) -> tuple[Shape, list[HandlerDesk]]:
+    def _shape(self, number: int, values: Arrived) -> tuple[Shape, list[HandlerDesk], list[VetoRegistration]]:
         known = self._shapes.get(number)
         if known is None:
             raise FrameError(f"no shape {number}")
@@ -167,9 +171,9 @@ class Runner:
         return known
 
     def _on_event(self, seq: int, number: int, name: bytes, values: Arrived, handlers: tuple[str, ...] | None) -> None:
-        shape, desks = self._shape(number, values)
+        shape, desks, _ = self._shape(number, values)
         if handlers is not None:
-            desks = [desk for desk in desks if desk.name in handlers]
+            desks = [desk for desk in desks if is_chosen(self._worker.group, desk.name, handlers)]
         if seq:
             self._ledger.expect(seq, len(desks))
         for desk in desks:
@@ -178,12 +182,12 @@ class Runner:
     # -- what the engine waits for --
 
     def _on_ask(self, seq: int, number: int, name: bytes, values: tuple[Any, ...], deadline: float) -> None:
-        shape, _ = self._shape(number, values)
+        shape, _, vetoes = self._shape(number, values)
         status, text = Status.UNKNOWN, b""
         event = Event(shape, values, name)
-        for veto in self._worker.vetoes:
-            if text or not veto.patterns.match(shape.event):
-                continue
+        for veto in vetoes:
+            if text:
+                break
             try:
                 status = Status.DONE
                 text = refusal(self._caller.call(veto.function, event), veto.name)
@@ -217,8 +221,10 @@ class Runner:
             self._program_desk.start()
         return self._evaluator, self._program_desk
 
-    def _on_program(self, number: int, source: bytes, where: str, variables: tuple[str, ...]) -> None:
-        text = ProgramText(number, source, where, variables)
+    def _on_program(
+        self, number: int, source: bytes, where: str, variables: tuple[str, ...], constants: dict[str, bytes]
+    ) -> None:
+        text = ProgramText(number, source, where, variables, constants)
         evaluator, desk = self._evaluators()
         evaluator.learn(text)
         desk.learn(text)
@@ -231,7 +237,7 @@ class Runner:
         desk.add((seq, program, tuple(map(frames.arrived_untrusted, values)), frames.state_untrusted(state)))
 
     def _logwrite(self, text: bytes, logs: frozenset[str]) -> None:
-        self._send((frames.LOG, text, tuple(sorted(logs))))
+        self._send((frames.LOG, 0, text, tuple(sorted(logs))))
 
     # -- the end --
 

@@ -125,7 +125,7 @@ async def test_two_handlers_of_a_worker_are_both_done_before_the_event_is() -> N
 
     async with working(hub, worker):
         hub.submit_nowait(event(hub, 1))
-        hub.submit_nowait(event(hub, 2, handlers=("first",)))
+        hub.submit_nowait(event(hub, 2, handlers=("main:first",)))
         await until(lambda: told.ids == [b"2"])
         gate.set()
         await until(lambda: not hub.held)

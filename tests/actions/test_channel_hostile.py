@@ -90,7 +90,7 @@ BAD_FROM_WORKER = [
     ((ANSWER, 1, 0, b"", {"acl_m": {"x": 1}}), "what is no text"),
     ((ANSWER, 1, 0, b"", {"acl_m": {"x": ExtType(frames.QUOTED, b"no quoter")}}), "without its quoter"),
     ((DEAD, 1, "h", 1), "DEAD: 3 fields"),
-    ((LOG, "text", ()), "LOG: str"),
+    ((LOG, 0, "text", ()), "LOG: str"),
     ((ALIVE, 1), "ALIVE: 1 fields"),
 ]
 
@@ -102,7 +102,7 @@ def test_what_is_wrong_with_a_frame_is_said(frame: Any, problem: str) -> None:
 
 
 def test_a_log_line_is_cut_and_goes_where_logs_go() -> None:
-    said = frames.from_worker_untrusted((LOG, b"x" * 100_000, ("nowhere", 5)))
+    said = frames.from_worker_untrusted((LOG, 0, b"x" * 100_000, ("nowhere", 5)))
     assert isinstance(said, frames.Log)
     assert (len(said.text), said.logs) == (4096, frozenset(["main"]))
 
@@ -156,7 +156,7 @@ async def test_an_answer_to_no_question_is_late_and_harmless() -> None:
     async with puppet(hub) as (worker, ends):
         worker.say(*GOOD_READY)
         worker.say(ANSWER, 77, 0, b"no", {})
-        worker.say(LOG, b"still here", ())
+        worker.say(LOG, 0, b"still here", ())
         await until(lambda: hub.report()[0].workers)
         await trio.testing.wait_all_tasks_blocked()
         assert ends == []
@@ -323,8 +323,11 @@ GOOD_SHAPE = (SHAPE, 1, "msg:x", ("a", "b"))
         ([GOOD_HELLO, GOOD_SHAPE, (EVENT, 1, 1, b"id", (1, 2), 5)], "the handlers are not names"),
         ([GOOD_HELLO, (SHAPE, 1, "x", (1, 2))], "the fields are not names"),
         ([GOOD_HELLO, (RUN, 1, 7, b"id", (), {})], "no program 7"),
-        ([GOOD_HELLO, (PROGRAM, 1, b"$", "w", ("a",)), (RUN, 1, 1, b"id", (), {})], "0 values for the 1 variables"),
-        ([GOOD_HELLO, (PROGRAM, 1, b"$", "w", ("a",)), (RUN, 1, 1, b"", ((),), {})], "tuple as value of a variable"),
+        ([GOOD_HELLO, (PROGRAM, 1, b"$", "w", ("a",), {}), (RUN, 1, 1, b"id", (), {})], "0 values for the 1 variables"),
+        (
+            [GOOD_HELLO, (PROGRAM, 1, b"$", "w", ("a",), {}), (RUN, 1, 1, b"", ((),), {})],
+            "tuple as value of a variable",
+        ),
         ([GOOD_HELLO, (99,)], "no kind 99 comes from an engine"),
         ([GOOD_HELLO, "text"], "not an array"),
     ],

@@ -45,7 +45,7 @@ async def written() -> list[bytes]:
         hub.submit_nowait(
             Outgoing(None, b"k", b"id", (travelling(taint(b"a", "pgsql")),), program=program, state=state)
         )
-        hub.publish(shape, VALUES, handlers=("h",))
+        hub.publish(shape, VALUES, handlers=("main:h",))
         with trio.move_on_after(0.01):
             await hub.ask(shape, VALUES)
         with trio.move_on_after(0.01):
@@ -64,10 +64,10 @@ async def test_the_stock_library_reads_every_frame() -> None:
     by_kind = {frame[0]: frame for frame in reversed(read)}
     assert by_kind[1] == (1, frames.VERSION, "main", {})
     assert by_kind[2] == (2, 1, "msg:delivery", SHAPE)
-    assert by_kind[3] == (3, 1, b"$domain", "event_action x in y", ("domain",))
+    assert by_kind[3] == (3, 1, b"$domain", "event_action x in y", ("domain",), {})
     events = [frame for frame in read if frame[0] == 4]
     assert [frame[2:] for frame in events if frame[1]] == [(1, b"1vN.1.1.d", VALUES, None)]
-    assert [frame[2:] for frame in events if not frame[1]] == [(1, b"", VALUES, ("h",))]
+    assert [frame[2:] for frame in events if not frame[1]] == [(1, b"", VALUES, ("main:h",))]
     assert by_kind[5][2:5] == (1, b"", VALUES)
     assert by_kind[6][2:5] == (1, (b"x",), {})
     state = {"headers": (b"Subject: x\n",), "acl_m": {"acl_m_0": ExtType(frames.TAINTED, b"t")}}
@@ -83,7 +83,7 @@ def test_what_the_stock_library_writes_is_what_a_worker_says() -> None:
         (ack_frame([3, 1, 2, 7]), frames.Ack(((1, 3), (7, 1)))),
         ((67, 5, 0, b"no", STATE), frames.Answer(5, Status.DONE, b"no", STATE)),
         ((68, 5, "h", 20, "OSError: x"), frames.Dead(5, "h", 20, "OSError: x")),
-        ((69, b"line", ("panic", "main")), frames.Log(b"line", frozenset(["main", "panic"]))),
+        ((69, 7, b"line", ("panic", "main")), frames.Log(b"line", frozenset(["main", "panic"]), 7)),
         ((70,), frames.Alive()),
     ]
     for frame, meaning in said:

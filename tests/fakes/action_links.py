@@ -36,7 +36,7 @@ class Told:
     def on_done(self, events: list[Outgoing]) -> None:
         self.done += events
 
-    def log(self, text: bytes, logs: frozenset[str]) -> None:
+    def log(self, text: bytes, logs: frozenset[str], event: Outgoing | None = None, /) -> None:
         self.lines.append(text.decode("utf-8", "replace"))
 
     @property
