@@ -106,6 +106,19 @@ class ActionsOptions:
         Kind.INTERVAL, 300, "how long a worker that has work may say nothing before it is replaced", minimum=1
     )
     worker_window: int = _option(Kind.INTEGER, 10_000, "events that a worker may hold unacknowledged", minimum=1)
+    event_timeout: int = _option(Kind.INTERVAL, 5, "how long a step waits for the expansion of its event", minimum=1)
+    event_timeout_action: str = _option(
+        Kind.STRING,
+        "ignore",
+        "what no answer in time means: as an expansion that fails, or the step is refused where it can be",
+        choices=("ignore", "refuse"),
+    )
+    give_up: int = _option(
+        Kind.INTERVAL, 86_400, "how long a stored event whose lookup cannot be done is tried again", minimum=1
+    )
+    outbox_limit: int = _option(
+        Kind.INTEGER, 1_000_000, "stored events at which nothing new is delivered until some have run", minimum=1
+    )
 
     pgsql_servers: ListText = _option(Kind.LIST, "", "PostgreSQL servers, `host/database/user/password`")
     mysql_servers: ListText = _option(Kind.LIST, "", "MySQL servers, `host/database/user/password`")
