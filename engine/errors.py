@@ -125,6 +125,7 @@ class DeliveryError(EngineError):
 
     Attributes:
         dane_fail: data of the event `dane:fail` (7.6) where DANE was the reason, else "".
+        contact: what events are told of the connection (`events.Contact`), where they are told of it.
     """
 
     def __init__(
@@ -145,6 +146,7 @@ class DeliveryError(EngineError):
         self.more_errno = more_errno
         self.retry_name = retry_name
         self.dane_fail = ""
+        self.contact: object | None = None
 
 
 class EventRefusal(DeliveryError):

@@ -31,11 +31,12 @@ from .watch import contact_for, contact_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from ..compose import Composed
+    from ..compose import Rendered
     from ..net.session import Session
     from ..queue.model import Claim
-    from ..smtp import TransactionResult
+    from ..smtp import Capabilities, TransactionResult
     from .core import Core
+    from .events import Events
     from .outcome import Ending
     from .raised import Raised
     from .site import Site
@@ -187,9 +188,7 @@ class Carrier:
         capabilities = self._session.capabilities
         context = work.context
         try:
-            rendered = self._compose(work, now).render(
-                eightbit=capabilities.eightbitmime, smtputf8=capabilities.smtputf8
-            )
+            rendered = self._render(work, capabilities)
         except DataError as error:
             for claim in work.claims:
                 self._fail(work, claim, str(error))
@@ -229,12 +228,17 @@ class Carrier:
         work.claims = work.claims[:limit]
         self._site.put_back(rest)
 
-    def _compose(self, work: Work, now: float) -> Composed:
+    def _render(self, work: Work, capabilities: Capabilities) -> Rendered:
         context, claim = work.context, work.claims[0]
-        if not context.is_personalised:
-            return context.composer.compose("", {}, work.message_id, context.job.created_at)
-        # the same date at every try: a message that is sent again is the same message
-        return context.composer.compose(claim.address, claim.merge(), work.message_id, context.job.created_at)
+        address, merge = (claim.address, claim.merge()) if context.is_personalised else ("", {})
+        return context.composer.render(
+            address,
+            merge,
+            work.message_id,
+            context.job.created_at,  # the same date at every try: a message that is sent again is the same message
+            eightbit=capabilities.eightbitmime,
+            smtputf8=capabilities.smtputf8,
+        )
 
     def _content(self, octets: bytes) -> Content:
         """The content of a transaction; the last one again when the octets are the very same."""
@@ -278,6 +282,11 @@ class Carrier:
         again: list[Claim] = []
         elsewhere: list[tuple[Claim, Ending]] = []
         host_errors: list[tuple[Claim, Ending]] = []
+        content = result.transaction.content.octets
+        core = self._core
+        if core.events is not None:
+            # the replies to RCPT came before that to the message
+            self._tell_put_off(core.events, work, ended, content)
         first = True
         for claim, ending in zip(work.claims, ended, strict=True):
             match ending.end:
@@ -287,10 +296,10 @@ class Carrier:
                     first = False
                 case End.FAILED:
                     known.append((claim.recipient_id, claim.epoch, OutcomeKind.FAILED, ending.text))
-                    self._fail(work, claim, ending.text)
+                    self._fail(work, claim, ending.text, content)
                 case End.RECIPIENT_WAITS:
                     known.append((claim.recipient_id, claim.epoch, OutcomeKind.DEFERRED, ending.text))
-                    self._put_off(work, claim, ending)
+                    core.settlement.defer(self._recipient_deferral(work, claim, ending, content), self._site.label)
                 case End.MESSAGE_WAITS:
                     known.append((claim.recipient_id, claim.epoch, OutcomeKind.RELEASED, ending.text))
                     elsewhere.append((claim, ending))
@@ -304,24 +313,24 @@ class Carrier:
                     host_errors.append((claim, ending))
                 case End.BROKEN_OFF:
                     known.append((claim.recipient_id, claim.epoch, OutcomeKind.RELEASED, ""))
-                    self._core.settlement.release(claim)
+                    core.settlement.release(claim)
         if known:
             self._note_replies(known)
         if again:
             self._site.put_back(replace(work, claims=again))
         if host_errors:
-            self._begin_again(work, host_errors)
+            self._begin_again(work, host_errors, content)
         if elsewhere:
-            self._hand_on(work, elsewhere)
+            self._hand_on(work, elsewhere, content)
 
-    def _begin_again(self, work: Work, members: list[tuple[Claim, Ending]]) -> None:
+    def _begin_again(self, work: Work, members: list[tuple[Claim, Ending]], content: bytes) -> None:
         """The connection ended under this work.  If the host is to blame, `_on_broken` takes it out of service before
         anything is taken again; if it is the message that breaks connections, it must not be the first on the next."""
         if work.restarts < MAX_RESTARTS:
             self._site.add(replace(work, claims=[claim for claim, _ in members], restarts=work.restarts + 1))
             return
         for claim, ending in members:
-            self._core.settlement.defer(self._message_deferral(work, claim, ending), self._site.label)
+            self._core.settlement.defer(self._message_deferral(work, claim, ending, content), self._site.label)
 
     def _note_replies(self, known: list[tuple[int, int, OutcomeKind, str]]) -> None:
         try:
@@ -373,7 +382,7 @@ class Carrier:
         for number in range(len(self._site.hosts)):
             drop(message_key(key_of(self._site, number), work.message_id))
 
-    def _fail(self, work: Work, claim: Claim, text: str) -> None:
+    def _fail(self, work: Work, claim: Claim, text: str, content: bytes = b"") -> None:
         self._core.fail(
             work.context,
             claim,
@@ -383,20 +392,20 @@ class Carrier:
             label=self._site.label,
             connection=self._facts,
             contact=self._contact,
+            content=content,
         )
         if claim.attempts:
             self._forget_retries(work, claim)
 
-    def _put_off(self, work: Work, claim: Claim, ending: Ending) -> None:
-        """A recipient waits (RT-3)."""
-        core, code = self._core, ending.failure.reply_code
-        deferral = self._recipient_deferral(work, claim, ending)
-        if core.events is not None and code:
-            raised = core.events.on_recipient_deferred(
-                self._contact, work, claim, ending.text, code, from_mx=self._from_mx
-            )
-            core.settlement.store(raised)
-        core.settlement.defer(deferral, self._site.label)
+    def _tell_put_off(self, events: Events, work: Work, ended: Sequence[Ending], content: bytes) -> None:
+        """Raise the events of the recipients that were answered by 4xx (RT-3)."""
+        for claim, ending in zip(work.claims, ended, strict=True):
+            code = ending.failure.reply_code
+            if ending.end is End.RECIPIENT_WAITS and code:
+                raised = events.on_recipient_deferred(
+                    self._contact, work, claim, ending.text, code, content, from_mx=self._from_mx
+                )
+                self._core.settlement.store(raised)
 
     def _recipient_key(self, work: Work, claim: Claim) -> str:
         include_sender = self._site.transport.options.address_retry_include_sender
@@ -416,7 +425,7 @@ class Carrier:
             deliver_time_s=self._core.clock() - work.taken_at,
         )
 
-    def _recipient_deferral(self, work: Work, claim: Claim, ending: Ending) -> Deferral:
+    def _recipient_deferral(self, work: Work, claim: Claim, ending: Ending, content: bytes) -> Deferral:
         domain = claim.address.rpartition("@")[2]
         return Deferral(
             claim,
@@ -425,11 +434,11 @@ class Carrier:
             ending.failure,
             (claim.address, domain),
             work.context.job.created_at,
-            on_timeout=self._on_timeout(work, claim, ending),
+            on_timeout=self._on_timeout(work, claim, ending, content),
             own_message_at=work.context.job.created_at if work.context.is_personalised else None,
         )
 
-    def _message_deferral(self, work: Work, claim: Claim, ending: Ending) -> Deferral:
+    def _message_deferral(self, work: Work, claim: Claim, ending: Ending, content: bytes) -> Deferral:
         host = self._site.hosts[self._number]
         return Deferral(
             claim,
@@ -438,18 +447,22 @@ class Carrier:
             ending.failure,
             (host.name, claim.address.rpartition("@")[2]),
             work.context.job.created_at,
-            on_timeout=self._on_timeout(work, claim, ending),
+            on_timeout=self._on_timeout(work, claim, ending, content),
             own_message_at=work.context.job.created_at if work.context.is_personalised else None,
         )
 
-    def _on_timeout(self, work: Work, claim: Claim, ending: Ending) -> Callable[[Sequence[Fact]], Raised] | None:
+    def _on_timeout(
+        self, work: Work, claim: Claim, ending: Ending, content: bytes
+    ) -> Callable[[Sequence[Fact]], Raised] | None:
         """Raises the events of a recipient whose time turns out to be up."""
         events = self._core.events
         if events is None:
             return None
-        return partial(events.on_timed_out, work.context, claim, ending.text, self._contact, work.message_id)
+        if not events.wants_message(self._contact.transport, "msg:fail:delivery"):
+            content = b""
+        return partial(events.on_timed_out, work.context, claim, ending.text, self._contact, work.message_id, content)
 
-    def _hand_on(self, work: Work, members: list[tuple[Claim, Ending]]) -> None:
+    def _hand_on(self, work: Work, members: list[tuple[Claim, Ending]], content: bytes) -> None:
         """This host puts the message off (RT-2): the next host, or wait."""
         core, site = self._core, self._site
         claim, ending = members[0]
@@ -467,7 +480,10 @@ class Carrier:
             work,
             claims=[claim for claim, _ in members],
             tried=work.tried | 1 << self._number,
-            last={claim.recipient_id: self._message_deferral(work, claim, ending) for claim, ending in members},
+            last={
+                claim.recipient_id: self._message_deferral(work, claim, ending, content) for claim, ending in members
+            },
+            contact=self._contact,
         )
         if site.may_be_served(onward, core.clock()):
             site.put_back(onward)
@@ -478,7 +494,8 @@ class Carrier:
     def _doubt(self, work: Work, claim: Claim, ending: Ending, result: TransactionResult) -> None:
         """The final octet may have left and no reply came: the same message again, after a while."""
         core = self._core
-        deferral = self._message_deferral(work, claim, ending)
+        content = result.transaction.content.octets
+        deferral = self._message_deferral(work, claim, ending, content)
         deferral.in_doubt = True
         deferral.earliest_at = core.clock() + core.config.main.in_doubt_delay
         core.settlement.tell(
@@ -494,7 +511,6 @@ class Carrier:
             )
         )
         if core.events is not None:
-            content = result.transaction.content.octets
             core.settlement.store(core.events.on_doubt(self._contact, work, claim, ending.text, content))
             if claim is work.claims[0]:
                 core.settlement.store(core.events.on_deferred(work, self._contact, ending.text, ending.errno))
@@ -514,7 +530,11 @@ class Carrier:
             if others:
                 site.no_more_until = trio.current_time() + BREATH_S
             return
-        on_host_error(core, site, self._number, error, self._facts, self._contact)
+        self._blame_host(error)
+
+    def _blame_host(self, error: DeliveryError) -> None:
+        error.contact = self._contact
+        on_host_error(self._core, self._site, self._number, error, self._facts)
 
     def _check_progress(self) -> None:
         """A host that takes connections and no messages would keep us connecting for ever."""
@@ -522,4 +542,4 @@ class Carrier:
         may_begin = not core.stopping.is_set() and not core.settlement.is_stuck
         if not self._ended and may_begin and self._site.has_work_for(self._number):
             error = DeliveryError("the host ended the session before it took a message", retry_name="lost_connection")
-            on_host_error(core, self._site, self._number, error, self._facts, self._contact)
+            self._blame_host(error)

@@ -310,13 +310,15 @@ async def _open(
         )
     except DeliveryError as error:
         is_of_dane = plan.level is TlsLevel.DANE and isinstance(error, TlsPolicyError)
+        error.contact = watch.contact
         await watch.on_failed(_dane_fail_of(error) if is_of_dane else "")
         raise
 
 
 def _watch(core: Core, events: Events, site: Site, number: int, plan: Plan) -> ConnectionWatch:
     only_wire = site.transport.options.event_certificates == "wire"
-    return ConnectionWatch(core, events, contact_for(site, number, port_of(site, number)), plan, only_wire=only_wire)
+    contact = contact_for(site, number, port_of(site, number))
+    return ConnectionWatch(core, events, contact, next(site.waiting_work(), None), plan, only_wire=only_wire)
 
 
 def _files_for(plan: Plan, files: TlsOptions) -> TlsOptions:

@@ -172,12 +172,13 @@ class Core:
         connection: ConnectionFacts | None = None,
         log_text: str | None = None,
         contact: Contact | None = None,
+        content: bytes = b"",
     ) -> None:
         """One recipient fails for good.
 
         Args:
             text: why, as the queue keeps it and, unless `log_text` is given, as the log tells it.
-            contact: what events are told of the host, if a host is at fault.
+            contact: what events are told of the host, if a host is at fault; content: of the message, if it is at hand.
         """
         fact = self.fact(
             FactKind.FAILED,
@@ -196,7 +197,7 @@ class Core:
             return
         if contact is None:
             contact = Contact(router=router, transport=transport)
-        raised = self.events.on_failed(context, claim, text, contact, fact.message_id, facts)
+        raised = self.events.on_failed(context, claim, text, contact, fact.message_id, facts, content)
         self.settlement.settle(claim, outcome, label, *raised.facts, events=raised.events)
 
     def defer_routing(self, context: JobContext, claim: Claim, route: RouteDeferred) -> None:

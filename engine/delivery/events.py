@@ -17,11 +17,13 @@ from __future__ import annotations
 import contextlib
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import msgpack
 import trio
 
+from ..errors import DataError
 from ..events import NOTHING, Contact, Happening, run
 from ..events.happening import NOBODY
 from ..expand.certificates import Certificate
@@ -50,10 +52,10 @@ _DNS_RESULTS: Final = {
     Status.SERVFAIL: "DNS_AGAIN",
     Status.TIMEOUT: "DNS_AGAIN",
 }
+#: characters of the confirmation that `msg:delivery` tells
+_MAX_CONFIRMATION: Final = 1024
 #: variables that hold a certificate; they travel as DER
 _CERTIFICATES: Final = frozenset({"tls_out_peercert", "tls_out_ourcert"})
-#: header lines that travel with an event, in octets; arbitrary, far more than a message has
-_MAX_HEADER: Final = 64 * 1024
 
 
 @dataclass(slots=True, eq=False)
@@ -89,6 +91,11 @@ class Events:
         """What is done at an event of a transport; "" for those of [main]."""
         return self._actions.get(transport, _NO_ACTIONS).get(event)
 
+    def wants_message(self, transport: str, event: str) -> bool:
+        """Whether the action of an event may read the message itself."""
+        action = self.action(transport, event)
+        return action is not None and (action.wants_headers or "message_size" in action.names)
+
     def has_any(self, transport: str) -> bool:
         """Whether a transport listens to any event at all."""
         return transport in self._actions
@@ -99,7 +106,8 @@ class Events:
         """Raise an event whose step waits for the result.  Never raises for what the string does."""
         facts: list[Fact] = []
         it.now = self._core.clock()
-        scope = self._scope(action.gather(it), it.headers, "", facts)
+        headers = it.headers() if action.wants_headers else ()
+        scope = self._scope(action.gather(it), headers, it.message_id, facts)
         if variables is not None:
             scope.acl_c, scope.acl_m = variables.acl_c, variables.acl_m
         if action.is_pure:
@@ -107,7 +115,7 @@ class Events:
         else:
             result = await trio.to_thread.run_sync(run, action, scope, limiter=self._core.threads)
         if result.error:
-            facts.append(self.failure(action, result, ""))
+            facts.append(self.failure(action, result, it.message_id))
         for fact in facts:
             self._core.settlement.tell(fact)
         return result
@@ -125,7 +133,8 @@ class Events:
             return
         it.now = self._core.clock()
         if action.is_pure:
-            result = run(action, self._scope(action.gather(it), it.headers, it.message_id, raised.facts))
+            headers = it.headers() if action.wants_headers else ()
+            result = run(action, self._scope(action.gather(it), headers, it.message_id, raised.facts))
             if result.error:
                 raised.facts.append(self.failure(action, result, it.message_id))
             return
@@ -211,13 +220,27 @@ class Events:
         content: bytes = b"",
     ) -> Happening:
         """What an event is told of a recipient and its message."""
-        it = Happening(contact, data, errno, message_id=message_id)
+        # multi-line replies are one line in a log, and in an event
+        it = Happening(contact, data.replace("\n", "\\n"), errno, message_id=message_id, content=content)
         if claim is not None:
             it.address = claim.address
         if context is not None:
             it.sender = context.job.sender
             it.created_at = context.job.created_at
-        it.size = len(content)
+            if not content:
+                it.compose = partial(_content_of, context, claim, message_id)
+        return it
+
+    def about_batch(self, contact: Contact, work: Work | None, data: bytes | str, *, errno: int = 0) -> Happening:
+        """What an event about a host or a connection is told of the batch that it is for (1.1)."""
+        it = Happening(contact, data, errno)
+        if work is not None:
+            context = work.context
+            it.address = _shared(work.claims)
+            it.message_id = work.message_id
+            it.sender = context.job.sender
+            it.created_at = context.job.created_at
+            it.compose = partial(_content_of, context, work.claims[0], work.message_id)
         return it
 
     def on_delivered(
@@ -227,9 +250,9 @@ class Events:
         raised = Raised()
         row, rest = lines[0], lines[1:]
         raised.facts.append(row)
-        self._recipient(contact, "msg:delivery", work, claim, text, raised, content=content)
+        self._recipient(contact, "msg:delivery", work, claim, text[:_MAX_CONFIRMATION], raised, content)
         raised.facts += rest
-        self._completed_with(work.context, work.message_id, raised)
+        self._completed_with(work.context, claim, work.message_id, raised, content)
         return raised
 
     def on_failed(
@@ -240,23 +263,31 @@ class Events:
         contact: Contact,
         message_id: str,
         lines: Sequence[Fact],
+        content: bytes = b"",
     ) -> Raised:
         """A recipient fails for good: the transport's event if one was to deliver it, else that of [main] (EV-12)."""
         raised = Raised()
         event = "msg:fail:delivery" if contact.transport else "msg:fail:internal"
-        it = self.about(contact, context, claim, message_id, text)
+        it = self.about(contact, context, claim, message_id, text, content=content)
         self.stored(contact.transport, event, it, _key(message_id, claim, event), raised)
         raised.facts += lines
         if context is not None:
-            self._completed_with(context, message_id, raised)
+            self._completed_with(context, claim, message_id, raised, content)
         return raised
 
     def on_timed_out(
-        self, context: JobContext, claim: Claim, text: str, contact: Contact, message_id: str, lines: Sequence[Fact]
+        self,
+        context: JobContext,
+        claim: Claim,
+        text: str,
+        contact: Contact,
+        message_id: str,
+        content: bytes,
+        lines: Sequence[Fact],
     ) -> Raised:
         """A recipient's time is up: its ``==`` line goes before the event, the rest after it."""
         data = f"{text}: {TIMED_OUT_TEXT}" if text else TIMED_OUT_TEXT
-        raised = self.on_failed(context, claim, data, contact, message_id, lines[1:])
+        raised = self.on_failed(context, claim, data, contact, message_id, lines[1:], content)
         raised.facts.insert(0, lines[0])
         return raised
 
@@ -267,21 +298,21 @@ class Events:
         return raised
 
     def on_recipient_deferred(
-        self, contact: Contact, work: Work, claim: Claim, text: str, code: int, *, from_mx: bool | None
+        self, contact: Contact, work: Work, claim: Claim, text: str, code: int, content: bytes, *, from_mx: bool | None
     ) -> Raised:
         """A host answered RCPT with 4xx; no other host is tried for this recipient, so it is the last as well."""
         raised = Raised()
         # 11.6: the reply's last two digits, and whether the host came from an MX or an address record
         errno = code % 100 << 8 | ord("M" if from_mx else "A")
         for event in ("msg:rcpt:host:defer", "msg:rcpt:defer"):
-            self._recipient(contact, event, work, claim, text, raised, errno=errno)
+            self._recipient(contact, event, work, claim, text, raised, content, errno=errno)
         return raised
 
     def on_doubt(self, contact: Contact, work: Work, claim: Claim, text: str, content: bytes) -> Raised:
         """A message may have been delivered."""
         raised = Raised()
         owner = contact.transport if self.action(contact.transport, "msg:indoubt") is not None else ""
-        self._recipient(contact, "msg:indoubt", work, claim, text, raised, content=content, owner=owner)
+        self._recipient(contact, "msg:indoubt", work, claim, text, raised, content, owner=owner)
         return raised
 
     def on_host_deferred(self, contact: Contact, work: Work | None, text: str, errno: int) -> Raised:
@@ -321,7 +352,7 @@ class Events:
         it = self.about(contact, context, claim, message_id, text)
         self.stored(owner, event, it, _key(message_id, claim, event), raised)
         if context is not None and kind is not RecoveryKind.IN_DOUBT:
-            self._completed_with(context, message_id, raised)
+            self._completed_with(context, claim, message_id, raised)
         return raised.events
 
     def _recipient(
@@ -332,27 +363,30 @@ class Events:
         claim: Claim,
         data: str,
         raised: Raised,
+        content: bytes = b"",
         *,
         errno: int = 0,
-        content: bytes = b"",
         owner: str | None = None,
     ) -> None:
         owner = contact.transport if owner is None else owner
         action = self.action(owner, event)
         if action is not None:
             it = self.about(contact, work.context, claim, work.message_id, data, errno=errno, content=content)
-            if action.wants_headers:
-                it.headers = _header_lines(content)
             self.stored(owner, event, it, _key(work.message_id, claim, event), raised)
 
-    def _completed_with(self, context: JobContext, message_id: str, raised: Raised) -> None:
+    def _completed_with(
+        self, context: JobContext, claim: Claim, message_id: str, raised: Raised, content: bytes = b""
+    ) -> None:
         """A recipient that has a message of its own is done, and so is its message."""
         if context.is_personalised:
-            self._completed(context, message_id, raised)
+            self._completed(context, message_id, raised, claim, content)
 
-    def _completed(self, context: JobContext, message_id: str, raised: Raised) -> None:
+    def _completed(
+        self, context: JobContext, message_id: str, raised: Raised, claim: Claim | None = None, content: bytes = b""
+    ) -> None:
         if self.action("", "msg:complete") is not None:
-            it = self.about(NOBODY, context, None, message_id)
+            it = self.about(NOBODY, context, claim, message_id, content=content)
+            it.address = ""
             self.stored("", "msg:complete", it, f"{message_id}/msg:complete", raised)
 
 
@@ -372,21 +406,30 @@ def split_label(label: str) -> tuple[str, str]:
     return (host, transport) if mark else (label, "")
 
 
-def _header_lines(content: bytes) -> tuple[bytes, ...]:
-    """The header of a message as `Scope.headers` wants it: a field each, continuation lines included."""
-    header = content.partition(b"\r\n\r\n")[0][:_MAX_HEADER] + b"\r\n"
-    lines: list[bytes] = []
-    for line in header.splitlines(keepends=True):
-        if line[:1] in (b" ", b"\t") and lines:
-            lines[-1] += line.replace(b"\r\n", b"\n")
-        else:
-            lines.append(line.replace(b"\r\n", b"\n"))
-    return tuple(lines)
+def _shared(claims: Sequence[Claim]) -> str:
+    """What the addresses of a batch have in common: all of it, one side of the ``@``, or nothing."""
+    if len(claims) == 1:
+        return claims[0].address
+    parts = [claim.address.rpartition("@") for claim in claims]
+    local_parts, domains = {part[0] for part in parts}, {part[2] for part in parts}
+    return f"{''.join(local_parts) if len(local_parts) == 1 else ''}@{''.join(domains) if len(domains) == 1 else ''}"
+
+
+def _content_of(context: JobContext, claim: Claim | None, message_id: str) -> bytes:
+    """A message that is not at hand; b"" for one that cannot be composed.
+
+    May run in the queue's thread, for a message that all recipients share.
+    """
+    address, merge = ("", {}) if claim is None else (claim.address, claim.merge())
+    try:
+        return context.composer.content(address, merge, message_id, context.job.created_at)
+    except DataError:
+        return b""
 
 
 def _pack(action: Action, it: Happening) -> bytes:
     values = {name: value.der if isinstance(value, Certificate) else value for name, value in action.gather(it).items()}
-    headers = it.headers if action.wants_headers else ()
+    headers = it.headers() if action.wants_headers else ()
     packed: bytes = msgpack.packb((action.transport, it.message_id, values, headers), unicode_errors="surrogateescape")
     return packed
 

@@ -28,7 +28,7 @@ from ..queue.schedule import (
 )
 from .settlement import timed_out_fact
 from .site import Down
-from .watch import contact_for
+from .watch import contact_after
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -116,28 +116,22 @@ def on_host_error(
     number: int,
     error: DeliveryError,
     connection: ConnectionFacts,
-    contact: Contact | None = None,
 ) -> None:
-    """`number` cannot be used for now: log it, keep a record, settle what has no host left.
-
-    `contact` is what events are told of the connection, if there was one.
-    """
+    """`number` cannot be used for now: log it, keep a record, settle what has no host left."""
     now = core.clock()
     log_host_error(core, error, connection)
     if core.events is not None:
-        tell_host_deferred(core, site, number, error, contact)
+        tell_host_deferred(core, site, number, error)
     postponed = postpone_host(core, site, number, error, now)
     site.set_down(number, Down(max(postponed.next_try_at, now + MIN_DOWN_S), error, postponed.timed_out))
     settle_unservable(core, site, number)
 
 
-def tell_host_deferred(
-    core: Core, site: Site, number: int, error: DeliveryError, contact: Contact | None = None
-) -> None:
+def tell_host_deferred(core: Core, site: Site, number: int, error: DeliveryError) -> None:
     """Raise `msg:host:defer`, in the name of the first of what waits for the host (1.1)."""
     if core.events is not None:
         first = next(site.waiting_work(), None)
-        contact = contact or contact_for(site, number, port_of(site, number))
+        contact = contact_after(site, number, port_of(site, number), error)
         core.settlement.store(core.events.on_host_deferred(contact, first, _event_data(error), error.errno))
 
 
@@ -223,11 +217,10 @@ def _tell_deferred(core: Core, site: Site, work: Work, last: int | None) -> None
     error = site.down[last].error if last is not None and last in site.down else None
     if work.last:
         deferral = work.last[work.claims[0].recipient_id]
-        number = max(number for number in range(len(site.hosts)) if work.tried >> number & 1)
-        contact = contact_for(site, number, port_of(site, number))
+        contact = work.contact or Contact(router=site.router, transport=site.transport.name)
         raised = core.events.on_deferred(work, contact, deferral.fact.text, deferral.fact.errno)
     elif error is not None and last is not None:
-        contact = contact_for(site, last, port_of(site, last))
+        contact = contact_after(site, last, port_of(site, last), error)
         raised = core.events.on_deferred(work, contact, _event_data(error), error.errno)
     else:
         return
@@ -282,7 +275,7 @@ def _fail_permanently(core: Core, site: Site, work: Work, claim: Claim, error: D
         transport=site.transport.name,
         label=site.label,
         connection=bare_connection(site, number),
-        contact=contact_for(site, number, port_of(site, number)) if core.events is not None else None,
+        contact=contact_after(site, number, port_of(site, number), error) if core.events is not None else None,
     )
 
 
@@ -312,7 +305,8 @@ def _defer(
     # without a rule this host's time is up at once (RT-10), but not that of the others (RT-11)
     is_old = rule is not None and is_ultimate_timeout(rule, work.context.job.created_at, core.clock())
     if is_expired or is_old:
-        _time_out(core, site, work, claim, fact, number)
+        contact = contact_after(site, number, port_of(site, number), error) if core.events is not None else None
+        _time_out(core, site, work, claim, fact, contact)
         return
     outcome = claim.outcome(
         OutcomeKind.DEFERRED,
@@ -324,7 +318,7 @@ def _defer(
     core.settlement.settle(claim, outcome, site.label, fact)
 
 
-def _time_out(core: Core, site: Site, work: Work, claim: Claim, deferred: Fact, number: int | None = None) -> None:
+def _time_out(core: Core, site: Site, work: Work, claim: Claim, deferred: Fact, contact: Contact | None = None) -> None:
     """The ``==`` line, then the ``**`` line (LG-4)."""
     failed = timed_out_fact(deferred)
     text = deferred.text or failed.text
@@ -333,9 +327,6 @@ def _time_out(core: Core, site: Site, work: Work, claim: Claim, deferred: Fact, 
     if core.events is None:
         core.settlement.settle(claim, outcome, site.label, *facts)
         return
-    if number is None:
-        contact = Contact(router=site.router, transport=site.transport.name)
-    else:
-        contact = contact_for(site, number, port_of(site, number))
-    raised = core.events.on_timed_out(work.context, claim, deferred.text, contact, deferred.message_id, facts)
+    contact = contact or Contact(router=site.router, transport=site.transport.name)
+    raised = core.events.on_timed_out(work.context, claim, deferred.text, contact, deferred.message_id, b"", facts)
     core.settlement.settle(claim, outcome, site.label, *raised.facts, events=raised.events)

@@ -4,7 +4,9 @@ Layer: orchestration.  Spec: events-dane 2.1, 2.2, section 3 (steps 2 to 11), se
 
     tcp:connect -> (TCP) -> smtp:connect -> smtp:ehlo -> (TLS) tls:cert … -> smtp:ehlo -> auth:fail … -> … -> tcp:close
 
-Made for each connection of a transport that listens to some event; a connection of any other is not watched.
+Made for each connection of a transport that listens to some event; a connection of any other is not watched.  What
+events tell of a message and of recipients is what they share in the batch that the connection is made for (1.1): the
+first that waits for the host.
 Invariants: `tcp:close` is raised once for each connection that was made, whatever became of it, and never for one that
 was not; no certificate is asked about twice, nor on resumption.
 """
@@ -18,7 +20,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from ..errors import EventRefusal
-from ..events import Contact, Happening
+from ..events import Contact
 from ..logs.facts import Fact, FactKind
 from ..policy.plan import TlsLevel
 from ..smtp.opening import OpeningStage
@@ -30,6 +32,7 @@ from .events import AclVariables
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from ..errors import DeliveryError
     from ..net.session import Session
     from ..policy.plan import Plan
     from ..smtp import Reply
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
     from .core import Core
     from .events import Events
     from .site import Site
+    from .work import Work
 
 #: errno of a refusal by `tcp:connect` (11.6)
 ERRNO_EVENT: Final = -58
@@ -47,14 +51,20 @@ _NAME_MISMATCH: Final = "certificate name mismatch"
 class ConnectionWatch:
     """See the module's text; the methods `on_…` and `examine` are those of `net.session.Watch`.
 
+    Args:
+        work: the batch that the connection is made for, if any is left.
+
     Attributes:
         contact: what is known of the host and the connection.
     """
 
-    def __init__(self, core: Core, events: Events, contact: Contact, plan: Plan, *, only_wire: bool) -> None:
+    def __init__(
+        self, core: Core, events: Events, contact: Contact, work: Work | None, plan: Plan, *, only_wire: bool
+    ) -> None:
         self._core = core
         self._events = events
         self.contact = contact
+        self._work = work
         self._plan = plan
         self._only_wire = only_wire
         self._variables = AclVariables()
@@ -63,12 +73,21 @@ class ConnectionWatch:
         self._chain: tuple[bytes, ...] = ()
         self._verdict: Verdict | None = None
 
-    async def _raise(self, event: str, data: bytes | str = b"", **more: object) -> bytes:
+    async def _raise(
+        self,
+        event: str,
+        data: bytes | str = b"",
+        *,
+        certificate: bytes | None = None,
+        cert_source: str = "",
+        authenticator: str = "",
+    ) -> bytes:
         """Raise one event; the text that its string gave."""
         action = self._events.action(self.contact.transport, event)
         if action is None:
             return b""
-        it = Happening(self.contact, data, **more)  # type: ignore[arg-type]  # fields of Happening
+        it = self._events.about_batch(self.contact, self._work, data)
+        it.certificate, it.cert_source, it.authenticator = certificate, cert_source, authenticator
         return (await self._events.live(action, it, self._variables)).text
 
     # before the connection
@@ -195,12 +214,16 @@ def contact_for(site: Site, number: int, port: int) -> Contact:
     return Contact(
         router=site.router,
         transport=site.transport.name,
-        domain="" if site.is_shared else host.domain,
         host=host.name,
         host_address=host.address,
         host_port=port,
         host_secure=host.secure,
     )
+
+
+def contact_after(site: Site, number: int, port: int, error: DeliveryError) -> Contact:
+    """What is known of a host after `error`: all that the connection came to, if there was one that is watched."""
+    return error.contact if isinstance(error.contact, Contact) else contact_for(site, number, port)
 
 
 def contact_of(session: Session) -> Contact | None:

@@ -13,6 +13,7 @@ from ..policy.wishes import Wish
 
 if TYPE_CHECKING:
     from ..compose import Composer
+    from ..events import Contact
     from ..queue.model import Claim, Job
     from .settlement import Deferral
 
@@ -56,6 +57,7 @@ class Work:
         next_hop: what its route looked up; "" for recipients of several.
         last: recipient id -> how the last host put the message off; what is settled when no host is left.  It may tell
             of recipients that are settled since.
+        contact: what events are told of that host.
     """
 
     context: JobContext
@@ -66,6 +68,7 @@ class Work:
     taken_at: float = 0.0
     next_hop: str = ""
     last: dict[int, Deferral] | None = None
+    contact: Contact | None = None
 
     def can_take(self, other: Work, max_rcpt: float) -> bool:
         """Whether the recipients of `other` may go in the same transaction, both untouched so far."""

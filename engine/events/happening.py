@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from ..tls.facts import TlsFacts
 
+#: octets of a header that are looked at; arbitrary, far more than a message has
+_MAX_HEADER: Final = 64 * 1024
+
 #: what a variable may be: octets, text, a number, a certificate, or nothing
 Value = bytes | str | int | Certificate | None
 
@@ -27,16 +30,15 @@ class Contact:
     """The host that is spoken to, and how; one a connection, filled in as more becomes known.
 
     Attributes:
-        domain: what all recipients of the host share, or "".
         host_secure: what DNSSEC said of the host, None where that is not known.
         local_address: ``[ip]:port`` of our end.
         tls: the session's facts; usage_mask: of its TLSA records.
         our_certificate: gives the DER of the certificate that we show, or None.
+        refused_certificate: DER of the one for which verification failed, and with it the handshake.
     """
 
     router: str = ""
     transport: str = ""
-    domain: str = ""
     host: str = ""
     host_address: str = ""
     host_port: int = 0
@@ -45,6 +47,7 @@ class Contact:
     tls: TlsFacts | None = None
     usage_mask: int = 0
     our_certificate: Callable[[], bytes | None] | None = None
+    refused_certificate: bytes | None = None
 
 
 #: no host
@@ -57,12 +60,12 @@ class Happening:
 
     Attributes:
         data: `$event_data`; errno: `$event_defer_errno`.
-        address: of the recipient.
+        address: of the recipient; of several, what they share of it, with nothing before or behind the ``@`` else.
         certificate: DER of the one in question where that is not the server's own.
         cert_source: of `certificate`: ``wire`` if the server sent it, ``local`` if it is a trust anchor of ours.
         authenticator: `$sender_host_authenticated` during `auth:fail`.
         created_at: when the message came; now: UTC epoch seconds.
-        headers: lines of the message's header.
+        content: the message; compose: makes it where it is not at hand, and somebody asks.
     """
 
     contact: Contact = NOBODY
@@ -71,19 +74,38 @@ class Happening:
     address: str = ""
     sender: str = ""
     message_id: str = ""
-    size: int = 0
     created_at: float = 0.0
     now: float = 0.0
     certificate: bytes | None = None
     cert_source: str = ""
     authenticator: str = ""
-    headers: tuple[bytes, ...] = ()
+    content: bytes = b""
+    compose: Callable[[], bytes] | None = None
+
+    def message(self) -> bytes:
+        """The message with its header, b"" where there is none."""
+        if self.compose is not None:
+            self.content, self.compose = self.compose(), None
+        return self.content
+
+    def headers(self) -> tuple[bytes, ...]:
+        """The header of the message as `Scope.headers` wants it: a field each, continuation lines included."""
+        header = self.message().partition(b"\r\n\r\n")[0][:_MAX_HEADER] + b"\r\n"
+        lines: list[bytes] = []
+        for line in header.splitlines(keepends=True):
+            if line[:1] in (b" ", b"\t") and lines:
+                lines[-1] += line.replace(b"\r\n", b"\n")
+            else:
+                lines.append(line.replace(b"\r\n", b"\n"))
+        return tuple(lines)
 
 
 def _peer_certificate(it: Happening) -> Certificate | None:
     der = it.certificate
     if der is None and it.contact.tls is not None and it.contact.tls.peer_der:
         der = it.contact.tls.peer_der[0]
+    if der is None:
+        der = it.contact.refused_certificate
     return None if der is None else Certificate(der)
 
 
@@ -127,14 +149,14 @@ VARIABLES: Final[dict[str, Callable[[Happening], Value]]] = {
     "router_name": lambda it: it.contact.router,
     "transport_name": lambda it: it.contact.transport,
     "local_part": lambda it: _local_part(it.address),
-    "domain": lambda it: _domain(it.address) or it.contact.domain,
+    "domain": lambda it: _domain(it.address),
     "sender_address": lambda it: it.sender,
     "sender_address_local_part": lambda it: _local_part(it.sender),
     "sender_address_domain": lambda it: _domain(it.sender),
     "return_path": lambda it: it.sender,
     "message_exim_id": lambda it: it.message_id,
     "message_id": lambda it: it.message_id,
-    "message_size": lambda it: it.size,
+    "message_size": lambda it: len(it.message()),
     "message_age": lambda it: max(0, int(it.now - it.created_at)) if it.created_at else 0,
     "received_time": lambda it: int(it.created_at),
     "host": lambda it: it.contact.host,

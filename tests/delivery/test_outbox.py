@@ -46,7 +46,7 @@ async def test_an_acl_runs_after_the_commit_with_what_was_known(make_world: Make
     port = hosts.rpartition(":")[2]
     assert noted(world) == [
         f"msg:delivery <250 2.0.0 stored> for Ann@d.example by 127.0.0.1 port {port}: x",
-        "msg:complete <> for @ by  port 0: ",
+        "msg:complete <> for @ by  port 0: x",
     ]
     # EV-7: with the id of the message
     assert all(fact.message_id for fact in world.log.facts if fact.text.startswith("msg:"))
@@ -159,7 +159,7 @@ async def test_what_the_journal_of_a_dead_engine_tells_is_raised(make_world: Mak
     world.clock.now -= 10_000
     await world.run()
     lines = noted(world)
-    assert lines[0] == "msg:delivery <250 stored> for a@d.example by mx.example port 0: "
+    assert lines[0] == "msg:delivery <250 stored> for a@d.example by mx.example port 0: x"
     assert lines[2].startswith("msg:fail:delivery <550 no> for b@d.example")
     assert lines[4].startswith("msg:indoubt <in doubt: ")
     host_lines = [line for line in world.log.lines if "H=" in line]

@@ -34,7 +34,7 @@ HAPPENING = Happening(
     address="Ann@example.org",
     sender="news@sender.example",
     message_id="1vN-0-0",
-    size=100,
+    content=b"Subject: x\r\n\r\n".ljust(100),
     created_at=1000.0,
     now=1007.5,
 )

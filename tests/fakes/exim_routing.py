@@ -106,19 +106,11 @@ class EximRouting:
         transports: Sequence[str] = ("remote_smtp",),
     ) -> None:
         binary = peer_path("exim", "usr/sbin/exim4").read_bytes()
-        if binary.count(_STATUS[0]) != 1:
-            raise RuntimeError("this Exim has no status text to change")
         self._place = Place([_USER])
         spool = self._place.directory("spool", owner=_USER)
         self._place.directory("bin")
-        self._binary = self._place.file("exim4", binary.replace(*_STATUS), mode=0o755)
-        fakens = _FAKENS.format(
-            cases="\n".join(_case(*key, reply) for key, reply in zone.items()),
-            names=" | ".join(dict.fromkeys(_names_above(zone))),
-            no_data=_NO_DATA,
-            no_such_host=_NO_SUCH_HOST,
-        )
-        self._place.file("bin/fakens", fakens, mode=0o755)
+        self._binary = self._place.file("exim4", in_test_mode(binary), mode=0o755)
+        self._place.file("bin/fakens", fakens_for(zone), mode=0o755)
         text = _CONFIGURATION.format(
             spool=spool,
             main=main,
@@ -162,6 +154,23 @@ class EximRouting:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def in_test_mode(binary: bytes) -> bytes:
+    """An Exim that asks `fakens` instead of the system's resolver.  Raises RuntimeError for one that cannot."""
+    if binary.count(_STATUS[0]) != 1:
+        raise RuntimeError("this Exim has no status text to change")
+    return binary.replace(*_STATUS)
+
+
+def fakens_for(zone: Mapping[tuple[str, str], Reply]) -> str:
+    """The program that answers for a zone."""
+    return _FAKENS.format(
+        cases="\n".join(_case(*key, reply) for key, reply in zone.items()),
+        names=" | ".join(dict.fromkeys(_names_above(zone))),
+        no_data=_NO_DATA,
+        no_such_host=_NO_SUCH_HOST,
+    )
 
 
 def _names_above(zone: Mapping[tuple[str, str], Reply]) -> Iterator[str]:
