@@ -35,7 +35,8 @@ from ..queue.model import JobState, NewJob
 from ..values import parse_address, parse_interval
 from .display import show, summary, tell_summary
 from .exits import Exit, exit_on_error
-from .running import run_with_signals
+from .processes import Processes, engine_command
+from .running import run_processes, run_with_signals
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -82,6 +83,7 @@ def send(
     wait: Annotated[bool, typer.Option("--wait", help="Stay until everybody is settled, retries included.")] = False,
     queue_only: Annotated[bool, typer.Option(help="Queue the job and end; `outrider run` delivers it.")] = False,
     again: Annotated[bool, typer.Option(help="Send even if the same was sent before.")] = False,
+    processes: Annotated[int, typer.Option(help="Engines that deliver it, a process each.", min=1, max=256)] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> int:
     """Send one message to many recipients and watch it arrive.
@@ -161,18 +163,33 @@ def send(
                 _tell_loaded(done, rejects)
                 return done.job
 
-            return trio.run(_send, core, job, queue_and_tell, wait, queue_only, as_json)
+            async def deliver(job: Job) -> int:
+                if processes == 1:
+                    await run_with_signals(core, job_id=job.id, wait=wait, title=job.name, total=job.counts.total)
+                    return Exit.OK
+                await core.database.call(core.database.store.retire, core.engine, core.clock())
+                command = engine_command(processes, config, queue, drain=True, job_id=job.id, wait=wait)
+                children = Processes(processes, command, drain=True, progress=core.progress)
+                compiled = app.compile_config(loaded)
+                return await run_processes(children, compiled, title=job.name, total=job.counts.total)
+
+            return trio.run(_send, core, job, queue_and_tell, None if queue_only else deliver, as_json)
 
 
 async def _send(
-    core: Core, job: Job | None, queue_job: Callable[[], Awaitable[Job]], wait: bool, queue_only: bool, as_json: bool
+    core: Core,
+    job: Job | None,
+    queue_job: Callable[[], Awaitable[Job]],
+    deliver: Callable[[Job], Awaitable[int]] | None,
+    as_json: bool,
 ) -> int:
+    """Queue a job unless there is one, deliver it unless it is only to be queued, and tell how that ended."""
     store = core.database.store
     if job is not None:
         _tell(_known_job(job))
     else:
         job = await queue_job()
-    if queue_only:
+    if deliver is None:
         await core.database.call(store.retire, core.engine, core.clock())
         _print_job(job.id, as_json)
         return Exit.OK
@@ -181,13 +198,15 @@ async def _send(
     progress.total = counts.total
     progress.earlier = counts.delivered + counts.failed + counts.cancelled
     progress.waiting = counts.deferred
-    await run_with_signals(core, job_id=job.id, wait=wait, title=job.name, total=counts.total)
+    status = await deliver(job)
     after = await core.database.call(store.counts, job.id)
     if as_json:
         counted = {"job": job.id, "delivered": after.delivered, "failed": after.failed, "unsettled": after.unsettled}
         print(json.dumps({**summary(progress, time.monotonic()), "queue": counted}, ensure_ascii=False))
     else:
         tell_summary(progress)
+    if status:
+        return status
     if after.unsettled:
         _tell(f"job {job.id}: {after.unsettled:,} still queued; `outrider run` or the same command goes on with it")
         return Exit.TEMPORARY
