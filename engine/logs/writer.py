@@ -1,7 +1,8 @@
 """Append rendered lines to log files.
 
 Layer: adapter.  Spec: events-dane section 10; design.md "Speed": log lines are batched.
-Input: batches of facts.  Output: one `write` a file and batch, O_APPEND, so that several engines can share a file.
+Input: batches of facts.  Output: one `write` a file and batch, O_APPEND, so that several engines can share a file; to a
+pipe (standard error) lines go in pieces that it takes as one.
 Invariants: a file that was renamed (log rotation) is reopened before the next batch; a log that cannot be written
 never stops delivery: the lines go to standard error and the trouble is told once; a line that a full disk cut short
 never runs into the next one.
@@ -10,6 +11,7 @@ never runs into the next one.
 from __future__ import annotations
 
 import os
+import select
 import sys
 from typing import TYPE_CHECKING
 
@@ -17,7 +19,7 @@ from ..errors import ConfigError
 from .records import record
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from .facts import Fact
     from .mainlog import MainLogFormat
@@ -59,11 +61,13 @@ class LogFile:
             self._fd = -1
 
     def _append(self, data: bytes) -> None:
-        view = memoryview(data)
-        while view:
-            written = os.write(self._fd, view)
-            self._is_torn = data[len(data) - len(view) + written - 1] != 0x0A
-            view = view[written:]
+        # what other processes write to the same pipe must not end up inside a line of ours
+        for part in (data,) if self._path else _pieces(data):
+            view = memoryview(part)
+            while view:
+                written = os.write(self._fd, view)
+                self._is_torn = part[len(part) - len(view) + written - 1] != 0x0A
+                view = view[written:]
 
     def _follow_rotation(self) -> None:
         try:
@@ -124,6 +128,15 @@ class LogWriter:
         for file in (self._main, self._records, self._panic):
             if file is not None:
                 file.close()
+
+
+def _pieces(data: bytes) -> Iterator[bytes]:
+    """Whole lines in pieces that a pipe takes as one, as far as the lines are short enough."""
+    begin = 0
+    while begin < len(data):
+        end = data.rfind(b"\n", begin, begin + select.PIPE_BUF) + 1 or data.find(b"\n", begin) + 1 or len(data)
+        yield data[begin:end]
+        begin = end
 
 
 def _write_all(fd: int, data: bytes) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import select
+import sys
 from pathlib import Path
 
 import pytest
@@ -148,3 +150,23 @@ def test_no_log_is_no_trouble() -> None:
     writer = LogWriter(MainLogFormat(parse_selector("")), None, None)
     writer.write([note("one")])
     writer.close()
+
+
+def test_standard_error_gets_whole_lines_in_pieces_that_a_pipe_takes_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several engines may share it."""
+    written: list[bytes] = []
+
+    def write(fd: int, data: memoryview) -> int:
+        assert fd == sys.stderr.fileno()
+        written.append(bytes(data))
+        return len(data)
+
+    lines = [f"{number} {'x' * (number * 37 % 900)}\n" for number in range(100)]
+    lines[50] = "y" * 10_000 + "\n"
+    with monkeypatch.context() as patch:
+        patch.setattr("engine.logs.writer.os.write", write)
+        LogFile("").write("".join(lines))
+    assert b"".join(written).decode() == "".join(lines)
+    assert all(piece.endswith(b"\n") for piece in written)
+    assert [len(piece) for piece in written if len(piece) > select.PIPE_BUF] == [10_001]
+    assert len(written) < 25
