@@ -9,7 +9,8 @@ one. Most recipients of a bulk job share a few thousand domains, and most domain
 nothing more is asked of the queue.  Routes are found once a domain, in a task a domain, and kept; recipients
 that wait for a route wait in a list.  A recipient with a known route costs a dictionary look-up and an append.  Nothing
 is ever rescanned: a site with nothing to do has no task, and the claim loop sleeps until the time at which the next
-recipient is due, or until another process may have added something.
+recipient is due, or until another process may have added something.  Nothing new begins while too many stored events
+wait for their actions; what is in flight is settled all the same.
 
 **What we do not do.**  No task, thread or query a recipient; no fairness beyond that of the claims (jobs take turns).
 Invariants: `held` counts the claims that we have and have not settled; it is never over the high mark by more
@@ -61,6 +62,8 @@ MAX_IDLE_SITES: Final = 20_000
 POLL_S: Final = 1.0
 #: what the display says while the queue takes nothing; the log has the reason
 TROUBLE: Final = "waiting for the queue: disk full or locked"
+#: what it says while nothing is claimed since actions are behind
+BACKLOG: Final = "waiting for event actions"
 #: seconds between looks while something is due that another engine is about to take
 MIN_WAIT_S: Final = 0.05
 
@@ -85,6 +88,8 @@ class Scheduler:
         self._sites: dict[tuple[object, ...], Site] = {}
         self._settled = trio.Event()
         self._told = ""
+        #: too many stored events wait
+        self._is_behind = False
         self.held = 0
 
     def on_settled(self, settled: Settled) -> None:
@@ -113,13 +118,13 @@ class Scheduler:
         core = self._core
         high = core.config.main.claim_size * HIGH_WATER_BATCHES
         if core.settlement.is_stuck:
-            self._show_trouble(True)
+            self._show_trouble(TROUBLE)
         if self.held >= high or core.settlement.is_stuck:
             await self._wait_settled(POLL_S)
             return False
         claims = await self._claim()
         self._told = ""
-        self._show_trouble(False)
+        self._show_trouble(BACKLOG if self._is_behind else "")
         if claims:
             await self._dispatch(claims, nursery)
             return False
@@ -128,23 +133,39 @@ class Scheduler:
         due_at = await self._next_due_at()
         if await self._is_done(due_at):
             return True
-        now = core.clock()
-        await self._wait_settled(POLL_S if due_at is None else min(POLL_S, max(MIN_WAIT_S, due_at - now)))
+        is_idle = due_at is None or self._is_behind
+        await self._wait_settled(POLL_S if is_idle else min(POLL_S, max(MIN_WAIT_S, due_at - core.clock())))
         return False
 
     def _tell_trouble(self, error: QueueLocked | QueueFull) -> None:
         """Say once what the queue has to say, until it takes a claim again."""
-        self._show_trouble(True)
+        self._show_trouble(TROUBLE)
         if self._told != str(error):
             self._told = str(error)
             text = f"queue: {error}; will try again"
             self._core.settlement.tell(Fact(FactKind.NOTE, self._core.clock(), text=text))
 
-    def _show_trouble(self, is_stuck: bool) -> None:
-        """Let the display say why nothing goes on."""
+    def _show_trouble(self, trouble: str) -> None:
+        """Let the display say why nothing goes on, or, with "", that it does."""
         progress = self._core.progress
-        if progress.phase == ("" if is_stuck else TROUBLE):
-            progress.phase = TROUBLE if is_stuck else ""
+        if progress.phase in ("", TROUBLE, BACKLOG):
+            progress.phase = trouble
+
+    def _has_room(self) -> bool:
+        """Whether stored events leave room for what a claim would add to them.  In the queue's thread."""
+        core = self._core
+        if core.events is None:
+            return True
+        limit = core.config.actions.outbox_limit
+        size = core.database.store.outbox_size()
+        # a quarter of them has to run first, so that it is not told again every second
+        is_behind = size >= (limit - limit // 4 if self._is_behind else limit)
+        if is_behind != self._is_behind:
+            self._is_behind = is_behind
+            what = "nothing new is delivered until some have run" if is_behind else "deliveries go on"
+            text = f"{size} stored events wait for their actions (outbox_limit {limit}): {what}"
+            core.log.write([Fact(FactKind.NOTE, core.clock(), text=text)])
+        return not is_behind
 
     async def _claim(self) -> list[Claim]:
         core, main = self._core, self._core.config.main
@@ -153,6 +174,8 @@ class Scheduler:
         def claim() -> list[Claim]:
             # a turn of the event loop may take as long as several claims, so one turn is made to bring several
             claims: list[Claim] = []
+            if not self._has_room():
+                return claims
             for _ in range(CLAIMS_A_TURN):
                 try:
                     found = core.database.store.claim(
@@ -180,7 +203,7 @@ class Scheduler:
         core, main = self._core, self._core.config.main
         store = core.database.store
         found = False
-        while not core.stopping.is_set():
+        while not core.stopping.is_set() and not self._is_behind:
             claims = await core.database.call(
                 store.claim_expired, core.engine.owner, main.claim_size, core.clock(), main.lease_time, self._job_id
             )

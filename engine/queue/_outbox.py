@@ -2,8 +2,8 @@
 
 Layer: adapter (SQLite).  Spec: the protocol in store.py; issue "Event actions", "Guarantees".
 Invariants: an event that becomes a dead letter leaves the outbox in the commit that stores the letter, and the other
-way round when it is tried again; numbers grow and are never used twice, so what is stored later comes later; the count
-in `outbox_size` is that of the rows.
+way round when it is tried again; numbers grow and are never used twice, so what is stored later comes later; the counts
+in `outbox_size` are those of the rows.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ class OutboxKeeping(Database):
     def _store_events(self, owner: int, events: Iterable[OutboxEvent], now: float) -> None:
         rows = [(owner, event.name, event.key, event.payload, now, event.handler, event.group) for event in events]
         if rows:
-            self._add_to_size(len(rows))
+            self._grow(len(rows))
             self._db.executemany(
                 "INSERT INTO outbox (owner, name, key, payload, stored_at, handler, handler_group)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?)",
                 rows,
             )
 
-    def _add_to_size(self, count: int) -> None:
-        self._db.execute("UPDATE outbox_size SET waiting = waiting + ?", (count,))
+    def _grow(self, waiting: int, dead: int = 0) -> None:
+        self._db.execute("UPDATE outbox_size SET waiting = waiting + ?, dead = dead + ?", (waiting, dead))
 
     def drain_outbox(self, owner: int, limit: int, after: int = 0) -> list[OutboxEvent]:
         with self._errors():
@@ -60,9 +60,9 @@ class OutboxKeeping(Database):
         if not ids and not dead:
             return
         with self._writing():
-            self._add_to_size(
-                -self._db.executemany("DELETE FROM outbox WHERE id = ?", [(number,) for number in ids]).rowcount
-            )
+            gone = self._db.executemany("DELETE FROM outbox WHERE id = ?", [(number,) for number in ids]).rowcount
+            # nothing was executed for an empty list
+            self._grow(-max(gone, 0), len(dead))
             self._db.executemany(
                 f"INSERT INTO dead_letters ({_LETTER_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [
@@ -89,9 +89,10 @@ class OutboxKeeping(Database):
     def outbox_report(self) -> OutboxReport:
         with self._errors():
             # numbers grow with time, so the first is the oldest
-            first = self._db.execute("SELECT stored_at FROM outbox ORDER BY id LIMIT 1").fetchone()
-            (dead,) = self._db.execute("SELECT count(*) FROM dead_letters").fetchone()
-        return OutboxReport(self.outbox_size(), None if first is None else first[0], dead)
+            (row,) = self._db.execute(
+                "SELECT waiting, (SELECT stored_at FROM outbox ORDER BY id LIMIT 1), dead FROM outbox_size"
+            ).fetchall()
+        return OutboxReport(*row)
 
     def dead_letters(
         self, limit: int, after: int = 0, *, event: str | None = None, ids: Sequence[int] | None = None
@@ -113,12 +114,14 @@ class OutboxKeeping(Database):
                 " WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id",
                 (now, chosen),
             ).rowcount
-            self._add_to_size(count)
+            self._grow(count, -count)
             self._db.execute("DELETE FROM dead_letters WHERE id IN (SELECT value FROM json_each(?))", (chosen,))
         return count
 
     def drop_dead_letters(self, ids: Sequence[int]) -> int:
         with self._writing():
-            return self._db.execute(
+            count = self._db.execute(
                 "DELETE FROM dead_letters WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(list(ids)),)
             ).rowcount
+            self._grow(0, -count)
+        return count

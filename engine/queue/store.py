@@ -267,7 +267,7 @@ class Store(Protocol):
         """How many events of all engines wait; costs one row."""
 
     def outbox_report(self) -> OutboxReport:
-        """How many events wait, for how long, and how many dead letters there are."""
+        """How many events wait, for how long, and how many dead letters there are; costs two rows."""
 
     # dead letters
 

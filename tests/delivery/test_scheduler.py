@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import trio
 
-from engine.delivery.scheduler import TROUBLE
+from engine.delivery.scheduler import BACKLOG, TROUBLE
 from engine.logs.facts import FactKind
 from engine.net.sink import Sink, SinkOptions, open_sink
-from engine.queue.model import Filter, NewJob, NewRecipient, OutcomeKind, RecipientState
+from engine.queue.model import Filter, NewJob, NewRecipient, OutboxEvent, OutcomeKind, RecipientState
 from engine.queue.store import QueueCorrupt, QueueFull, QueueLocked
 from fakes.engine_world import MakeWorld, RealClock, World
 
@@ -253,3 +253,54 @@ async def test_the_display_says_why_nothing_goes_on(make_world: MakeWorld, monke
         await world.run()
     assert phases[:3] == ["", TROUBLE, TROUBLE]
     assert world.core.progress.phase == ""
+
+
+async def test_nothing_new_begins_while_too_many_events_wait(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is told when it begins and when it ends; an engine without actions does not care."""
+    monkeypatch.setattr("engine.delivery.scheduler.POLL_S", 0.02)
+    async with open_sink(SinkOptions(track=True)) as sink:
+        action = "[actions]\noutbox_limit = 4"
+        world = make_world(
+            hosts=sink_host(sink),
+            transport="event_action = '${if eq{$event_name}{tcp:close}{${acl{no}}}}'",
+            retry=f'pattern = "*"\nrule = "F,1h,5m"\n{action}',
+        )
+        world.add_job("a@d.example", "b@d.example")
+        # events of an engine that is slow
+        other = world.store.register(world.clock())
+        world.store.settle(other.owner, (), world.clock(), events=[OutboxEvent("n", key, b"") for key in "abcd"])
+        waiting = world.store.drain_outbox(other.owner, 10)
+        looks, size = [0], world.store.outbox_size
+
+        def look() -> int:
+            looks[0] += 1
+            return size()
+
+        monkeypatch.setattr(world.store, "outbox_size", look)
+
+        async def looked_again() -> None:
+            enough = looks[0] + 3
+            while looks[0] < enough:
+                await trio.sleep(0.01)
+
+        with trio.fail_after(20):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(world.run)
+                await looked_again()
+                assert world.core.progress.phase == BACKLOG
+                assert world.store.counts(1).waiting == 2
+                # at three of four there is no room yet
+                world.store.ack_outbox([waiting[0].id])
+                await looked_again()
+                assert world.store.counts(1).waiting == 2
+                world.store.ack_outbox([waiting[1].id])
+        assert (sink.counts.unique, sink.counts.duplicates) == (2, 0)
+    told = [fact.text for fact in world.log.facts if "outbox_limit" in fact.text]
+    assert told == [
+        "4 stored events wait for their actions (outbox_limit 4): nothing new is delivered until some have run",
+        "2 stored events wait for their actions (outbox_limit 4): deliveries go on",
+    ]
+    assert world.core.progress.phase == ""
+    other.journal.close()
