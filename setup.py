@@ -16,6 +16,7 @@ KERNELS = {
     "certmatch": "engine.tls._certmatch",
     "sink": "engine.smtp._sink",
     "ring": "engine.actions._ring",
+    "stencil": "engine.compose._stencil",
 }
 
 debug = os.environ.get("ENGINE_DEBUG") == "1"

@@ -12,10 +12,9 @@ message of a personalised job is replaced.  A field of a template whose value co
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import format_datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ..errors import DataError
 from ..values import parse_address, parse_domain
@@ -24,12 +23,14 @@ from .forms import NAMES, Changes, Forms
 from .headers import encode_field, write_field
 from .parts import CONTENT_TRANSFER_ENCODING, CONTENT_TYPE
 from .sources import Source, read_source
+from .stencil import make_stencil, names_of
 from .template import Program
 from .words import MARK, fold
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
+    from ._stencil import Stencil
     from .merging import Merger
 
 MIME_VERSION: Final = "mime-version"
@@ -38,8 +39,7 @@ _MIME_KEYS: Final = (MIME_VERSION, CONTENT_TYPE, CONTENT_TRANSFER_ENCODING)
 _LEFT_OUT: Final = frozenset({"bcc", "resent-bcc", "return-path"})
 
 
-@dataclass(frozen=True, slots=True)
-class Rendered:
+class Rendered(NamedTuple):
     """A message as it goes over the wire, before dot-stuffing.
 
     Attributes:
@@ -115,6 +115,10 @@ class Composer:
         self._prove_fields(source)
         self._date_kept = (-1, "")
         self._single: Composed | None = None
+        self._source = source
+        self._names = (names_of(self._program) or [])[:-2]
+        #: by whether the server offers 8BITMIME: second of the Date, whether there is 8-bit content, and the stencil
+        self._stencils: dict[bool, tuple[int, bool, Stencil | None]] = {}
 
     @classmethod
     def for_job(
@@ -180,6 +184,45 @@ class Composer:
         Unless the job has a template it may be called while another thread composes.  Raises DataError.
         """
         return self._compose(address, merge, message_id, now).render(eightbit=True, smtputf8=True).content
+
+    def render(
+        self,
+        address: str,
+        merge: Mapping[str, object],
+        message_id: str,
+        now: float,
+        *,
+        eightbit: bool,
+        smtputf8: bool,
+    ) -> Rendered:
+        """What `compose` and `Composed.render` give together, the short way where there is one.
+
+        Raises:
+            DataError: as these do.
+        """
+        if self._personalised:
+            kept = self._stencils.get(eightbit)
+            if kept is None or kept[0] != int(now):
+                kept = self._stencils[eightbit] = self._make_stencil(now, eightbit)
+            if kept[2] is not None:
+                values = [merge.get(name) for name in self._names]
+                values += (address, message_id)
+                content = kept[2].fill(values)
+                if content is not None:
+                    return Rendered(content, kept[1], False)
+        return self.compose(address, merge, message_id, now).render(eightbit=eightbit, smtputf8=smtputf8)
+
+    def _make_stencil(self, now: float, eightbit: bool) -> tuple[int, bool, Stencil | None]:
+        is_8bit = False
+
+        def compose(merge: dict[str, object], address: str, message_id: str) -> bytes:
+            nonlocal is_8bit
+            rendered = self._compose(address, merge, message_id, now).render(eightbit=eightbit, smtputf8=False)
+            is_8bit = rendered.is_8bit
+            return rendered.content
+
+        stencil = make_stencil(self._source, self._program, compose, eightbit=eightbit)
+        return int(now), is_8bit, stencil
 
     def _compose(self, address: str, merge: Mapping[str, object], message_id: str, now: float) -> Composed:
         header = self._header.copy()

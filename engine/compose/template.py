@@ -74,6 +74,7 @@ class Program:
     Attributes:
         authors: of each piece, the texts before, between and after its values, if they are the same for all data; None
             where conditions or loops decide.
+        names: of each piece, the columns that are its values; None where some piece does more than name columns.
 
     Raises:
         DataError: the template cannot be compiled; with the line.
@@ -85,6 +86,8 @@ class Program:
         body: list[nodes.Node] = []
         trees = [self._parse(piece) for piece in pieces]
         self.authors = [_author_texts(tree) for tree in trees]
+        named = [_plain_names(tree) for tree in trees]
+        self.names = None if None in named else [names for names in named if names is not None]
         whole = self._whole([node for tree in trees for node in tree.body])
         try:
             self._names = _required_names(whole)
@@ -207,6 +210,20 @@ def _author_texts(tree: nodes.Template) -> tuple[str, ...] | None:
             else:
                 texts.append("")
     return tuple(texts)
+
+
+def _plain_names(tree: nodes.Template) -> tuple[str, ...] | None:
+    """The columns that a piece names in their order, if it does nothing else."""
+    names: list[str] = []
+    for output in tree.body:
+        if not isinstance(output, nodes.Output):
+            return None
+        for node in output.nodes:
+            if isinstance(node, nodes.Name) and node.name != ROW:
+                names.append(node.name)
+            elif not isinstance(node, nodes.TemplateData):
+                return None
+    return tuple(names)
 
 
 def _required_names(whole: nodes.Template) -> tuple[tuple[str, int], ...]:

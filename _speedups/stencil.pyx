@@ -1,0 +1,128 @@
+# cython: language_level=3
+"""Ready octets with holes: a message for one recipient in one pass, where nothing about its values needs thought.
+
+Layer: kernel of engine/compose/stencil.py.  Reference: the composer itself; tests/compose/test_stencil.py holds the two
+against one another.  No directive is turned off; `fill` copies into an object of exactly the size that it has added up,
+from objects that it holds.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.unicode cimport PyUnicode_CheckExact
+from libc.string cimport memcpy
+
+cdef extern from "Python.h":
+    bint PyLong_CheckExact(object)
+    bint PyUnicode_IS_COMPACT_ASCII(object)
+    const char *PyUnicode_AsUTF8AndSize(object, Py_ssize_t *) except NULL
+
+#: values that a stencil can take
+MAX_VALUES = 64
+
+cdef enum:
+    _VALUES = 64
+    _CODES = 128
+
+
+cdef class Stencil:
+    """Octets with holes.
+
+    Args:
+        segments: what stands before, between and after the holes; one more than there are holes.
+        holes: for each the number of its value.
+        allowed: for each value 128 octets, not zero where the value may have the character of that code.
+        limits: (octets, numbers of values): the values may have so many octets together.
+
+    Raises:
+        ValueError: these do not fit together.
+    """
+
+    cdef tuple _segments, _holes, _allowed, _limits
+    cdef Py_ssize_t _constant
+
+    def __init__(self, tuple segments not None, tuple holes not None, tuple allowed not None, tuple limits not None):
+        cdef Py_ssize_t count = len(allowed)
+        if len(segments) != len(holes) + 1 or count > _VALUES:
+            raise ValueError("segments, holes and values do not fit together")
+        self._constant = 0
+        for segment in segments:
+            self._constant += PyBytes_GET_SIZE(<bytes?>segment)
+        for table in allowed:
+            if PyBytes_GET_SIZE(<bytes?>table) != _CODES:
+                raise ValueError("a table of another size")
+        for _, numbers in limits:
+            for number in <tuple?>numbers:
+                if not 0 <= number < count:
+                    raise ValueError("a limit for a value that is not there")
+        for number in holes:
+            if not 0 <= number < count:
+                raise ValueError("a hole for a value that is not there")
+        self._segments = segments
+        self._holes = holes
+        self._allowed = allowed
+        self._limits = limits
+
+    def fill(self, list values not None):
+        """The octets with these values (text or integers) in the holes.
+
+        Returns:
+            None where a value is not as it must be: of another type, empty, with a space at an end or a character that
+            is not allowed, or too long.
+        """
+        cdef const char *texts[_VALUES]
+        cdef Py_ssize_t sizes[_VALUES]
+        cdef Py_ssize_t count = len(self._allowed), index, at, size, number
+        cdef const char *text
+        cdef const char *table
+        cdef unsigned char octet
+        cdef object value
+        cdef list held = []
+        cdef bytes segment, result
+        cdef char *target
+        if len(values) != count:
+            raise ValueError("another number of values")
+        for index in range(count):
+            value = values[index]
+            if PyLong_CheckExact(value):
+                try:
+                    value = str(value)
+                except ValueError:  # more digits than Python likes to write
+                    return None
+                held.append(value)
+            elif not PyUnicode_CheckExact(value):
+                return None
+            if not PyUnicode_IS_COMPACT_ASCII(value):
+                return None
+            text = PyUnicode_AsUTF8AndSize(value, &size)
+            if size == 0 or text[0] == c' ' or text[size - 1] == c' ':
+                return None
+            table = PyBytes_AS_STRING(<bytes>self._allowed[index])
+            for at in range(size):
+                octet = <unsigned char>text[at]
+                if octet >= _CODES or not table[octet]:
+                    return None
+            texts[index] = text
+            sizes[index] = size
+        for limit, numbers in self._limits:
+            size = 0
+            for number in <tuple>numbers:
+                size += sizes[number]
+            if size > limit:
+                return None
+        size = self._constant
+        for number in self._holes:
+            size += sizes[number]
+        result = PyBytes_FromStringAndSize(NULL, size)
+        target = PyBytes_AS_STRING(result)
+        for index in range(len(self._holes)):
+            segment = <bytes>self._segments[index]
+            memcpy(target, PyBytes_AS_STRING(segment), PyBytes_GET_SIZE(segment))
+            target += PyBytes_GET_SIZE(segment)
+            number = self._holes[index]
+            memcpy(target, texts[number], sizes[number])
+            target += sizes[number]
+        segment = <bytes>self._segments[len(self._holes)]
+        memcpy(target, PyBytes_AS_STRING(segment), PyBytes_GET_SIZE(segment))
+        target += PyBytes_GET_SIZE(segment)
+        if target - PyBytes_AS_STRING(result) != size:
+            raise AssertionError("a message of another size than was reckoned")
+        return result

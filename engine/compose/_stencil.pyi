@@ -1,0 +1,11 @@
+MAX_VALUES: int
+
+class Stencil:
+    def __init__(
+        self,
+        segments: tuple[bytes, ...],
+        holes: tuple[int, ...],
+        allowed: tuple[bytes, ...],
+        limits: tuple[tuple[int, tuple[int, ...]], ...],
+    ) -> None: ...
+    def fill(self, values: list[object]) -> bytes | None: ...
