@@ -133,8 +133,10 @@ class Scheduler:
         due_at = await self._next_due_at()
         if await self._is_done(due_at):
             return True
-        is_idle = due_at is None or self._is_behind
-        await self._wait_settled(POLL_S if is_idle else min(POLL_S, max(MIN_WAIT_S, due_at - core.clock())))
+        if due_at is None or self._is_behind:
+            await self._wait_settled(POLL_S)
+        else:
+            await self._wait_settled(min(POLL_S, max(MIN_WAIT_S, due_at - core.clock())))
         return False
 
     def _tell_trouble(self, error: QueueLocked | QueueFull) -> None:

@@ -30,7 +30,7 @@ EXPIRES: Final = "state < 2 AND (loader IS NULL OR start_early) AND expires_at I
 
 #: what version 2 added beside columns; says IF NOT EXISTS, for `MIGRATIONS`
 _VERSION_2: Final = (
-    # one row, kept by every transaction that stores or removes events and letters: to count them would be to read them all
+    # one row, kept by every transaction that stores or removes events or letters: to count is to read them all
     "CREATE TABLE IF NOT EXISTS outbox_size (waiting INTEGER NOT NULL, dead INTEGER NOT NULL)",
     "INSERT INTO outbox_size SELECT count(*), 0 FROM outbox",
     # events without an engine: engines look for them every second, and never find any but after a death or a command

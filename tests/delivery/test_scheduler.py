@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -272,18 +273,17 @@ async def test_nothing_new_begins_while_too_many_events_wait(
         other = world.store.register(world.clock())
         world.store.settle(other.owner, (), world.clock(), events=[OutboxEvent("n", key, b"") for key in "abcd"])
         waiting = world.store.drain_outbox(other.owner, 10)
-        looks, size = [0], world.store.outbox_size
+        (send, receive), size = trio.open_memory_channel[None](math.inf), world.store.outbox_size
 
         def look() -> int:
-            looks[0] += 1
+            trio.from_thread.run_sync(send.send_nowait, None)
             return size()
 
         monkeypatch.setattr(world.store, "outbox_size", look)
 
         async def looked_again() -> None:
-            enough = looks[0] + 3
-            while looks[0] < enough:
-                await trio.sleep(0.01)
+            for _ in range(receive.statistics().current_buffer_used + 2):
+                await receive.receive()
 
         with trio.fail_after(20):
             async with trio.open_nursery() as nursery:
