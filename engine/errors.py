@@ -155,7 +155,13 @@ class EventRefusal(DeliveryError):
 
 
 class TlsPolicyError(DeliveryError):
-    """TLS did not prove what the plan demands.  Never answered by sending in clear unless the plan itself says so."""
+    """TLS did not prove what the plan demands.  Never answered by sending in clear unless the plan itself says so.
+
+    Attributes:
+        certificate: DER of the one that did not prove it, or None where it did not come to that.
+    """
+
+    certificate: bytes | None = None
 
 
 class ExpandError(EngineError):

@@ -309,9 +309,11 @@ async def _open(
             host, port, session_options, core.contexts, memory, decide=decide, tls_options=files, watch=watch
         )
     except DeliveryError as error:
-        is_of_dane = plan.level is TlsLevel.DANE and isinstance(error, TlsPolicyError)
         error.contact = watch.contact
-        await watch.on_failed(_dane_fail_of(error) if is_of_dane else "")
+        is_of_tls = isinstance(error, TlsPolicyError)
+        if is_of_tls:
+            watch.contact.refused_certificate = error.certificate
+        await watch.on_failed(_dane_fail_of(error) if is_of_tls and plan.level is TlsLevel.DANE else "")
         raise
 
 

@@ -165,7 +165,9 @@ class ConnectionWatch:
             )
             self._note(line)
             if is_dane or self._plan.level is TlsLevel.VERIFIED:
-                raise tls_error("(SSL_connect): certificate verify failed")
+                error = tls_error("(SSL_connect): certificate verify failed")
+                error.certificate = der
+                raise error
             facts = replace(facts, verified=False, verify_message=line)
         return facts
 

@@ -269,12 +269,16 @@ class ClientHandshake:
             facts = replace(facts, verified=not message, verify_message=message)
         if self._plan.level is TlsLevel.VERIFIED and not facts.verified:
             self.fail()
-            raise tls_error(facts.verify_message)
+            error = tls_error(facts.verify_message)
+            error.certificate = self._refused(facts)
+            raise error
         if decide is not None:
             verdict = decide(facts.peer_der)
             if not verdict.accepted:
                 self.fail()
-                raise tls_error(verdict.message or "certificate refused")
+                error = tls_error(verdict.message or "certificate refused")
+                error.certificate = facts.peer_der[0] if facts.peer_der else None
+                raise error
             facts = facts.with_verdict(verdict)
         if self._ocsp is not Demand.NONE and not facts.resumed:
             facts = self._with_status(facts)
@@ -283,6 +287,12 @@ class ClientHandshake:
             self._key = None
         self._facts = facts
         return facts
+
+    def _refused(self, facts: TlsFacts) -> bytes | None:
+        """The certificate at which verification failed: the server's own for its name and for what it did not send."""
+        depth = next((depth for error, depth in self.engine.verify_results if error), 0)
+        chain = facts.peer_der
+        return (chain[depth] if depth < len(chain) else chain[0]) if chain else None
 
     def amend(self, facts: TlsFacts) -> TlsFacts:
         """Take what somebody made of the facts that `conclude` gave; what lost its verdict is never resumed."""
