@@ -48,6 +48,8 @@ PLAIN_INTERVAL_S: Final = 5.0
 MAX_SHOWN_SITES: Final = 12
 #: seconds that the end of the display may take when the terminal takes no output
 _LAST_WRITE_S: Final = 0.5
+#: seconds that actions may be behind without being told of
+BEHIND_S: Final = 2.0
 #: columns below which the display has no bar
 _NARROW: Final = 70
 
@@ -65,6 +67,8 @@ class Snapshot:
     waiting: int
     failed: int
     in_doubt: int
+    events: int
+    events_behind_s: float
     connections: int
     rate: float
     elapsed_s: float
@@ -89,6 +93,8 @@ class Snapshot:
             waiting=progress.waiting,
             failed=progress.failed,
             in_doubt=progress.in_doubt,
+            events=progress.events,
+            events_behind_s=progress.events_behind_s,
             connections=progress.connections,
             rate=rate,
             elapsed_s=progress.elapsed_s(now),
@@ -283,6 +289,9 @@ def _counts(snapshot: Snapshot) -> list[tuple[str, int, str]]:
     ]
     if snapshot.in_doubt:
         rows.append(("in doubt", snapshot.in_doubt, "bold yellow"))
+    if snapshot.events and snapshot.events_behind_s >= BEHIND_S:
+        # some always wait for a moment; what is told is that actions are behind
+        rows.append((f"events {duration(snapshot.events_behind_s)} behind", snapshot.events, "bold yellow"))
     return rows
 
 
@@ -301,6 +310,9 @@ def summary(progress: Progress, now: float) -> dict[str, object]:
         "left": progress.left,
         "deferrals": progress.deferred,
         "in_doubt": progress.in_doubt,
+        "events_waiting": progress.events,
+        "events_behind": round(progress.events_behind_s, 3),
+        "dead_letters": progress.dead,
         "connections": progress.opened,
         "tls_connections": progress.tls,
         "seconds": round(elapsed, 3),
@@ -394,7 +406,16 @@ def _outcomes(progress: Progress) -> list[tuple[str, int, str, str]]:
         rows.append(("not tried", untried, "still in the queue"))
     if progress.earlier:
         rows.append(("earlier", progress.earlier, "settled by earlier runs"))
-    return [(name, count, _share(count, whole), note) for name, count, note in rows]
+    of_recipients = [(name, count, _share(count, whole), note) for name, count, note in rows]
+    return [*of_recipients, *((name, count, "", note) for name, count, note in _events(progress) if count)]
+
+
+def _events(progress: Progress) -> list[tuple[str, int, str]]:
+    lag = duration(progress.events_behind_s)
+    return [
+        ("events", progress.events, f"wait for their actions, the oldest for {lag}"),
+        ("dead letters", progress.dead, "see outrider events dead list"),
+    ]
 
 
 def _share(count: int, whole: int) -> str:

@@ -48,6 +48,8 @@ class Progress:
         deferred: deferrals, several for one recipient if it is deferred several times.
         waiting: recipients whose last outcome in this run is a deferral: they wait for a later try.
         in_doubt: deferrals whose message may have been delivered all the same.
+        events: stored events of all engines that wait for their actions; dead: dead letters in the queue.
+        events_behind_s: how long the oldest of them has waited, in seconds, when it was looked at.
         connections: connections open now; opened: all that were ever opened; tls: those of them with TLS.
         sites: label of the first host -> counts.
     """
@@ -62,6 +64,9 @@ class Progress:
     deferred: int = 0
     waiting: int = 0
     in_doubt: int = 0
+    events: int = 0
+    dead: int = 0
+    events_behind_s: float = 0.0
     connections: int = 0
     opened: int = 0
     tls: int = 0

@@ -39,6 +39,8 @@ RECOVER_INTERVAL_S: Final = 15.0
 EXPIRY_INTERVAL_S: Final = 10.0
 #: seconds between looks into the outbox
 OUTBOX_INTERVAL_S: Final = 1.0
+#: seconds between looks at how far actions are behind
+LAG_INTERVAL_S: Final = 1.0
 #: seconds between two sweeps of old retry records
 SWEEP_INTERVAL_S: Final = 3600.0
 
@@ -84,6 +86,7 @@ async def run(core: Core, *, job_id: int | None = None, drain: bool = True, wait
         await core.settlement.drain_outbox()
     else:
         await outbox.finish()
+        await _look_at_outbox(core)
     await core.database.call(core.database.store.retire, core.engine, core.clock())
 
 
@@ -129,8 +132,18 @@ def _start_chores(core: Core, scheduler: Scheduler, nursery: trio.Nursery, outbo
     )
     if outbox is None:
         chores += ((OUTBOX_INTERVAL_S, core.settlement.drain_outbox),)
+    else:
+        chores += ((LAG_INTERVAL_S, lambda: _look_at_outbox(core)),)
     for interval_s, chore in chores:
         nursery.start_soon(_repeat, core, interval_s, chore)
+
+
+async def _look_at_outbox(core: Core) -> None:
+    """Let the display say how far actions are behind."""
+    report = await core.database.call(core.database.store.outbox_report)
+    progress = core.progress
+    progress.events, progress.dead = report.waiting, report.dead
+    progress.events_behind_s = 0.0 if report.oldest_at is None else max(0.0, core.clock() - report.oldest_at)
 
 
 async def _repeat(core: Core, interval_s: float, chore: Callable[[], Awaitable[object]]) -> None:

@@ -91,6 +91,19 @@ def test_the_picture_has_everything_that_was_asked_for() -> None:
     assert "in doubt" not in text
 
 
+def test_actions_that_are_behind_are_told() -> None:
+    progress = Progress(total=10, events=1234, events_behind_s=0.5, dead=2)
+    assert "events" not in plain_line(snapshot(progress)), "some always wait for a moment"
+    progress.events_behind_s = 75.0
+    assert "events 1 min 15 s behind 1,234" in plain_line(snapshot(progress))
+    lines = summary_text(progress, 2.0).splitlines()
+    assert "events               1,234           wait for their actions, the oldest for 1 min 15 s" in lines
+    assert "dead letters             2           see outrider events dead list" in lines
+    found = summary(progress, 2.0)
+    assert [found[name] for name in ("events_waiting", "events_behind", "dead_letters")] == [1234, 75.0, 2]
+    assert "events" not in summary_text(Progress(total=10), 2.0)
+
+
 def test_in_doubt_and_a_phase_are_told_where_there_are_any() -> None:
     progress = Progress(total=10, phase="stopping", in_doubt=2)
     text = drawn(picture(snapshot(progress), 100))
