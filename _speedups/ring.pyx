@@ -53,11 +53,42 @@ cdef extern from *:
     #define RING_STORE(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
     #define RING_FENCE() __atomic_thread_fence(__ATOMIC_SEQ_CST)
     #define RING_SWAP(p, v) __atomic_exchange_n((p), (v), __ATOMIC_SEQ_CST)
+
+    #include <errno.h>
+    #include <fcntl.h>
+    #include <sys/uio.h>
+    #include <unistd.h>
+
+    /* Make an eventfd readable without ever waiting; 0 or an errno. */
+    static int ring_wake(int fd)
+    {
+        uint64_t one = 1;
+        int flags = fcntl(fd, F_GETFL);
+        if (flags < 0) return errno;
+        if (!(flags & O_NONBLOCK) || write(fd, &one, sizeof one) >= 0 || errno == EAGAIN) return 0;
+        return errno;
+    }
+
+    /* Make an eventfd unreadable without ever waiting; 1 if it was readable, 0 if not, or minus an errno. */
+    static int ring_drain(int fd)
+    {
+    #ifdef RWF_NOWAIT
+        uint64_t count;
+        struct iovec room = {&count, sizeof count};
+        if (preadv2(fd, &room, 1, -1, RWF_NOWAIT) >= 0) return 1;
+        return errno == EAGAIN ? 0 : -errno;
+    #else
+        (void)fd;
+        return -ENOSYS;
+    #endif
+    }
     """
     uint64_t RING_LOAD(uint64_t *place) noexcept nogil
     uint64_t RING_STORE(uint64_t *place, uint64_t value) noexcept nogil
     uint64_t RING_SWAP(uint64_t *place, uint64_t value) noexcept nogil
     void RING_FENCE() noexcept nogil
+    int ring_wake(int fd) noexcept nogil
+    int ring_drain(int fd) noexcept nogil
 
 cdef extern from "Python.h":
     bint PyBytes_CheckExact(PyObject *value) noexcept
@@ -262,6 +293,38 @@ cdef class _End:
         self.problem = problem
         raise FrameError(problem)
 
+    cdef inline bint _sleeper(self, uint64_t *flag) noexcept:
+        """Whether the other side has raised a flag, which is taken down; asked after our position was stored."""
+        RING_FENCE()
+        return RING_LOAD(flag) != 0 and RING_SWAP(flag, 0) != 0
+
+
+cdef int _wake(int eventfd) except -1:
+    cdef int problem
+    # another process may run before this one does again, and must not find the other threads of this one stopped
+    with nogil:
+        problem = ring_wake(eventfd)
+    if problem:
+        raise OSError(problem, "an eventfd cannot be written")
+    return 0
+
+
+def wake(int eventfd):
+    """Make an eventfd readable, without waiting.  Raises OSError: it is no eventfd."""
+    _wake(eventfd)
+
+
+def drain(int eventfd):
+    """Make an eventfd unreadable, without waiting, whatever flags it has; returns whether it was readable.
+
+    Raises:
+        OSError: the descriptor is no eventfd, or this system cannot do it.
+    """
+    cdef int found = ring_drain(eventfd)
+    if found < 0:
+        raise OSError(-found, "an eventfd cannot be read")
+    return bool(found)
+
 
 # --- the producer -----------------------------------------------------------------------------------------------------
 
@@ -315,11 +378,18 @@ cdef class Producer(_End):
         finally:
             RING_STORE(self._control.tail, self._own)
 
-    def must_wake(self):
-        """Whether the other side sleeps and must be woken now; asked after frames were published."""
+    def flush(self, int eventfd):
+        """Wake the other side by its eventfd if it sleeps; called after frames were published.
+
+        Never waits: the counter of an eventfd has room for all wakes there can ever be, unless the other side has
+        filled it; then it is readable, and nothing need be written.
+
+        Raises:
+            OSError: the descriptor is no eventfd.
+        """
         self._check()
-        RING_FENCE()
-        return RING_LOAD(self._control.consumer_sleeps) != 0 and RING_SWAP(self._control.consumer_sleeps, 0) != 0
+        if self._sleeper(self._control.consumer_sleeps):
+            _wake(eventfd)
 
     def wait_for_room(self):
         """Ask to be woken when frames are taken out.  Returns False if some were since the last `put`: try again."""
@@ -721,11 +791,11 @@ cdef class Consumer(_End):
         self._generation += 1
         _End.close(self)
 
-    def must_wake(self):
-        """Whether the other side waits for room and must be woken now; asked after frames were taken out."""
+    def flush(self, int eventfd):
+        """As `Producer.flush`, if the other side waits for room; called after frames were taken out."""
         self._check()
-        RING_FENCE()
-        return RING_LOAD(self._control.producer_waits) != 0 and RING_SWAP(self._control.producer_waits, 0) != 0
+        if self._sleeper(self._control.producer_waits):
+            _wake(eventfd)
 
     def sleep(self):
         """Ask to be woken when there is a frame.  Returns False if there is one already."""

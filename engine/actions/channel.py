@@ -21,6 +21,7 @@ state can hurt.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import time
@@ -33,6 +34,7 @@ import trio
 from ..errors import ActionTimeout, FrameError, WorkerDied
 from . import frames
 from .frames import Ack, Alive, Answer, Dead, Log, Ready, Shape
+from .transport import TAKE
 
 if TYPE_CHECKING:
     import socket
@@ -46,7 +48,9 @@ if TYPE_CHECKING:
 WINDOW: Final = 10_000
 #: events moved into the transport at one time
 _FEED: Final = 256
-#: times in a row that a worker is listened to before others are
+#: times that an answer is looked for before it is waited for; being woken takes as long as five of them
+_LOOKS: Final = 6
+#: times in a row that a worker is listened to, or has answered at once, before others have their turn
 _TURNS: Final = 4
 #: how long a worker may take from its transport to READY: it imports what its handlers need
 READY_S: Final = 60.0
@@ -126,6 +130,29 @@ class _Question:
             self.task = None
 
 
+class _Patience:
+    """Whether to look for an answer: after each miss it is left the next 2, 4, … 64 times, until it has paid again."""
+
+    def __init__(self) -> None:
+        self._misses = 0
+        self._skips = 0
+
+    def may_pay(self) -> bool:
+        """Whether to try it now."""
+        if self._skips:
+            self._skips -= 1
+            return False
+        return True
+
+    def note(self, *, did_pay: bool) -> None:
+        """What came of it."""
+        if did_pay:
+            self._misses = 0
+        else:
+            self._misses = min(self._misses + 1, 6)
+            self._skips = 1 << self._misses
+
+
 class _Ended(Exception):
     """The link is over; the text says why."""
 
@@ -181,6 +208,9 @@ class Link:
         # when a question gives up next, as far as `_watch_deadlines` knows
         self._expiry = math.inf
         self._expires = trio.Event()
+        self._patience = _Patience()
+        # answers in a row that came without a checkpoint
+        self._unyielding = 0
         self._scope = trio.CancelScope()
 
     # -- what the hub does --
@@ -231,34 +261,37 @@ class Link:
             WorkerDied: none will come.
             FrameError: the values cannot travel, or the worker broke the channel.
         """
-        head = (frames.ASK, next(self._seqs), shape.number, id, values)
-        return await self._question(head, timeout_s, lambda: self._explain_shape(shape))
+        seq = next(self._seqs)
+        frame = (frames.ASK, seq, shape.number, id, values, time.monotonic() + timeout_s)
+        return await self._question(seq, frame, timeout_s, functools.partial(self._explain_shape, shape))
 
     async def evaluate(
         self, program: ProgramText, values: Values | Packed, state: Mapping[str, Any], timeout_s: float
     ) -> Answer:
         """Evaluate a program.  Raises as `ask`."""
-        head = (frames.EVALUATE, next(self._seqs), program.number, values, dict(state))
-        return await self._question(head, timeout_s, lambda: self._explain_program(program))
+        seq = next(self._seqs)
+        frame = (frames.EVALUATE, seq, program.number, values, dict(state), time.monotonic() + timeout_s)
+        return await self._question(seq, frame, timeout_s, functools.partial(self._explain_program, program))
 
-    async def _question(self, head: tuple[Any, ...], timeout_s: float, explain: Callable[[], bool]) -> Answer:
+    async def _question(
+        self, seq: int, frame: tuple[Any, ...], timeout_s: float, explain: Callable[[], bool]
+    ) -> Answer:
         if not self.is_open:
             raise WorkerDied(f"the worker of {self.group} is gone")
-        frame = (*head, time.monotonic() + timeout_s)
-        seq = head[1]
-        question = self._questions[seq] = _Question(trio.current_time() + timeout_s)
-        self._note_work()
+        now = trio.current_time()
+        if not self._sent and not self._questions:
+            # the worker has something to do, and had nothing before
+            self._heard = now
+        question = self._questions[seq] = _Question(now + timeout_s)
         try:
-            if not (explain() and self._transport.put(frame)):
+            if not await self._ask_now(question, frame, explain):
                 with trio.move_on_at(question.deadline):
                     await self._put_soon(frame, explain)
-            else:
-                self._transport.flush()
-            # a deadline of its own for each question costs more than the question
-            if question.deadline < self._expiry:
-                self._expiry = question.deadline
-                self._expires.set()
-            if self.is_open:
+            if question.answer is None and self.is_open:
+                # a deadline of its own for each question costs more than the question
+                if question.deadline < self._expiry:
+                    self._expiry = question.deadline
+                    self._expires.set()
                 await question.wait()
         except FrameError as error:
             self._on_frame_error(error)
@@ -270,6 +303,41 @@ class Link:
         if not self.is_open:
             raise WorkerDied(f"the worker of {self.group} died before it answered")
         raise ActionTimeout(f"a worker of {self.group} did not answer in time")
+
+    async def _ask_now(self, question: _Question, frame: tuple[Any, ...], explain: Callable[[], bool]) -> bool:
+        """Write a question, and look for its answer as long as one usually takes; False if there is no room for it."""
+        # before it is written: the worker may answer at once, and need not wake us then
+        looks = self._patience.may_pay() and self._transport.stay_awake()
+        try:
+            if not (explain() and self._transport.put(frame)):
+                return False
+            self._transport.flush()
+            if looks:
+                self._patience.note(did_pay=await self._look_for(question))
+            return True
+        finally:
+            if looks and self.is_open and not self._transport.is_broken and not self._transport.sleep():
+                self._transport.wake_self()
+
+    async def _look_for(self, question: _Question) -> bool:
+        """Look for an answer each time that other tasks have run, which is cheaper than to be woken; give up soon.
+
+        Where the worker shares our core, it has run as soon as it was woken, and the answer is there at once; even so
+        others run now and then.
+        """
+        self._unyielding += 1
+        for turn in range(_LOOKS):
+            if turn or self._unyielding > _TURNS:
+                self._unyielding = 0
+                await trio.lowlevel.checkpoint()
+            if question.answer is None and self.is_open:
+                try:
+                    self._take()
+                except FrameError as error:
+                    self.stop(f"it sent what is no frame: {error}")
+            if question.answer is not None or not self.is_open:
+                break
+        return question.answer is not None
 
     async def _put_soon(self, frame: tuple[Any, ...], explain: Callable[[], bool] = lambda: True) -> bool:
         """Write a frame as soon as there is room; False if the link ends first."""
@@ -355,7 +423,8 @@ class Link:
                 octets = b""
             if not octets:
                 # what it wrote before it went still counts
-                self._take()
+                while self._take():
+                    pass
                 raise _Ended("it ended" if self._is_draining else "it died")
             raise _Ended("it talked on its control socket")
 
@@ -499,7 +568,7 @@ class Link:
                 self._room = trio.Event()
 
     def _take(self) -> bool:
-        """Read what there is; False if that is nothing."""
+        """Read what there is; whether there may be more."""
         try:
             arrived = self._transport.take()
         except EOFError:
@@ -523,7 +592,7 @@ class Link:
                     self._on_ready(said)
                 case Alive():
                     pass
-        return bool(arrived)
+        return len(arrived) == TAKE
 
     def _on_ready(self, ready: Ready) -> None:
         if self.ready is not None:

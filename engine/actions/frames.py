@@ -36,7 +36,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 from msgpack import ExtType
 
@@ -162,14 +162,13 @@ class Ack:
     runs: tuple[tuple[int, int], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """The answer to an ASK or an EVALUATE."""
 
     seq: int
     status: Status
     text: bytes
-    state: Mapping[str, Any] = field(default_factory=dict)
+    state: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +198,7 @@ _MAX_PATTERNS: Final = 1000
 #: octets of a text that is going to be shown
 _MAX_SHOWN: Final = 4096
 _LOGS: Final = frozenset(["main", "panic", "reject"])
+_STATUSES: Final = tuple(Status)
 
 
 def ready_frame(ready: Ready) -> tuple[Any, ...]:
@@ -258,11 +258,13 @@ def _ack(frame: Values) -> Ack:
 
 
 def _answer(frame: Values) -> Answer:
-    _fields("ANSWER", frame, int, int, bytes, dict)
+    # somebody waits for this one: the same checks as `_fields`, without a loop
+    if len(frame) != 5 or not (type(frame[1]) is type(frame[2]) is int and type(frame[3]) is bytes):
+        _fields("ANSWER", frame, int, int, bytes, dict)
     _, seq, status, text, state = frame
-    if not 0 <= status <= max(Status):
+    if not 0 <= status < len(_STATUSES):
         _refuse(f"ANSWER: no status {status}")
-    return Answer(seq, Status(status), text, state_untrusted(state))
+    return Answer(seq, _STATUSES[status], text, state_untrusted(state))
 
 
 def _dead(frame: Values) -> Dead:
@@ -318,6 +320,18 @@ def check_from_engine_untrusted(frame: object) -> tuple[Any, ...]:
         and type(frame[3]) is bytes
         and type(frame[4]) in (Row, tuple)
         and frame[5] is None
+    ):
+        return frame
+    # and for an answer to this one somebody waits
+    if (
+        type(frame) is tuple
+        and len(frame) == 6
+        and type(frame[0]) is int
+        and frame[0] == ASK
+        and type(frame[1]) is type(frame[2]) is int
+        and type(frame[3]) is bytes
+        and type(frame[4]) in (Row, tuple)
+        and type(frame[5]) is float
     ):
         return frame
     if not isinstance(frame, tuple) or not frame or type(frame[0]) is not int:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import mmap
 import os
 import socket
@@ -73,11 +74,17 @@ class Transport(Protocol):
     def wait_for_room(self) -> bool:
         """Ask to be told when there is room; False if there may be some already."""
 
+    def stay_awake(self) -> bool:
+        """Say that we are going to `take` now and then until we say `sleep`; False if we must wait for `fileno()`."""
+
     def sleep(self) -> bool:
         """Say that we are going to wait until `fileno()` is readable; False if there is something to read already."""
 
     def awake(self) -> None:
         """Say that we do not wait any more.  Raises FrameError if the other side does nothing but wake us."""
+
+    def wake_self(self) -> None:
+        """Make `fileno()` readable; only where `stay_awake` is true."""
 
     def fileno(self) -> int:
         """What is readable when the other side has something for us."""
@@ -116,6 +123,7 @@ class Rings:
         self.max_frame: int = self.producer.max_frame
         self.put = self.producer.put
         self.put_many = self.producer.put_many
+        self.flush = functools.partial(self.producer.flush, wakes_them)
         self.wait_for_room = self.producer.wait_for_room
         self.sleep = self.consumer.sleep
 
@@ -123,35 +131,26 @@ class Rings:
     def is_broken(self) -> bool:
         return self.producer.problem is not None or self.consumer.problem is not None
 
-    def flush(self) -> None:
-        if self.producer.must_wake():
-            self._wake()
-
     def take(self, limit: int = TAKE) -> list[Any]:
         frames = self.consumer.take(limit)
         if frames:
             self._idle_wakes = 0
-            if self.consumer.must_wake():
-                self._wake()
+            self.consumer.flush(self._wakes_them)
         return frames
+
+    def stay_awake(self) -> bool:
+        self.consumer.awake()
+        return True
 
     def awake(self) -> None:
         self.consumer.awake()
-        try:
-            # never waits, whatever the other side has done to the flags of the descriptor
-            os.preadv(self._wakes_us, [bytearray(8)], -1, os.RWF_NOWAIT)
-        except BlockingIOError:
-            return
-        self._idle_wakes += 1
-        if self._idle_wakes > _MAX_IDLE_WAKES:
-            raise FrameError("the other side does nothing but wake us")
+        if _ring.drain(self._wakes_us):
+            self._idle_wakes += 1
+            if self._idle_wakes > _MAX_IDLE_WAKES:
+                raise FrameError("the other side does nothing but wake us")
 
-    def _wake(self) -> None:
-        # the counter of an eventfd has room for all wakes there can ever be, unless the other side has filled it; then
-        # it is readable, and writing must not wait
-        if fcntl.fcntl(self._wakes_them, fcntl.F_GETFL) & os.O_NONBLOCK:
-            with contextlib.suppress(BlockingIOError):
-                os.eventfd_write(self._wakes_them, 1)
+    def wake_self(self) -> None:
+        _ring.wake(self._wakes_us)
 
     def fileno(self) -> int:
         return self._wakes_us
@@ -266,10 +265,16 @@ class Pipe:
 
     def sleep(self) -> bool:
         self.flush()
-        return len(self._in) < 4 or len(self._in) - 4 < struct.unpack_from("<I", self._in)[0]
+        return len(self._in) < 4 or len(self._in) - 4 < struct.unpack_from("<I", self._in)[0] <= self.max_frame
+
+    def stay_awake(self) -> bool:
+        return False
 
     def awake(self) -> None:
         self.flush()
+
+    def wake_self(self) -> None:
+        raise NotImplementedError
 
     def fileno(self) -> int:
         return self._socket.fileno()

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 #: shapes that one engine may explain; there are as many as events, and a few for old ones
 MAX_SHAPES: Final = 10_000
-_QUESTIONS: Final = (frames.ASK, frames.EVALUATE)
 #: how long a thread that writes waits before it looks for room again
 _ROOM_S: Final = 0.005
 #: how long the worker waits for its handlers to finish when the engine is gone
@@ -116,14 +115,12 @@ class Runner:
                 return
             for frame in arrived:
                 self._on_frame(frame)
-            if arrived and (arrived[-1][0] not in _QUESTIONS or transport.watch()):
-                # another one comes soon after most questions
-                continue
-            if transport.sleep():
+            if not arrived and transport.sleep():
                 for fd, _ in waiting.poll(pause):
                     if fd == control and not self._control.recv(1):
                         self._gone.set()
-            transport.awake()
+            if not arrived:
+                transport.awake()
 
     def _on_frame(self, frame: object) -> None:
         checked = frames.check_from_engine_untrusted(frame)

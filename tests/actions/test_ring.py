@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from typing import Any
 
@@ -252,22 +253,49 @@ def test_many_are_put_as_far_as_there_is_room() -> None:
 def test_who_sleeps_is_woken_once(module: Any) -> None:
     shared = memory()
     writer, reader = module.Producer(shared, 0), module.Consumer(shared, 0)
-    writer.put(1)
-    assert not writer.must_wake()
-    assert not reader.sleep(), "there is something to read"
-    reader.awake()
-    reader.take()
-    assert reader.sleep()
-    writer.put(2)
-    assert writer.must_wake()
-    assert not writer.must_wake()
-    while writer.put(b"x" * 500):
-        pass
-    assert writer.wait_for_room()
-    assert reader.take(1) == [2]
-    assert reader.must_wake()
-    assert not reader.must_wake()
-    assert not writer.wait_for_room(), "something was taken out since the last look"
+    eventfd = os.eventfd(0, os.EFD_NONBLOCK)
+    try:
+        writer.put(1)
+        writer.flush(eventfd)
+        assert not _ring.drain(eventfd)
+        assert not reader.sleep(), "there is something to read"
+        reader.awake()
+        reader.take()
+        assert reader.sleep()
+        writer.put(2)
+        for _ in range(2):
+            writer.flush(eventfd)
+        assert os.eventfd_read(eventfd) == 1
+        while writer.put(b"x" * 500):
+            pass
+        assert writer.wait_for_room()
+        assert reader.take(1) == [2]
+        for _ in range(2):
+            reader.flush(eventfd)
+        assert os.eventfd_read(eventfd) == 1
+        assert not writer.wait_for_room(), "something was taken out since the last look"
+    finally:
+        os.close(eventfd)
+
+
+def test_an_eventfd_is_neither_written_nor_read_where_that_would_wait() -> None:
+    eventfd = os.eventfd(0)
+    try:
+        assert not _ring.drain(eventfd)
+        _ring.wake(eventfd)
+        assert not _ring.drain(eventfd), "it waits: whoever made it so has filled it, or need not be woken"
+        os.set_blocking(eventfd, False)
+        os.eventfd_write(eventfd, 2**64 - 2)
+        _ring.wake(eventfd)
+        assert _ring.drain(eventfd)
+        assert not _ring.drain(eventfd)
+        _ring.wake(eventfd)
+        assert _ring.drain(eventfd)
+    finally:
+        os.close(eventfd)
+    for function in (_ring.wake, _ring.drain):
+        with pytest.raises(OSError, match="an eventfd cannot be"):
+            function(eventfd)
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ The memory is the same octet for octet, so that either end may be the compiled o
 
 from __future__ import annotations
 
+import os
 import struct
 from typing import Any
 
@@ -55,6 +56,11 @@ class End:
 
     def store(self, offset: int, value: int) -> None:
         _U64.pack_into(self.memory, self.control + offset, value % _MODULO)
+
+    def wake(self, flag: int, eventfd: int) -> None:
+        if self.load(flag):
+            self.store(flag, 0)
+            os.eventfd_write(eventfd, 1)
 
     def fail(self, problem: str) -> FrameError:
         self.problem = problem
@@ -108,10 +114,8 @@ class Producer(End):
             raise self.fail("the other side has taken out more than there was")
         self.seen = head
 
-    def must_wake(self) -> bool:
-        sleeps = self.load(SLEEPS)
-        self.store(SLEEPS, 0)
-        return sleeps != 0
+    def flush(self, eventfd: int) -> None:
+        self.wake(SLEEPS, eventfd)
 
     def wait_for_room(self) -> bool:
         before = self.seen
@@ -174,10 +178,8 @@ class Consumer(End):
     def awake(self) -> None:
         self.store(SLEEPS, 0)
 
-    def must_wake(self) -> bool:
-        waits = self.load(WAITS)
-        self.store(WAITS, 0)
-        return waits != 0
+    def flush(self, eventfd: int) -> None:
+        self.wake(WAITS, eventfd)
 
 
 def depth_of(value: object) -> int:
