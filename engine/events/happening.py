@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from ..expand.certificates import Certificate
 from ..tls.facts import distinguished_name
+from ..tls.suites import registered_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -172,19 +173,18 @@ VARIABLES: Final[dict[str, Callable[[Happening], Value]]] = {
     "tls_out_ourcert": _our_certificate,
     "tls_out_peerdn": _peer_dn,
     "tls_out_cipher": lambda it: "" if it.contact.tls is None else it.contact.tls.log_text,
-    "tls_out_cipher_std": lambda it: "" if it.contact.tls is None else _standard_name(it.contact.tls.cipher),
+    "tls_out_cipher_std": lambda it: "" if it.contact.tls is None else registered_name(it.contact.tls.cipher),
     "tls_out_ver": lambda it: "" if it.contact.tls is None else it.contact.tls.version,
     "tls_out_bits": lambda it: 0 if it.contact.tls is None else it.contact.tls.bits,
     "tls_out_sni": lambda it: None if it.contact.tls is None else it.contact.tls.sni,
     "tls_out_ocsp": lambda it: 0 if it.contact.tls is None else it.contact.tls.ocsp,
-    "tls_out_resumption": lambda it: 0 if it.contact.tls is None else _RESUMED * it.contact.tls.resumed,
+    "tls_out_resumption": lambda it: (
+        0 if it.contact.tls is None else _RESUMED if it.contact.tls.resumed else _MAY_RESUME
+    ),
     "sender_host_authenticated": lambda it: it.authenticator,
 }
 
-#: bits of `$tls_out_resumption`: a session was offered, and it was taken up
-_RESUMED: Final = 0x03
-
-
-def _standard_name(cipher: str) -> str:
-    """The name in the IANA registry, which is what OpenSSL calls the suites of TLS 1.3; empty for others."""
-    return cipher if cipher.startswith("TLS_") else ""
+#: bits of `$tls_out_resumption`: it is possible, and we want it
+_MAY_RESUME: Final = 0x01 | 0x02
+#: and beside them: a session was offered, and it was taken up
+_RESUMED: Final = _MAY_RESUME | 0x04 | 0x10

@@ -170,7 +170,7 @@ VALUES = {
     "tls_out_bits": "256",
     "tls_out_sni": "mx.example.org",
     "tls_out_ocsp": "0",
-    "tls_out_resumption": "0",
+    "tls_out_resumption": "3",
     "sender_host_authenticated": "",
 }
 #: what they are where nothing is known
