@@ -34,7 +34,9 @@ spool_directory = {spool}
 log_file_path = {spool}/%slog
 pid_file_path = {spool}/exim.pid
 notifier_socket =
-keep_environment =
+# where it finds itself, its libraries and its users when it starts itself again, as another user
+exim_path = {binary}
+keep_environment = LD_LIBRARY_PATH : LD_PRELOAD : NSS_WRAPPER_PASSWD : NSS_WRAPPER_GROUP
 local_interfaces = <; {host}
 daemon_smtp_ports = {port}
 
@@ -102,8 +104,10 @@ class Exim(Receiver):
         extra: str = "",
     ) -> None:
         super().__init__(host=host, port=port, hostname=hostname, tls=tls, extra=extra)
-        self._binary = peer_path("exim", "usr/sbin/exim4")
+        package = peer_path("exim", "usr/sbin/exim4")
         self._place = Place([_USER])
+        # without the set-user-ID bit, with which the loader would not look at our libraries
+        self._binary = self._place.file("exim4", package.read_bytes(), mode=0o755)
         self.spool = self._place.directory("spool", owner=_USER)
         start_with_retries(self, fixed_port=port != 0)
 
@@ -118,13 +122,27 @@ class Exim(Receiver):
             key = self._place.file("key.pem", self.tls.key_pem, owner=_USER, mode=0o600)
             tls = f"tls_advertise_hosts = *\ntls_certificate = {chain}\ntls_privatekey = {key}"
         text = _CONFIGURATION.format(
-            hostname=self.hostname, spool=self.spool, host=self.host, port=self.port, tls=tls, extra=self.extra
+            hostname=self.hostname,
+            binary=self._binary,
+            spool=self.spool,
+            host=self.host,
+            port=self.port,
+            tls=tls,
+            extra=self.extra,
         )
-        configuration = self._place.file("exim.conf", text)
+        self._configuration = self._place.file("exim.conf", text)
         self.process = Process(
-            [self._binary, "-C", configuration, "-bdf"], self._place.environment, self._place.path / "output"
+            [self._binary, "-C", self._configuration, "-bdf"], self._place.environment, self._place.path / "output"
         )
         wait_for_smtp(self.host, self.port, self.process, "Exim")
+
+    def run_queue(self, how: str) -> None:
+        """Deliver what it keeps, in a process that ends with that; `how` is ``-qf``, ``-qqf`` …"""
+        command = [str(self._binary), "-C", str(self._configuration), how]
+        with (self._place.path / "output").open("ab") as output:
+            subprocess.run(
+                command, env=self._place.environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=True
+            )
 
     def log_text(self) -> str:
         return "".join(

@@ -58,6 +58,7 @@ mount --bind "$place/hosts" "$(readlink -f /etc/hosts)"
 mount --bind "$place/resolv.conf" "$(readlink -f /etc/resolv.conf)"
 exec env LD_PRELOAD="$PEER_PRELOAD" "$@"
 """
+_PRELOADED = 'exec env LD_PRELOAD="$PEER_PRELOAD" "$@"'
 
 
 _LEGACY_KEYS = """\
@@ -143,9 +144,7 @@ class OpenSmtpd(Receiver):
         self._place.directory("run")
         self._place.file("hosts", "127.0.0.1 localhost\n::1 localhost\n")
         self._place.file("resolv.conf", "lookup file\n")
-        self._preload = self._place.environment.pop("LD_PRELOAD")
-        if tls is not None:
-            self._preload += f" {self._compile_legacy_keys()}"
+        self._own_libraries = self._compile_legacy_keys() if tls is not None else ""
         start_with_retries(self, fixed_port=port != 0)
 
     @property
@@ -167,11 +166,29 @@ class OpenSmtpd(Receiver):
         launcher = ["unshare", "--mount", "--propagation", "private", "sh", "-c", _IN_NAMESPACE, "sh"]
         self.process = Process(
             [*launcher, self._place.path, self._binary, "-d", "-f", configuration, *paused],
-            # unshare, sh and mount belong to this machine: they run without what is preloaded for the server
-            {**self._place.environment, "PEER_PRELOAD": self._preload},
+            self._environment(),
             self._place.path / "output",
         )
         wait_for_smtp(self.host, self.port, self.process, "OpenSMTPD")
+
+    def _environment(self) -> dict[str, str]:
+        """What is preloaded is for OpenSMTPD alone: unshare, sh and mount belong to this machine."""
+        found = dict(self._place.environment)
+        preload = found.pop("LD_PRELOAD")
+        return {**found, "PEER_PRELOAD": f"{preload} {self._own_libraries}".strip()}
+
+    def control(self, *words: str) -> str:
+        """What `smtpctl` prints for these words.
+
+        Raises:
+            subprocess.CalledProcessError: it failed.
+        """
+        assert self.process is not None
+        inside = ["nsenter", "--target", str(self.process.pid), "--mount", "sh", "-c", _PRELOADED, "sh"]
+        command = [*inside, str(self._binary.with_name("smtpctl")), *words]
+        return subprocess.run(
+            command, env=self._environment(), capture_output=True, text=True, timeout=60, check=True, cwd="/"
+        ).stdout
 
     def _compile_legacy_keys(self) -> Path:
         compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
 import time
 from pathlib import Path
 
@@ -99,6 +100,8 @@ smtp unix - - n - - smtp
 retry unix - - n - - error
 error unix - - n - - error
 tlsmgr unix - - n 1000? 1 tlsmgr
+tlsproxy unix - - n - 0 tlsproxy
+scache unix - - n - 1 scache
 rewrite unix - - n - - trivial-rewrite
 bounce unix - - n - 0 bounce
 defer unix - - n - 0 bounce
@@ -180,11 +183,27 @@ class Postfix(Receiver):
             # Postfix reads a file of the last two seconds again and again, in case somebody is still writing it
             os.utime(path, (time.time() - 60, time.time() - 60))
         self.process = Process(
-            [self._binary, "-s", "-c", self._place.path],
-            {**self._place.environment, "MAIL_CONFIG": str(self._place.path)},
-            self._place.path / "output",
+            [self._binary, "-s", "-c", self._place.path], self._environment(), self._place.path / "output"
         )
         wait_for_smtp(self.host, self.port, self.process, "Postfix")
+
+    def _environment(self) -> dict[str, str]:
+        return {**self._place.environment, "MAIL_CONFIG": str(self._place.path)}
+
+    def control(self, name: str, *words: str) -> str:
+        """What one of its commands (`postsuper`, `postqueue` …) prints.
+
+        Raises:
+            subprocess.CalledProcessError: it failed.
+        """
+        command = [str(self._package / "usr/sbin" / name), *words]
+        return subprocess.run(
+            command, env=self._environment(), capture_output=True, text=True, timeout=60, check=True, cwd="/"
+        ).stdout
+
+    def queued(self, *queues: str) -> int:
+        """How many files are in these of its queues, such as ``hold``."""
+        return sum(1 for queue in queues for _ in natural_files(self._queue / queue))
 
     def log_text(self) -> str:
         log = self._place.path / "log"

@@ -376,6 +376,11 @@ class Receiver(abc.ABC):
         """The log lines that tell of a client that does something wrong; none is what a test wants."""
         return [line for line in self.log_text().splitlines() if any(mark in line for mark in self.complaint_marks)]
 
+    def sync_files(self) -> None:
+        """Let it really sync its files from its next start on."""
+        libraries = self.place.environment["LD_PRELOAD"].split()
+        self.place.environment["LD_PRELOAD"] = " ".join(path for path in libraries if "eatmydata" not in path)
+
     def stop(self) -> None:
         """End it; what it keeps stays until `close`."""
         if self.process is not None:
