@@ -22,6 +22,7 @@ import gc
 import importlib
 import multiprocessing
 import multiprocessing.connection
+import os
 import resource
 import statistics
 import time
@@ -72,6 +73,24 @@ class Stopwatch:
     def timing(self, count: int, check: object = None) -> Timing:
         """What the block took, for `count` operations."""
         return Timing(count, self.wall_s, self.cpu_s, check)
+
+
+def pin(core: int | None) -> None:
+    """Keep this thread, and what it starts from now on, on one core; nothing happens where there is only one."""
+    if core is not None and hasattr(os, "sched_setaffinity") and core in os.sched_getaffinity(0):
+        os.sched_setaffinity(0, {core})
+
+
+@contextlib.contextmanager
+def pinned(core: int | None) -> Iterator[None]:
+    """`pin` while the block runs."""
+    before = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+    pin(core)
+    try:
+        yield
+    finally:
+        if before:
+            os.sched_setaffinity(0, before)
 
 
 def _cpu_s() -> float:
@@ -217,6 +236,7 @@ class Harness:
         *,
         data: object = None,
         metric: Metric = RATE,
+        also: Sequence[Metric] = (),
         runs: int = PAIRS,
         at_least: float | None = None,
         at_most: float | None = None,
@@ -224,13 +244,19 @@ class Harness:
     ) -> Measurement:
         """Measure one contender alone; the target is about the value itself.
 
+        Args:
+            also: what else is told of the same runs.
+
         Raises:
             AssertionError: two runs differ in `check`.
         """
         timings = self._in_turns([contender], data, runs)[0]
-        return self._add(
+        found = self._add(
             self._measurement(what, contender, metric, timings, at_least, at_most, is_figure=is_figure), timings
         )
+        for other in also:
+            self._add(self._measurement(what, contender, other, timings, None, None), timings)
+        return found
 
     def compare(
         self,
@@ -330,15 +356,18 @@ class Harness:
 
 
 @contextlib.contextmanager
-def peer(name: str, note: Callable[[str], None]) -> Iterator[Contender | None]:
+def peer(name: str, note: Callable[[str], None], *, core: int | None = None) -> Iterator[Contender | None]:
     """Run the peer `bench/_peers/NAME.py` in a process of its own; yields None, and says why, if it is missing here.
+
+    Args:
+        core: to pin that process and all that it starts to; None for no pinning.
 
     Raises:
         RuntimeError: in `Contender.run`, when the peer's process fails; the text has its traceback.
     """
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    process = context.Process(target=_serve_peer, args=(name, there), daemon=True)
+    process = context.Process(target=_serve_peer, args=(name, there, core), daemon=True)
     process.start()
     there.close()
     try:
@@ -377,8 +406,9 @@ def _receive(connection: multiprocessing.connection.Connection, name: str) -> An
     return answer
 
 
-def _serve_peer(name: str, connection: multiprocessing.connection.Connection) -> None:
+def _serve_peer(name: str, connection: multiprocessing.connection.Connection, core: int | None) -> None:
     """In the peer's process: import it, tell who it is, then run what is asked for until None comes."""
+    pin(core)
     try:
         module = importlib.import_module(f"bench._peers.{name}")
         connection.send((module.label, module.version()))

@@ -1,0 +1,19 @@
+"""Postfix that keeps its connections, TLS and all, and sends one message after the other over each."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bench._peers import _postfix
+from bench._peers._postfix import version as version
+
+if TYPE_CHECKING:
+    from bench._harness import Timing
+    from bench._mail import Load
+
+label = "Postfix, TLS reuse"
+
+
+def run(load: Load) -> Timing:
+    """Relay a load."""
+    return _postfix.run(load, reuse=True)
