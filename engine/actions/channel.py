@@ -11,9 +11,10 @@ gives them all back when it ends.  Nothing that waits for a worker may wait with
 Our solution.  Events wait in the backlog of the link and are moved into the transport by one task, `_feed`, as long as
 there is room and fewer than `window` are not acknowledged; the window also bounds what the worker has in its memory.
 Another task, `_pump`, reads.  Questions (vetoes, evaluations) do not stand in line behind events that wait for an
-acknowledgement, and give up at their deadline.  A third task notices that the control socket closes, a fourth one that
-a worker that has work says nothing for too long.  Whatever ends the link, `run` tells why, in a line for the log;
-`leftover` has what was not acknowledged.
+acknowledgement, and give up at their deadline.  Who asks looks for the answer himself before he goes to sleep, as long
+as that pays: to be woken costs more than most answers.  A third task notices that the control socket closes, a fourth
+one that a worker that has work says nothing for too long.  Whatever ends the link, `run` tells why, in a line for the
+log; `leftover` has what was not acknowledged.
 
 What we do not do.  A link never starts again: a new worker gets a new transport, so that nothing of the dead one's
 state can hurt.
@@ -23,7 +24,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -34,6 +34,7 @@ import trio
 from ..errors import ActionTimeout, FrameError, WorkerDied
 from . import frames
 from .frames import Ack, Alive, Answer, Dead, Log, Ready, Shape
+from .questions import Patience, Questions
 from .transport import TAKE
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
     from ._ring import Packed
     from .frames import ProgramText, Values
+    from .questions import Question
     from .transport import Transport
 
 #: events that a worker may have without having acknowledged them
@@ -98,61 +100,6 @@ class Owner(Protocol):
     def on_log(self, link: Link, line: Log, event: Outgoing | None) -> None: ...
 
 
-class _Question:
-    """Somebody waits for an answer.
-
-    Attributes:
-        task: who waits, or None when it need not (any more).
-        deadline: of trio's clock.
-    """
-
-    __slots__ = ("answer", "deadline", "task")
-
-    def __init__(self, deadline: float) -> None:
-        self.answer: Answer | None = None
-        self.deadline = deadline
-        self.task: trio.lowlevel.Task | None = None
-
-    async def wait(self) -> None:
-        """Until there is an answer, or nobody will give one."""
-
-        def abort(_: object) -> trio.lowlevel.Abort:
-            self.task = None
-            return trio.lowlevel.Abort.SUCCEEDED
-
-        self.task = trio.lowlevel.current_task()
-        await trio.lowlevel.wait_task_rescheduled(abort)
-
-    def end(self) -> None:
-        """Wake who waits."""
-        if self.task is not None:
-            trio.lowlevel.reschedule(self.task)
-            self.task = None
-
-
-class _Patience:
-    """Whether to look for an answer: after each miss it is left the next 2, 4, … 64 times, until it has paid again."""
-
-    def __init__(self) -> None:
-        self._misses = 0
-        self._skips = 0
-
-    def may_pay(self) -> bool:
-        """Whether to try it now."""
-        if self._skips:
-            self._skips -= 1
-            return False
-        return True
-
-    def note(self, *, did_pay: bool) -> None:
-        """What came of it."""
-        if did_pay:
-            self._misses = 0
-        else:
-            self._misses = min(self._misses + 1, 6)
-            self._skips = 1 << self._misses
-
-
 class _Ended(Exception):
     """The link is over; the text says why."""
 
@@ -192,7 +139,7 @@ class Link:
         self._seqs = itertools.count(1)
         self._backlog: deque[Outgoing] = deque()
         self._sent: dict[int, Outgoing] = {}
-        self._questions: dict[int, _Question] = {}
+        self._questions = Questions()
         self._shapes: set[int] = set()
         self._programs: set[int] = set()
         self._more = trio.Event()
@@ -205,10 +152,7 @@ class Link:
         self._heard = 0.0
         self._is_draining = False
         self._why = ""
-        # when a question gives up next, as far as `_watch_deadlines` knows
-        self._expiry = math.inf
-        self._expires = trio.Event()
-        self._patience = _Patience()
+        self._patience = Patience()
         # answers in a row that came without a checkpoint
         self._unyielding = 0
         self._scope = trio.CancelScope()
@@ -282,29 +226,25 @@ class Link:
         if not self._sent and not self._questions:
             # the worker has something to do, and had nothing before
             self._heard = now
-        question = self._questions[seq] = _Question(now + timeout_s)
+        question = self._questions.open(seq, now + timeout_s)
         try:
             if not await self._ask_now(question, frame, explain):
                 with trio.move_on_at(question.deadline):
                     await self._put_soon(frame, explain)
             if question.answer is None and self.is_open:
-                # a deadline of its own for each question costs more than the question
-                if question.deadline < self._expiry:
-                    self._expiry = question.deadline
-                    self._expires.set()
-                await question.wait()
+                await self._questions.wait(question)
         except FrameError as error:
             self._on_frame_error(error)
             raise
         finally:
-            del self._questions[seq]
+            self._questions.close(seq)
         if question.answer is not None:
             return question.answer
         if not self.is_open:
             raise WorkerDied(f"the worker of {self.group} died before it answered")
         raise ActionTimeout(f"a worker of {self.group} did not answer in time")
 
-    async def _ask_now(self, question: _Question, frame: tuple[Any, ...], explain: Callable[[], bool]) -> bool:
+    async def _ask_now(self, question: Question, frame: tuple[Any, ...], explain: Callable[[], bool]) -> bool:
         """Write a question, and look for its answer as long as one usually takes; False if there is no room for it."""
         # before it is written: the worker may answer at once, and need not wake us then
         looks = self._patience.may_pay() and self._transport.stay_awake()
@@ -319,7 +259,7 @@ class Link:
             if looks and self.is_open and not self._transport.is_broken and not self._transport.sleep():
                 self._transport.wake_self()
 
-    async def _look_for(self, question: _Question) -> bool:
+    async def _look_for(self, question: Question) -> bool:
         """Look for an answer each time that other tasks have run, which is cheaper than to be woken; give up soon.
 
         Where the worker shares our core, it has run as soon as it was woken, and the answer is there at once; even so
@@ -365,7 +305,7 @@ class Link:
                     nursery.start_soon(self._pump)
                     nursery.start_soon(self._watch_control)
                     nursery.start_soon(self._watch_silence)
-                    nursery.start_soon(self._watch_deadlines)
+                    nursery.start_soon(self._questions.watch_deadlines)
         except* _Ended as group:
             self._why = self._why or str(_first(group))
         except* FrameError as group:
@@ -381,8 +321,7 @@ class Link:
             trio.lowlevel.notify_closing(fd)
         self._transport.close()
         self._control.close()
-        for question in self._questions.values():
-            question.end()
+        self._questions.end_all()
         self._room.set()
         self._more.set()
         self._emptied.set()
@@ -437,22 +376,6 @@ class Link:
             await trio.sleep(min(_SILENCE_CHECK_S, self._silence_s / 4))
             if (self._sent or self._questions) and trio.current_time() - self._heard > self._silence_s:
                 raise _Ended(f"it has said nothing for {self._silence_s:g} s with {len(self._sent)} events to handle")
-
-    async def _watch_deadlines(self) -> None:
-        """End the questions whose time is over.
-
-        It sleeps until the first deadline there was; by then most of these questions are answered.
-        """
-        while True:
-            self._expires = trio.Event()
-            with trio.move_on_at(self._expiry):
-                await self._expires.wait()
-            now = trio.current_time()
-            for question in list(self._questions.values()):
-                if question.deadline <= now:
-                    question.end()
-            open_ones = [question.deadline for question in self._questions.values() if question.deadline > now]
-            self._expiry = min(open_ones, default=math.inf)
 
     # -- writing --
 
@@ -583,7 +506,7 @@ class Link:
                 case Ack():
                     self._on_ack(said)
                 case Answer():
-                    self._on_answer(said)
+                    self._questions.on_answer(said)
                 case Dead():
                     self._on_dead(said)
                 case Log():
@@ -616,13 +539,6 @@ class Link:
                 done.append(event)
         self._more.set()
         self._owner.on_done(self, done)
-
-    def _on_answer(self, answer: Answer) -> None:
-        question = self._questions.get(answer.seq)
-        # one that nobody waits for any more is late, not wrong
-        if question is not None:
-            question.answer = answer
-            question.end()
 
     def _on_dead(self, dead: Dead) -> None:
         event = self._sent.get(dead.seq)

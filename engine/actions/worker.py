@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import ActionError, ConfigError, FrameError
 from . import attach, frames
-from .api import ATTEMPTS, Backoff, Event, Worker, is_chosen, refusal
+from .api import ATTEMPTS, Backoff, Event, VetoRegistration, Worker, is_chosen, refusal
 from .desks import Caller, Desk, HandlerDesk, Ledger, ProgramDesk, describe
 from .frames import ProgramText, Shape, Status
 from .handlers import register_all

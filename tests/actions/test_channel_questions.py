@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -14,8 +16,9 @@ from engine.actions.api import Backoff, Event, Worker
 from engine.actions.channel import Outgoing
 from engine.actions.hub import Hub, Refusal
 from engine.actions.programs import Settings
-from engine.errors import ActionTimeout, WorkerDied
-from fakes.action_links import OCTETS, Told, puppet, until, working
+from engine.actions.questions import Patience
+from engine.errors import ActionTimeout, FrameError, WorkerDied
+from fakes.action_links import OCTETS, Puppet, Told, puppet, until, working
 
 FIELDS = ("local_part", "domain")
 QUICK = Backoff(0.001, 0.002)
@@ -140,6 +143,104 @@ async def test_a_question_whose_values_cannot_travel_is_answered_at_once() -> No
         assert await hub.ask(hub.shape("tls:cert", FIELDS), (b"x" * OCTETS, b"b")) is None
         assert "a frame of more than" in told.lines[0]
         assert await hub.ask(hub.shape("tls:cert", FIELDS), (b"a", b"b")) == Refusal(b"no", "v")
+
+
+# --- looking for the answer before going to sleep ---------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def asked() -> AsyncIterator[tuple[Told, Puppet, Callable[..., Awaitable[frames.Answer]], list[str]]]:
+    """A worker that the test plays, and a function that asks it."""
+    told = Told()
+    hub = told.make_hub()
+    async with puppet(hub, "v") as (worker, ends):
+        worker.ready(group="v", vetoes=(("tls:*", 5.0, False),))
+        await until(lambda: hub.may_refuse("tls:cert"))
+        link = hub._groups["v"].links[0]
+
+        async def ask(value: bytes = b"", timeout_s: float = 5.0) -> frames.Answer:
+            return await link.ask(hub.shape("tls:cert", FIELDS), b"", (value, b""), timeout_s)
+
+        yield told, worker, ask, ends
+
+
+async def test_the_worker_need_not_wake_who_looks_and_wakes_who_does_not() -> None:
+    """However a question ends, what is said later is heard: a wake-up that got lost would be missed for ever."""
+    async with asked() as (told, worker, ask, _):
+
+        async def hears(text: bytes) -> None:
+            worker.say(frames.LOG, 0, text, ())
+            await until(lambda: told.lines and told.lines[-1] == text.decode())
+
+        worker.say(frames.ANSWER, 1, 0, b"no", {})
+        assert (await ask()).text == b"no"
+        await hears(b"answered")
+        with pytest.raises(FrameError, match="a frame of more than"):
+            await ask(b"x" * OCTETS)
+        await hears(b"cannot travel")
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await ask()
+        await hears(b"cancelled")
+        with pytest.raises(ActionTimeout):
+            await ask(timeout_s=0.01)
+        await hears(b"late")
+        worker.transport.take()
+        async with trio.open_nursery() as nursery:
+            answers: list[frames.Answer] = []
+
+            async def ask_two() -> None:
+                answers.append(await ask())
+
+            for _ in range(2):
+                nursery.start_soon(ask_two)
+            for _ in range(2):
+                seq = (await worker.hear(frames.ASK))[1]
+                worker.say(frames.ANSWER, seq, 0, b"%d" % seq, {})
+        assert sorted(answer.text for answer in answers) == [b"5", b"6"]
+
+
+async def test_answers_that_are_there_at_once_do_not_keep_others_from_running() -> None:
+    async with asked() as (_, worker, ask, _):
+        turns = 0
+
+        async def count() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await trio.lowlevel.checkpoint()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(count)
+            for number in range(1, 101):
+                worker.say(frames.ANSWER, number, 0, b"%d" % number, {})
+                assert (await ask()).text == b"%d" % number
+                worker.transport.take()
+            nursery.cancel_scope.cancel()
+        assert turns >= 20
+
+
+async def test_a_worker_that_is_mad_while_it_is_asked_is_ended() -> None:
+    async with asked() as (_, worker, ask, ends):
+        worker.say(frames.READY, frames.VERSION, 1, "v", (), ())
+        with pytest.raises(WorkerDied):
+            await ask()
+        await until(lambda: ends)
+    assert ends == ["it sent what is no frame: a second READY"]
+
+
+def test_looking_that_does_not_pay_is_left_more_and_more() -> None:
+    patience = Patience()
+    tries = []
+    for number in range(400):
+        if patience.may_pay():
+            tries.append(number)
+            patience.note(did_pay=False)
+    assert tries == [0, 3, 8, 17, 34, 67, 132, 197, 262, 327, 392]
+    while not patience.may_pay():
+        pass
+    patience.note(did_pay=True)
+    assert all(patience.may_pay() for _ in range(10))
 
 
 # --- programs ---------------------------------------------------------------------------------------------------------
