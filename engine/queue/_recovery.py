@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import msgpack
 
 from ._leasing import Leasing
+from ._limits import Limiting
 from ._rows import unpack_members
 from ._schema import TO_BE_REMOVED
 from .journal import Journal, JournalContents, journal_path, read_living, take_dead
@@ -97,7 +98,7 @@ def current_boot_id() -> str:
         return ""
 
 
-class Recovering(Leasing):
+class Recovering(Leasing, Limiting):
     """The part of the store that knows engines."""
 
     def register(self, now: float) -> Engine:
@@ -183,6 +184,7 @@ class Recovering(Leasing):
                 findings.removed.append(job)
             elif state is JobState.HELD:
                 findings.held.append(job)
+        self._leave_sharing(engine)
         self._db.execute("DELETE FROM engines WHERE id = ?", (engine,))
 
     def _recover_expired(self, findings: _Findings) -> None:

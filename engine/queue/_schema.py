@@ -47,6 +47,19 @@ _VERSION_2: Final = (
         stored_at REAL NOT NULL,
         died_at REAL NOT NULL
     )""",
+    # limits that engines keep together (_limits.py): who takes part, who has and wants connections where, and rates
+    "CREATE TABLE IF NOT EXISTS sharers (owner INTEGER PRIMARY KEY, is_alone INTEGER NOT NULL)",
+    """CREATE TABLE IF NOT EXISTS slots (
+        place TEXT NOT NULL,
+        owner INTEGER NOT NULL,
+        held INTEGER NOT NULL,
+        wanted INTEGER NOT NULL,
+        since REAL NOT NULL,
+        began REAL NOT NULL,
+        PRIMARY KEY (place, owner)
+    ) WITHOUT ROWID""",
+    "CREATE INDEX IF NOT EXISTS slots_short ON slots (place) WHERE wanted > held",
+    "CREATE TABLE IF NOT EXISTS rates (name TEXT PRIMARY KEY, next_at REAL NOT NULL) WITHOUT ROWID",
 )
 
 SCHEMA: Final = (

@@ -2,8 +2,8 @@
 
 Layer: adapter (SQLite).  Spec: design.md "Queue"; the promises are those of store.py.
 WAL mode, `synchronous=FULL`; one connection, used from one thread at a time.  The parts: `_database` (opening,
-transactions, errors), `_schema` (tables), `_loading`, `_leasing` (the hot path), `_outbox` (events), `_recovery`,
-`_administration`.
+transactions, errors), `_schema` (tables), `_loading`, `_leasing` (the hot path), `_outbox` (events), `_limits` (of
+connections and messages), `_recovery`, `_administration`.
 Limits: the file must be on a local file system, since the locks of WAL and of the journals are those of one kernel.
 """
 

@@ -43,6 +43,12 @@ those that wait.  Inside a job what is due longest comes first.
 order.  What cannot be run for good becomes a *dead letter*, one for each handler that gave up, in the commit that takes
 the event out; a person looks at it, and puts it back or drops it.
 
+**Limits.**  What a host takes from us it takes from all engines together, so they ask each other through the store:
+`share` for leave to have connections, `reserve` for the times at which something may be done.  An engine takes part
+from `join_sharing` until `retire`, or until it is recovered after its death.  One that is told that it is alone need
+ask nothing while `has_other_sharers` is false; when that changes it says what it has (`begin_sharing`), and the others
+open nothing before it did.
+
 **What we do not do.**  There is no total order of recipients; no delivery to many machines from one file (the locks are
 those of one kernel; PostgreSQL will fill this same protocol); no wait inside a call but the bounded one for another
 process's transaction.  Every call is synchronous and is made from one thread at a time; the caller gives it one.
@@ -59,10 +65,11 @@ from typing import TYPE_CHECKING, Final, Protocol
 from ..errors import StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from .journal import Journal
+    from .limits import Rate, Want
     from .model import (
         Added,
         Changed,
@@ -233,6 +240,37 @@ class Store(Protocol):
 
     def counts(self, job_id: int) -> JobCounts:
         """Where the recipients of a job stand; costs one row.  Raises NoSuchJob."""
+
+    # limits
+
+    def join_sharing(self, owner: int, now: float, *, may_be_alone: bool) -> dict[str, float] | None:
+        """Take part; None if there are others, or for one that may not be alone.
+
+        Returns:
+            For an engine that is alone now: when the next token of each rate is good, as others have left them.
+        """
+
+    def has_other_sharers(self, owner: int) -> bool:
+        """Whether others take part."""
+
+    def has_lone_sharer(self, owner: int) -> bool:
+        """Whether another engine was told that it is alone and has not said yet what it has."""
+
+    def begin_sharing(self, owner: int, wants: Mapping[str, Want], rates: Mapping[str, float], now: float) -> None:
+        """An engine that was alone says what it has open, and when the next token of each of its rates is good."""
+
+    def wanted_by_others(self, owner: int) -> frozenset[str]:
+        """The places where others want more than they hold."""
+
+    def share(self, owner: int, wants: Mapping[str, Want], now: float) -> dict[str, int]:
+        """Say what is open and wanted at some places; how many connections may be open at each from now on.
+
+        It may be fewer than are open: others have a right to the rest, and get it when they are closed and said to be.
+        Until the call returns the engine may open none at these places.
+        """
+
+    def reserve(self, asks: Mapping[str, tuple[Rate, int]], now: float) -> dict[str, float]:
+        """Take some tokens of each rate; when the first of them is good, the others following at its interval."""
 
     # retry records
 
