@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     from .site import Site
     from .work import Work
 
+    #: recipient id, epoch, what became of it, text of the reply
+    _Known = tuple[int, int, OutcomeKind, str]
+
 #: seconds that a connection waits for more work before it is closed; arbitrary: as long as it takes to claim and route
 #: the next batches, and short enough not to hold a slot at the receiving side
 IDLE_S: Final = 2.0
@@ -102,7 +105,7 @@ class Carrier:
         core, site, session = self._core, self._site, self._session
         while True:
             try:
-                await session.run(self._next_transaction, self._on_result, self._before_final)
+                await session.run(self._next_transaction, self._on_results, self._before_final)
             except DeliveryError as error:
                 if core.events is not None:
                     await session.aclose()  # events tell of its end before its host is told of
@@ -274,11 +277,20 @@ class Carrier:
             if not all(holds(claim, now) for claim in work.claims):
                 raise LeaseLost("the lease of a recipient ran out before its message could be sent")
 
-    def _on_result(self, result: TransactionResult) -> None:
+    def _on_results(self, results: list[TransactionResult]) -> None:
+        known: list[_Known] = []
+        try:
+            for result in results:
+                self._on_result(result, known)
+        finally:
+            if known:
+                self._note_replies(known)
+
+    def _on_result(self, result: TransactionResult, known: list[_Known]) -> None:
+        """Settle the recipients of one transaction; the replies that it had go to `known`."""
         work: Work = result.transaction.tag  # type: ignore[assignment]  # set by _begin
         self._ended += not result.untouched
         ended = endings(result, from_mx=self._from_mx)
-        known: list[tuple[int, int, OutcomeKind, str]] = []
         again: list[Claim] = []
         elsewhere: list[tuple[Claim, Ending]] = []
         host_errors: list[tuple[Claim, Ending]] = []
@@ -314,8 +326,6 @@ class Carrier:
                 case End.BROKEN_OFF:
                     known.append((claim.recipient_id, claim.epoch, OutcomeKind.RELEASED, ""))
                     core.settlement.release(claim)
-        if known:
-            self._note_replies(known)
         if again:
             self._site.put_back(replace(work, claims=again))
         if host_errors:
@@ -332,7 +342,7 @@ class Carrier:
         for claim, ending in members:
             self._core.settlement.defer(self._message_deferral(work, claim, ending, content), self._site.label)
 
-    def _note_replies(self, known: list[tuple[int, int, OutcomeKind, str]]) -> None:
+    def _note_replies(self, known: list[_Known]) -> None:
         try:
             self._journal.finish(known)
         except StoreError as error:

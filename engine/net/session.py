@@ -344,7 +344,7 @@ class Session:
     async def run(
         self,
         next_transaction: Callable[[], Transaction | None],
-        on_result: Callable[[TransactionResult], None],
+        on_results: Callable[[list[TransactionResult]], None],
         before_final: Callable[[list[Transaction]], None],
     ) -> None:
         """Send what `next_transaction` gives until it gives None and nothing is in flight.
@@ -357,7 +357,7 @@ class Session:
         Args:
             next_transaction: called whenever one more may be started; None for "not now".  After a None it is
                 asked again once some reply has come and before this returns.
-            on_result: called once for every transaction taken.
+            on_results: called with the results that came together; every transaction taken gets just one.
             before_final: called with the transactions whose last octet may be on the wire from now on, just before it
                 is handed over.  If it raises, that octet is not sent, the session is over and the error goes on to
                 the caller.
@@ -378,17 +378,18 @@ class Session:
                 return
             loss: Loss | None = TIMEOUT
             with trio.CancelScope() as scope:
-                loss = await self._talk(scope, next_transaction, on_result, before_final)
+                loss = await self._talk(scope, next_transaction, on_results, before_final)
             if loss is None:
                 return
             self._is_broken = True
             results, error = client.on_lost(loss)
-            for result in results:
-                on_result(result)
+            if results:
+                on_results(results)
         except BaseException:
             self._is_broken = True
-            for result in client.on_lost(CANCELLED)[0]:
-                on_result(result)
+            results = client.on_lost(CANCELLED)[0]
+            if results:
+                on_results(results)
             raise
         finally:
             self._running = False
@@ -436,7 +437,7 @@ class Session:
         self,
         scope: trio.CancelScope,
         next_transaction: Callable[[], Transaction | None],
-        on_result: Callable[[TransactionResult], None],
+        on_results: Callable[[list[TransactionResult]], None],
         before_final: Callable[[list[Transaction]], None],
     ) -> Loss | None:
         """Send and receive until nothing is left; returns how the connection ended if it did."""
@@ -449,14 +450,15 @@ class Session:
                     break
                 refused = client.begin(transaction)
                 if refused is not None:
-                    on_result(refused)
+                    on_results([refused])
             if client.has_output:
                 failed = await self._send(scope, before_final)
                 seen = -1
                 early, self._early = self._early, []
                 for octets in early:
-                    for result in client.receive(octets):
-                        on_result(result)
+                    results = client.receive(octets)
+                    if results:
+                        on_results(results)
                 if failed is not None or client.failure is not None:
                     return client.failure or failed
                 if early:
@@ -469,8 +471,9 @@ class Session:
             octets_or_loss = await receive(self._stream)
             if isinstance(octets_or_loss, Loss):
                 return octets_or_loss
-            for result in client.receive(octets_or_loss):
-                on_result(result)
+            results = client.receive(octets_or_loss)
+            if results:
+                on_results(results)
             if client.failure is not None:
                 return client.failure
 

@@ -68,7 +68,7 @@ class Sender:
     async def run(self, session: Session) -> Sender:
         """Send all; an error of the session is kept in `error`."""
         try:
-            await session.run(self.next_transaction, self.results.append, self.on_before_final)
+            await session.run(self.next_transaction, self.results.extend, self.on_before_final)
         except DeliveryError as error:
             self.error = error
         return self

@@ -9,7 +9,7 @@ from engine.errors import DeliveryError, LocalProtocolError, Scope, StoreError
 from engine.net.session import BLOCK_OCTETS, open_session
 from engine.net.sink import SinkOptions, open_sink
 from engine.policy.plan import CLEAR, Plan
-from engine.smtp import Content, HostMemory, Rung, Transaction
+from engine.smtp import Content, HostMemory, Rung, Transaction, TransactionResult
 from engine.smtp.server import ServerOptions
 from engine.tls.context import TlsContexts
 from fakes.scripted_mx import in_memory, on_loopback
@@ -145,12 +145,12 @@ async def test_none_means_not_now_and_is_asked_again() -> None:
             asked.append(bool(waiting))
             return waiting.pop() if waiting else None
 
-        def on_result(result: object) -> None:
-            done.append(result)
+        def on_results(results: list[TransactionResult]) -> None:
+            done.extend(results)
             if len(done) < 3:
                 waiting.append(transaction())
 
-        await session.run(next_transaction, on_result, lambda transactions: None)
+        await session.run(next_transaction, on_results, lambda transactions: None)
         assert len(done) == 3
         assert asked == [True, True, True, False]
         assert session.is_usable
@@ -248,7 +248,7 @@ async def test_nothing_is_completed_before_it_is_noted() -> None:
             left = [transaction()]
             await session.run(
                 lambda left=left: left.pop() if left else None,  # type: ignore[misc]
-                done.append,
+                done.extend,
                 lambda transactions, last=last, mx=mx: last.append(mx.heard[-1]),  # type: ignore[misc]
             )
             assert last == [said]
@@ -266,7 +266,7 @@ async def test_an_error_of_before_final_stops_the_octets() -> None:
             raise StoreError("disk full")
 
         with pytest.raises(StoreError, match="disk full"):
-            await session.run(sender.next_transaction, sender.results.append, refuse)
+            await session.run(sender.next_transaction, sender.results.extend, refuse)
         assert not session.is_usable
         assert not sender.result.in_doubt
         assert sender.result.error is not None

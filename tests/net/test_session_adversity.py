@@ -184,7 +184,7 @@ async def test_an_error_in_a_callback_ends_the_session_and_the_rest_is_reported(
         session._client.memory.rung = Rung.WINDOWED
         session._client._finished = 1
         with pytest.raises(ZeroDivisionError):
-            await session.run(broken, sender.results.append, sender.on_before_final)
+            await session.run(broken, sender.results.extend, sender.on_before_final)
         assert len(sender.results) == 1
         assert not session.is_usable
         await session.aclose()
