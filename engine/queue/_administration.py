@@ -8,25 +8,37 @@ done part of its work and can be repeated.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from ._leasing import Leasing
 from ._loading import normalised
 from ._rows import JOB_COLUMNS, RETRY_COLUMNS, STATUS, VIEW_COLUMNS, job_from_row, retry_from_row, view_from_row
 from .journal import is_held, journal_path
-from .model import MAX_NUMBER, NUMBER_BITS, Changed, Explanation, LeaseView, RecipientState, Status, recipient_id
+from .model import (
+    MAX_NUMBER,
+    NUMBER_BITS,
+    Changed,
+    Explanation,
+    LeaseView,
+    RecipientState,
+    Status,
+    cancelled,
+    recipient_id,
+)
 from .store import NoSuchJob
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .model import Filter, Job, RecipientView, RetryRecord
+    from .store import Tell
 
 #: recipients that one commit changes
 CHUNK: Final = 5000
 
-#: recipient id, attempts, state
-_Match = tuple[int, int, int]
+#: recipient id, attempts, state, address
+_Match = tuple[int, int, int, str]
 
 
 class Administering(Leasing):
@@ -97,17 +109,31 @@ class Administering(Leasing):
                 return Changed(changed, result.in_flight)
         return result
 
-    def cancel(self, where: Filter, now: float) -> Changed:
+    def cancel(self, where: Filter, now: float, *, owner: int = 0, tell: Tell | None = None) -> Changed:
         job = self._require_job(where)
-        if job is not None and where.is_whole_job:
-            return self._cancel_job(job.id, now)
+        is_whole = job is not None and where.is_whole_job
+        if job is not None and is_whole:
+            if tell is None:
+                return self._cancel_job(job.id, now)
+            with self._writing():
+                # nobody claims meanwhile, and whoever wants to go on can
+                self._db.execute("UPDATE jobs SET state = 1 WHERE id = ? AND state = 0", (job.id,))
+        completed: list[int] = []
 
         def change(rows: list[_Match]) -> None:
             self._db.executemany("UPDATE recipients SET state = 4 WHERE id = ?", [(row[0],) for row in rows])
             self._move_counts(rows, "cancelled")
-            self._complete_jobs({row[0] >> NUMBER_BITS for row in rows}, now)
+            if tell is not None:
+                found = [cancelled(recipient, 0, address, attempts) for recipient, attempts, _, address in rows]
+                self._store_events(owner, tell(found), now)
+            if not is_whole:
+                completed.extend(self._complete_jobs({row[0] >> NUMBER_BITS for row in rows}, now))
 
-        return self._change(where, "r.state IN (0, 5) AND j.state < 2", change)
+        result = self._change(where, "r.state IN (0, 5) AND j.state < 2", change)
+        if job is not None and is_whole:
+            rest = self._cancel_job(job.id, now)
+            return Changed(result.changed + rest.changed, rest.in_flight, rest.completed)
+        return replace(result, completed=tuple(completed))
 
     def _cancel_job(self, job_id: int, now: float) -> Changed:
         with self._writing():
@@ -121,14 +147,15 @@ class Administering(Leasing):
                 " deferred = 0, held = 0 WHERE id = ?",
                 (job_id,),
             )
-            self._complete_jobs([job_id], now)
-        return Changed(*row)
+            completed = self._complete_jobs([job_id], now)
+        changed, in_flight = row
+        return Changed(changed, in_flight, tuple(completed))
 
     def _change(self, where: Filter, states: str, change: Callable[[list[_Match]], None]) -> Changed:
         """Let `change` work on what matches, a bounded list and a commit at a time."""
         condition, values = _condition(where)
         query = (
-            "SELECT r.id, r.attempts, r.state FROM recipients r JOIN jobs j ON j.id = r.job"
+            "SELECT r.id, r.attempts, r.state, r.address FROM recipients r JOIN jobs j ON j.id = r.job"
             f" WHERE r.id > ? AND {condition} AND {states} ORDER BY r.id LIMIT ?"
         )
         after = changed = 0
@@ -151,7 +178,7 @@ class Administering(Leasing):
     def _move_counts(self, rows: list[_Match], to: str | None) -> None:
         """Move recipients from their counter to another one, or back to waiting and deferred (None)."""
         moves: dict[tuple[int, str, str], int] = {}
-        for recipient, attempts, state in rows:
+        for recipient, attempts, state, _ in rows:
             queued = "deferred" if attempts else "waiting"
             move = (recipient >> NUMBER_BITS, "held" if state == RecipientState.HELD else queued, to or queued)
             moves[move] = moves.get(move, 0) + 1

@@ -234,7 +234,7 @@ class Leasing(Loading, OutboxKeeping):
             return SettleResult()
         try:
             with self._savepoint():
-                return SettleResult((), self._apply(owner, outcomes, now))
+                return self._apply(owner, outcomes, now)
         except _Mismatch:
             pass
         epochs = {epoch for (epoch,) in self._db.execute("SELECT epoch FROM leases WHERE owner = ?", (owner,))}
@@ -249,10 +249,11 @@ class Leasing(Loading, OutboxKeeping):
                 lost.append(outcome)
             else:
                 ours[outcome.recipient_id] = outcome
-        return SettleResult(tuple(lost), self._apply(owner, list(ours.values()), now) if ours else ())
+        result = self._apply(owner, list(ours.values()), now) if ours else SettleResult()
+        return SettleResult(tuple(lost), result.completed, result.cancelled)
 
-    def _apply(self, owner: int, outcomes: Sequence[Outcome], now: float) -> tuple[int, ...]:
-        """Write the outcomes, counters and leases; gives the completed jobs.
+    def _apply(self, owner: int, outcomes: Sequence[Outcome], now: float) -> SettleResult:
+        """Write the outcomes, counters and leases.
 
         Raises:
             _Mismatch: some outcome matches no lease; the caller undoes all of it.
@@ -270,10 +271,11 @@ class Leasing(Loading, OutboxKeeping):
         # one statement an epoch, not one a recipient: SQLite gives up the interpreter's lock at each, and to get it
         # back from a thread that computes may take 5 ms
         changed = 0
+        cancelled: list[Outcome] = []
         for epoch, ids in delivered.items():
             changed += self._db.execute(_DELIVERED, (now, epoch, json.dumps(ids))).rowcount
         if others:
-            changed += self._apply_others(others, now, deltas)
+            changed += self._apply_others(others, now, deltas, cancelled)
         if changed != len(outcomes):
             raise _Mismatch
         self._db.executemany(_COUNTERS, [(*delta, job) for job, delta in deltas.items()])
@@ -285,9 +287,12 @@ class Leasing(Loading, OutboxKeeping):
         if found != len(epochs):
             raise _Mismatch
         self._db.executemany("DELETE FROM leases WHERE epoch = ? AND remaining <= 0", [(epoch,) for epoch in epochs])
-        return tuple(self._complete_jobs(per_job, now))
+        return SettleResult((), tuple(self._complete_jobs(per_job, now)), tuple(cancelled))
 
-    def _apply_others(self, outcomes: list[Outcome], now: float, deltas: dict[int, list[float]]) -> int:
+    def _apply_others(
+        self, outcomes: list[Outcome], now: float, deltas: dict[int, list[float]], ended: list[Outcome]
+    ) -> int:
+        """Write what is no delivery; `ended` gets what ends as cancelled.  Gives how many rows it hit."""
         jobs = {outcome.recipient_id >> NUMBER_BITS for outcome in outcomes}
         cancelled = {
             job
@@ -321,6 +326,7 @@ class Leasing(Loading, OutboxKeeping):
             if recipient >> NUMBER_BITS in cancelled:
                 state = int(RecipientState.CANCELLED)
                 delta[5] += 1
+                ended.append(outcome)
             else:
                 state = int(RecipientState.QUEUED)
                 delta[4 if recipient in untried else 3] += 1

@@ -19,7 +19,7 @@ from ._limits import Limiting
 from ._rows import unpack_members
 from ._schema import TO_BE_REMOVED
 from .journal import Journal, JournalContents, journal_path, read_living, take_dead
-from .model import JobState, OutboxEvent, Outcome, OutcomeKind, Recovered, Recovery, RecoveryKind
+from .model import JobState, OutboxEvent, Outcome, OutcomeKind, Recovered, Recovery, RecoveryKind, cancelled
 from .store import DEFAULT_IN_DOUBT_DELAY_S, Engine
 
 if TYPE_CHECKING:
@@ -236,7 +236,17 @@ class Recovering(Leasing, Limiting):
             recovered = Recovered(kind, recipient, epoch, address, attempts, engine, host, text)
             findings.recipients.append(recovered)
             events.extend(findings.describe(recovered))
-        findings.completed.extend(self._settle(engine, outcomes, findings.now).completed)
+        result = self._settle(engine, outcomes, findings.now)
+        findings.completed.extend(result.completed)
+        if result.cancelled:
+            attempted = {recipient: (address, attempts) for recipient, address, attempts in rows}
+            known = {found.recipient_id for found in findings.recipients}
+            for outcome in result.cancelled:
+                recipient = outcome.recipient_id
+                recovered = cancelled(recipient, epoch, *attempted[recipient], engine=engine)
+                findings.released -= recipient not in known
+                findings.recipients.append(recovered)
+                events.extend(findings.describe(recovered))
         self._db.execute("DELETE FROM leases WHERE epoch = ?", (epoch,))
         self._store_events(findings.owner, events, findings.now)
 

@@ -336,10 +336,17 @@ class RetryRecord:
 
 @dataclass(frozen=True, slots=True)
 class SettleResult:
-    """What a settlement did: the outcomes that came too late (drop them) and the jobs it completed."""
+    """What a settlement did.
+
+    Attributes:
+        lost: the outcomes that came too late (drop them).
+        completed: the jobs it completed.
+        cancelled: deferrals and releases that ended their recipients, since their jobs were cancelled meanwhile.
+    """
 
     lost: tuple[Outcome, ...] = ()
     completed: tuple[int, ...] = ()
+    cancelled: tuple[Outcome, ...] = ()
 
 
 class RecoveryKind(enum.Enum):
@@ -350,11 +357,17 @@ class RecoveryKind(enum.Enum):
     FAILED = "failed"
     #: the reply was a deferral; it will be tried again
     DEFERRED = "deferred"
+    #: it was given back, in a job that was cancelled meanwhile; or a person cancelled it
+    CANCELLED = "cancelled"
+
+
+#: why a recipient was cancelled; Exim's words for its ``-Mg``
+CANCELLED_TEXT: Final = "delivery cancelled by administrator"
 
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """A recipient whose lease outlived its engine in the middle of an attempt."""
+    """A recipient whose lease outlived its engine in the middle of an attempt, or that was cancelled."""
 
     kind: RecoveryKind
     recipient_id: int
@@ -374,12 +387,17 @@ class Recovered:
         return self.recipient_id & MAX_NUMBER
 
 
+def cancelled(recipient: int, epoch: int, address: str, attempts: int, *, engine: int = 0) -> Recovered:
+    """A recipient that was cancelled."""
+    return Recovered(RecoveryKind.CANCELLED, recipient, epoch, address, attempts, engine, "", CANCELLED_TEXT)
+
+
 @dataclass(frozen=True, slots=True)
 class Recovery:
     """What `recover` found.
 
     Attributes:
-        recipients: those that were being tried; each is to be logged.
+        recipients: those that were being tried, or that ended as cancelled; each is to be logged.
         released: how many more leases were simply given back.
         engines: owner numbers of the dead engines that were cleared away.
         completed: jobs that are complete by it.
@@ -413,10 +431,17 @@ class Filter:
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """How many recipients an operation changed, and how many it could not since an engine has them."""
+    """What an operation did.
+
+    Attributes:
+        changed: recipients that it changed.
+        in_flight: recipients that it could not, since an engine has them.
+        completed: jobs that are complete by it.
+    """
 
     changed: int = 0
     in_flight: int = 0
+    completed: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,10 +31,10 @@ when the reply is known, and `forget` after the settlement is committed.  Calls 
 **What a crash leaves.**  `recover`, called after opening and then now and again, finds engines that are gone (their
 journal's lock can be taken; no clock is asked) and settles what they left: a reply in the journal is settled as if the
 engine had lived; a begin without a reply is *in doubt*: tried again after a delay with the same Message-ID, marked,
-reported to be logged, and told of by a `msg:indoubt` event; everything else is given back.  After a power loss
-(another boot id), and when the journal is gone or damaged, it proves nothing and every lease of that engine is in
-doubt.  A lease that ran out under a living engine is treated the same way, from the journal as it stands.  A job whose
-loader died is removed, never sent; with `NewJob.start_early` it is held instead.
+reported to be logged, and told of by a `msg:indoubt` event; everything else is given back, or ends where its job was
+cancelled meanwhile.  After a power loss (another boot id), and when the journal is gone or damaged, it proves nothing
+and every lease of that engine is in doubt.  A lease that ran out under a living engine is treated the same way, from
+the journal as it stands.  A job whose loader died is removed, never sent; with `NewJob.start_early` it is held instead.
 
 **Turns.**  Jobs that are due take turns: one claim takes an equal share of each, and a job that was served goes behind
 those that wait.  Inside a job what is due longest comes first.
@@ -131,6 +131,8 @@ class Engine:
 Describe = Callable[["Recovered"], Iterable["OutboxEvent"]]
 #: is told of recipients that are about to be settled by a recovery
 Witness = Callable[["Sequence[Recovered]"], None]
+#: is told of recipients that are about to be cancelled, and makes the events to be committed with that
+Tell = Callable[["Sequence[Recovered]"], Iterable["OutboxEvent"]]
 
 
 class Store(Protocol):
@@ -340,9 +342,17 @@ class Store(Protocol):
     def release(self, where: Filter, now: float) -> Changed:
         """Undo `hold`; a whole job frees also those held one by one."""
 
-    def cancel(self, where: Filter, now: float) -> Changed:
-        """Take recipients back for good; what is in flight is not touched, but will not be tried again in a job
-        that was cancelled whole."""
+    def cancel(self, where: Filter, now: float, *, owner: int = 0, tell: Tell | None = None) -> Changed:
+        """Take recipients back for good.
+
+        What is in flight is not touched, but will not be tried again in a job that was cancelled whole: the settlement
+        that ends it tells (`SettleResult.cancelled`), or the recovery.
+
+        Args:
+            tell: is told what a commit is about to cancel, just before it, and gives the events to store with it, for
+                the engine `owner`.  A whole job is held first and then cancelled in commits of a bounded size; if that
+                is interrupted it stays held, and can be cancelled again.
+        """
 
     def explain(self, address: str, job_id: int | None = None, *, limit: int = 100) -> list[Explanation]:
         """Everything that decides when a recipient is tried next, newest job first."""

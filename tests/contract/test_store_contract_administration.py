@@ -5,14 +5,21 @@ The text of `engine.queue.store`, sentence by sentence; see `fakes.stores`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
+from engine.errors import StoreError
 from engine.queue.model import (
+    CANCELLED_TEXT,
     Changed,
     Filter,
     JobCounts,
     JobState,
+    OutboxEvent,
     OutcomeKind,
+    Recovered,
+    RecoveryKind,
     RetryRecord,
     Status,
     job_of,
@@ -65,9 +72,10 @@ def test_cancel_a_whole_job(bench: Bench) -> None:
     bench.store.hold(Filter(address="user4@example.org"))
     assert bench.store.cancel(Filter(job_id=job), NOW) == Changed(2, 2)
     assert bench.store.counts(job) == JobCounts(total=4, cancelled=2, leased=2)
-    bench.settle(a.outcome(DEFERRED, next_attempt_at=NOW))
+    ended = a.outcome(DEFERRED, next_attempt_at=NOW)
+    assert bench.store.settle(bench.owner, [ended], NOW).cancelled == (ended,)
     result = bench.store.settle(bench.owner, [b.outcome(DELIVERED)], NOW + 1)
-    assert result.completed == (job,)
+    assert (result.completed, result.cancelled) == ((job,), ())
     assert bench.store.counts(job) == JobCounts(total=4, cancelled=3, delivered=1)
     found = bench.store.job_or_none(job)
     assert found is not None
@@ -82,10 +90,84 @@ def test_cancel_what_matches_can_complete_the_job(bench: Bench) -> None:
     job = bench.load("a@x.org", "b@y.org")
     (claim,) = bench.claim(1)
     bench.settle(claim.outcome(DELIVERED))
-    assert bench.store.cancel(Filter(domain="y.org"), NOW + 3) == Changed(1, 0)
+    assert bench.store.cancel(Filter(domain="y.org"), NOW + 3) == Changed(1, 0, (job,))
     found = bench.store.job_or_none(job)
     assert found is not None
     assert (found.state, found.completed_at) == (JobState.COMPLETED, NOW + 3)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_cancel_tells_of_each_recipient_in_the_commit_that_cancels_it(bench: Bench, other: Bench, whole: bool) -> None:
+    job = bench.load(*addresses(4))
+    a, b = bench.claim(2)
+    bench.settle(a.outcome(DEFERRED, next_attempt_at=NOW))
+    bench.store.hold(Filter(address="user4@example.org"))
+    told: list[Recovered] = []
+
+    def tell(found: Sequence[Recovered]) -> list[OutboxEvent]:
+        told.extend(found)
+        return [OutboxEvent("msg:fail:internal", each.address, b"") for each in found]
+
+    where = Filter(job_id=job) if whole else Filter(domain="example.org")
+    done = other.store.cancel(where, NOW + 1, owner=other.owner, tell=tell)
+    assert done == Changed(3, 1)
+    assert [(each.kind, each.number, each.address, each.attempts, each.text) for each in told] == [
+        (RecoveryKind.CANCELLED, 1, "user1@example.org", 1, CANCELLED_TEXT),
+        (RecoveryKind.CANCELLED, 3, "user3@example.org", 0, CANCELLED_TEXT),
+        (RecoveryKind.CANCELLED, 4, "user4@example.org", 0, CANCELLED_TEXT),
+    ]
+    assert [event.key for event in other.store.drain_outbox(other.owner, 10)] == [each.address for each in told]
+    assert bench.store.counts(job) == JobCounts(total=4, cancelled=3, leased=1)
+    assert bench.store.settle(bench.owner, [b.outcome(DELIVERED)], NOW + 2).completed == (job,)
+    found = bench.store.job_or_none(job)
+    assert found is not None
+    assert found.state is (JobState.CANCELLED if whole else JobState.COMPLETED)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_cancel_that_completes_its_job_says_so(bench: Bench, whole: bool) -> None:
+    job = bench.load(*addresses(2))
+    where = Filter(job_id=job) if whole else Filter(domain="example.org")
+    assert bench.store.cancel(where, NOW, tell=lambda _: []) == Changed(2, 0, (job,))
+    assert bench.store.cancel(where, NOW, tell=lambda _: []) == Changed(0, 0)
+
+
+def test_a_job_whose_cancelling_is_interrupted_is_held_and_can_be_cancelled_again(bench: Bench) -> None:
+    job = bench.load(*addresses(2))
+
+    def tell(_: object) -> list[OutboxEvent]:
+        raise StoreError("the log is full")
+
+    with pytest.raises(StoreError, match="the log is full"):
+        bench.store.cancel(Filter(job_id=job), NOW, tell=tell)
+    assert bench.claim() == []
+    found = bench.store.job_or_none(job)
+    assert found is not None
+    assert found.state is JobState.HELD
+    assert bench.store.cancel(Filter(job_id=job), NOW, tell=lambda _: []) == Changed(2, 0, (job,))
+
+
+def test_a_recovery_tells_of_what_was_cancelled_while_its_engine_died(bench: Bench, other: Bench) -> None:
+    job = bench.load(*addresses(2))
+    a, b = bench.claim()
+    bench.engine.journal.begin([(b.recipient_id, b.epoch)], "mx")
+    bench.engine.journal.finish([(b.recipient_id, b.epoch, DEFERRED, "450 later")])
+    other.store.cancel(Filter(job_id=job), NOW, tell=lambda _: [])
+    bench.engine.journal.close()
+    seen: list[tuple[RecoveryKind, int]] = []
+
+    def describe(found: Recovered) -> list[OutboxEvent]:
+        seen.append((found.kind, found.number))
+        return []
+
+    recovery = other.store.recover(other.owner, NOW + 1, describe=describe)
+    assert seen == [(RecoveryKind.DEFERRED, 2), (RecoveryKind.CANCELLED, 1), (RecoveryKind.CANCELLED, 2)]
+    assert [found.address for found in recovery.recipients if found.kind is RecoveryKind.CANCELLED] == [
+        a.address,
+        b.address,
+    ]
+    assert (recovery.released, recovery.completed) == (0, (job,))
+    assert other.store.counts(job) == JobCounts(total=2, cancelled=2)
 
 
 def test_retry_makes_deferred_recipients_due_and_forgets_what_held_them(bench: Bench) -> None:
