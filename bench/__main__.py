@@ -1,4 +1,4 @@
-"""Run the benchmarks: python -m bench [claim …] [--quick] [--json FILE] [--versions] [--list].
+"""Run the benchmarks: python -m bench [claim …] [--quick] [--json FILE] [--where] [--versions] [--list].
 
 Each claim runs in a process of its own, so that none leaves the next one a warm cache or a large heap.
 Exit status: 0 if everything ran and did right work, 1 if something failed, 2 for a wrong command line.  A target that
@@ -34,6 +34,7 @@ def main() -> int:
     parser.add_argument("claim", nargs="*", help="claims to measure; all of them by default")
     parser.add_argument("--quick", action="store_true", help="one short pair each: shows that everything still works")
     parser.add_argument("--json", metavar="FILE", help="write one JSON object a measurement; - for standard output")
+    parser.add_argument("--where", action="store_true", help="tell where the time of one claim goes (deliver_warm)")
     parser.add_argument("--versions", action="store_true", help="print what a measurement is made with, and end")
     parser.add_argument("--list", action="store_true", help="print the claims, and end")
     options = parser.parse_args()
@@ -52,6 +53,12 @@ def main() -> int:
         parser.error(f"no claim {unknown[0]!r}; there are {', '.join(known) or 'none yet'}")
     if options.json and options.json != "-":
         Path(options.json).write_text("")
+    if options.where:
+        module = importlib.import_module(known[wanted[0]])
+        if len(wanted) != 1 or not hasattr(module, "where"):
+            parser.error("--where goes with one claim that can tell it, such as deliver_warm")
+        print(module.where(quick=options.quick))
+        return 0
     if len(wanted) == 1:
         return _measure(wanted[0], known[wanted[0]], quick=options.quick, json_file=options.json)
     return _measure_each(wanted, quick=options.quick, json_file=options.json)
