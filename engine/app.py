@@ -16,7 +16,11 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from .actions.hub import OBSERVERS
 from .actions.lookups.registry import LookupOptions, LookupRegistry
+from .actions.options import check as check_workers
+from .actions.options import settings_of, sockets_of
+from .actions.workers import Workers
 from .delivery.core import Core
 from .delivery.events import Events
 from .delivery.jobs import Jobs
@@ -31,6 +35,7 @@ from .delivery.sts import StsGate
 from .delivery.transport import Transport
 from .errors import ConfigError, DataError
 from .events import compile_actions
+from .events.choice import split
 from .expand import ExpandOptions, Scope
 from .expand.acl import Acls
 from .expand.lists import NamedLists
@@ -62,7 +67,8 @@ class Compiled:
 
     Attributes:
         host_name: primary_hostname, or the system's name.
-        actions: transport, "" for [main] -> what its `event_action` does.
+        actions: transport, "" for [main] -> what the string of its `event_action` does.
+        choices: transport, "" for [main] -> whose handlers get its events; all where it is not there.
     """
 
     config: Config
@@ -74,6 +80,7 @@ class Compiled:
     rules: RetryRules
     log_format: MainLogFormat
     actions: dict[str, Actions]
+    choices: dict[str, tuple[str, ...]]
 
 
 def compile_config(
@@ -94,6 +101,7 @@ def compile_config(
         resolver = resolver_type(
             dns.nameservers, trust_ad=_trust_ad(dns.trust_ad), timeout_s=dns.timeout, cache_size=dns.cache_size
         )
+        check_workers(config)
         try:
             sts_fetcher(config, resolver).check()
         except ConfigError as error:
@@ -101,6 +109,7 @@ def compile_config(
         transports = {
             name: Transport.compile(name, options, named, config.file) for name, options in config.transports.items()
         }
+        actions, choices = event_actions(config, named)
         return Compiled(
             config=config,
             host_name=host_name(config),
@@ -118,7 +127,8 @@ def compile_config(
             transports=transports,
             rules=RetryRules.compile(config.retry),
             log_format=MainLogFormat(parse_selector(config.main.log_selector)),
-            actions=event_actions(config, named),
+            actions=actions,
+            choices=choices,
         )
     except ConfigError as error:
         if error.file is None and config.file:
@@ -126,22 +136,41 @@ def compile_config(
         raise
 
 
-def event_actions(config: Config, named: NamedLists) -> dict[str, Actions]:
-    """What the `event_action` of each transport, and that of [main] as "", does.  Raises ConfigError."""
-    found = {
-        "": compile_actions(config.main.event_action, key="main.event_action", file=config.file, named=named),
-        **{
-            name: compile_actions(
-                options.event_action,
-                key=f"transports.{name}.event_action",
-                transport=name,
-                file=config.file,
-                named=named,
-            )
-            for name, options in config.transports.items()
-        },
+def event_actions(config: Config, named: NamedLists) -> tuple[dict[str, Actions], dict[str, tuple[str, ...]]]:
+    """What the `event_action` of each transport, and that of [main] as "", does, and whose handlers get its events.
+
+    Raises:
+        ConfigError: a string does not compile, or there is no such handler.
+    """
+    groups = tuple(socket.group for socket in sockets_of(config) if socket.group != OBSERVERS)
+    options = {"": ("main.event_action", config.main.event_action)} | {
+        name: (f"transports.{name}.event_action", transport.event_action)
+        for name, transport in config.transports.items()
     }
-    return {name: actions for name, actions in found.items() if actions}
+    actions: dict[str, Actions] = {}
+    choices: dict[str, tuple[str, ...]] = {}
+    for transport, (key, value) in options.items():
+        text, chosen = split(value, key=key, file=config.file, handlers=config.handlers, groups=groups)
+        found = compile_actions(text, key=key, transport=transport, file=config.file, named=named)
+        if found:
+            actions[transport] = found
+        if chosen is not None:
+            choices[transport] = chosen
+    return actions, choices
+
+
+def make_workers(config: Config) -> Workers | None:
+    """What runs event actions beside the engine; None where the configuration has neither workers nor sockets."""
+    options, sockets = config.actions, sockets_of(config)
+    if not options.workers and not sockets:
+        return None
+    return Workers(
+        options.workers,
+        sockets=sockets,
+        settings=settings_of(config, lookup_options(config)),
+        window=options.worker_window,
+        silence_s=options.worker_timeout,
+    )
 
 
 def check(config: Config) -> None:
@@ -238,6 +267,7 @@ def make_core(
 
     core = Core(
         config=config,
+        host_name=name,
         clock=clock,
         database=database,
         engine=store.register(clock()),
@@ -263,8 +293,9 @@ def make_core(
         make_scope=make_scope,
         threads=compiled.routers.threads,
     )
-    if compiled.actions:
-        core.events = Events(core, compiled.actions)
+    workers = make_workers(config)
+    if compiled.actions or workers is not None:
+        core.events = Events(core, compiled.actions, compiled.choices, workers)
         compiled.resolver.on_failure = core.events.on_dns_failed
     return core
 

@@ -35,7 +35,7 @@ class Kind(enum.Enum):
     STRING = "string"
     EXPANSION = "string (expansion)"
     #: compiled once for each event, by engine.events
-    EVENT_ACTION = "string (expansion for each event)"
+    EVENT_ACTION = "string (expansion for each event), or array of names of handlers and one such string"
     FILE = "file name"
     BOOLEAN = "boolean"
     INTEGER = "whole number"
@@ -77,7 +77,9 @@ class MainOptions:
     job_expiry: int = _option(Kind.INTERVAL, 5 * 86400, "age at which what is left of a job fails; 0: never")
     retry_interval_max: int = _option(Kind.INTERVAL, 86400, "longest interval a retry rule can give", minimum=1)
     retry_data_expire: int = _option(Kind.INTERVAL, 7 * 86400, "age at which a retry record is forgotten", minimum=1)
-    event_action: str = _option(Kind.EVENT_ACTION, "", "expanded at each event that belongs to no transport")
+    event_action: ListText = _option(
+        Kind.EVENT_ACTION, "", "expanded at each event of no transport; an array: only these handlers get it"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -273,7 +275,9 @@ class TransportOptions:
     auth_in_clear: bool = _option(Kind.BOOLEAN, False, "whether AUTH may be used without TLS")
     address_retry_include_sender: bool = _option(Kind.BOOLEAN, True, "recipient retry keys hold the sender (11.2)")
     delay_after_cutoff: bool = _option(Kind.BOOLEAN, True, "one try after expiry when the retry time has come (RT-11)")
-    event_action: str = _option(Kind.EVENT_ACTION, "", "expanded at each event of this transport")
+    event_action: ListText = _option(
+        Kind.EVENT_ACTION, "", "expanded at each event of this transport; an array: only these handlers get it"
+    )
     event_certificates: str = _option(
         Kind.STRING,
         "all",
@@ -481,7 +485,7 @@ class _Reader:
                 if number < metadata["minimum"]:
                     raise self._error(key, f"{raw} is less than {metadata['minimum']}")
                 return number
-            case Kind.LIST | Kind.EXPANDED_LIST:
+            case Kind.LIST | Kind.EXPANDED_LIST | Kind.EVENT_ACTION:
                 if isinstance(raw, list):
                     value = tuple(self._string(key, kind, item) for item in raw)
                 else:

@@ -31,8 +31,14 @@ MAGIC: Final = b"OUTRIDER"
 _GREETING: Final = struct.Struct("<8sII")
 _LAYOUT: Final = 1
 _CREDENTIALS: Final = struct.Struct("iII")
+#: engines of one configuration that can listen for workers of one group
+MAX_ENGINES: Final = 64
 #: connections that wait to be accepted
 _BACKLOG: Final = 64
+
+
+class SocketInUse(ActionError):
+    """Another engine listens there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +71,8 @@ def listen(path: str, *, mode: int = 0o600, gid: int = -1) -> socket.socket:
         gid: its group, -1 to leave that.
 
     Raises:
-        ActionError: the path cannot be used, or another engine listens there.
+        SocketInUse: another engine listens there.
+        ActionError: the path cannot be used.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -89,12 +96,27 @@ def _remove_stale(path: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
             raise ActionError(f"cannot listen on {path}: it is there and no socket")
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            probe.settimeout(1)
+        # of another type: who listens is not disturbed, and yet known
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
             reason = probe.connect_ex(path)
         if reason != errno.ECONNREFUSED:
-            raise ActionError(f"cannot listen on {path}: another engine does")
+            raise SocketInUse(f"cannot listen on {path}: another engine does")
         os.unlink(path)
+
+
+def listen_free(path: str, *, mode: int = 0o600, gid: int = -1) -> tuple[socket.socket, str]:
+    """As `listen`, at the first of ``path``, ``path.1``, ``path.2`` … where no other engine does; with that path."""
+    for number in range(MAX_ENGINES):
+        place = f"{path}.{number}" if number else path
+        with contextlib.suppress(SocketInUse):
+            return listen(place, mode=mode, gid=gid), place
+    raise ActionError(f"cannot listen on {path}: {MAX_ENGINES} other engines do")
+
+
+def paths(path: str) -> list[str]:
+    """Where engines of one configuration may listen, as far as there is something: see `listen_free`."""
+    places = (f"{path}.{number}" if number else path for number in range(MAX_ENGINES))
+    return [place for place in places if os.path.exists(place)]
 
 
 def hand_over(sock: socket.socket, kind: int, descriptors: Sequence[int]) -> None:

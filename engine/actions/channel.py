@@ -74,7 +74,7 @@ class Outgoing:
         handlers: who it is for, ``group`` or ``group:handler`` each; None: all that want it.
         program: to be evaluated instead of handled.
         state: of the program, as `frames.state_frame` makes it.
-        dead: handler -> its dead letter, if one gave up; to be stored when the event is done.
+        dead: `group:handler` -> its dead letter, if one gave up; to be stored when the event is done.
         open_groups: groups that are not done with it; the hub's.
     """
 
@@ -544,7 +544,7 @@ class Link:
         event = self._sent.get(dead.seq)
         if event is None:
             raise FrameError("it gives up what it was not given")
-        event.dead = {**(event.dead or {}), dead.handler: dead}
+        event.dead = {**(event.dead or {}), f"{self.group}:{dead.handler}": dead}
 
 
 def _frame(seq: int, event: Outgoing) -> tuple[Any, ...]:

@@ -443,6 +443,13 @@ class Hub:
             link.dismiss()
         return False
 
+    def forget(self) -> None:
+        """Forget every event that is held; no link may be left."""
+        for group in self._groups.values():
+            group.waiting.clear()
+            group.places.clear()
+        self._held = 0
+
     def _group(self, name: str, *, is_expected: bool = False) -> _Group:
         group = self._groups.get(name)
         if group is None:

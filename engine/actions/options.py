@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from ..config import Config
     from .lookups import LookupOptions
 
-#: octets of the path of a Unix socket, with the NUL behind it (unix(7))
-_MAX_PATH: Final = 108
+#: octets of the path of a Unix socket, with the NUL behind it (unix(7)) and the number of an engine (`attach.paths`)
+_MAX_PATH: Final = 108 - 3
 
 
 def settings_of(config: Config, lookups: LookupOptions) -> Settings:

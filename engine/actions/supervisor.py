@@ -208,14 +208,18 @@ async def serve_socket(
     log: Callable[[bytes, frozenset[str]], None],
     ring_octets: int = RING_OCTETS,
     settings: Mapping[str, Any] | None = None,
-    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    no_more: trio.Event | None = None,
+    task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Let workers attach themselves, until cancelled; `task_status` is told when they can.
+    """Let workers attach themselves, until cancelled; `task_status` is told at which path, when they can.
+
+    Args:
+        no_more: once it is set, those that are attached stay, and there are no new ones.
 
     Raises:
         ActionError: the socket cannot be made.
     """
-    plain = attach.listen(options.path, mode=options.mode, gid=options.gid)
+    plain, path = attach.listen_free(options.path, mode=options.mode, gid=options.gid)
     listener = trio.socket.from_stdlib_socket(plain)
     attached = trio.CapacityLimiter(MAX_ATTACHED)
 
@@ -224,22 +228,29 @@ async def serve_socket(
             why = await _serve(hub, sock, options.group, settings or {}, ring_octets)
         log(f"{name} is gone: {why}".encode("utf-8", "replace"), _MAIN_LOG)
 
-    try:
-        async with trio.open_nursery() as nursery:
-            task_status.started()
-            while True:
-                accepted, _ = await listener.accept()
-                sock = socket.socket(fileno=accepted.detach())
-                who = attach.credentials(sock)
-                name = f"action worker of {options.group}" + (f" (process {who.pid}, user {who.uid})" if who else "")
-                if not attach.may_attach(who, options.uids) or not attached.available_tokens:
-                    reason = "too many are attached" if not attached.available_tokens else "it may not attach itself"
-                    log(f"{name} refused: {reason}".encode(), _MAIN_LOG)
-                    sock.close()
-                    continue
-                log(f"{name} attached itself".encode(), _MAIN_LOG)
-                nursery.start_soon(serve, sock, name)
-    finally:
-        listener.close()
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(options.path)
+    async def accept(nursery: trio.Nursery) -> None:
+        while True:
+            accepted, _ = await listener.accept()
+            sock = socket.socket(fileno=accepted.detach())
+            who = attach.credentials(sock)
+            name = f"action worker of {options.group}" + (f" (process {who.pid}, user {who.uid})" if who else "")
+            if not attach.may_attach(who, options.uids) or not attached.available_tokens:
+                reason = "too many are attached" if not attached.available_tokens else "it may not attach itself"
+                log(f"{name} refused: {reason}".encode(), _MAIN_LOG)
+                sock.close()
+                continue
+            log(f"{name} attached itself".encode(), _MAIN_LOG)
+            nursery.start_soon(serve, sock, name)
+
+    async with trio.open_nursery() as nursery:
+        try:
+            async with trio.open_nursery() as accepting:
+                accepting.start_soon(accept, nursery)
+                task_status.started(path)
+                await (no_more or trio.Event()).wait()
+                accepting.cancel_scope.cancel()
+        finally:
+            # in this order: from the close on the path may be another engine's
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+            listener.close()

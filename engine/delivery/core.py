@@ -54,6 +54,7 @@ class Core:
     """See the module's text.
 
     Attributes:
+        host_name: `$primary_hostname`.
         clock: UTC epoch seconds.
         make_scope: variables -> the scope to expand options in.
         threads: runs what may block in expansions (lookups), one at a time.
@@ -63,6 +64,7 @@ class Core:
     """
 
     config: Config
+    host_name: str
     clock: Callable[[], float]
     database: StoreThread
     engine: Engine

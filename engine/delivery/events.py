@@ -2,14 +2,16 @@
 
 Layer: orchestration.  Spec: events-dane sections 1 to 4 (EV-1 to EV-12); design.md "Events and action workers".
 
-    msg:*   a result changes nothing    pure: evaluated here and now      else: an `OutboxEvent`, committed with the
-                                                                          outcome it tells of, run by delivery/outbox.py
-    others  a result may be a veto      pure: evaluated here and now      else: in `Core.threads`, while its step waits
+    the string of event_action     pure: evaluated here and now, whatever the event
+      msg:*   else an `OutboxEvent`, committed with the outcome it tells of, run by delivery/outbox.py
+      others  else in an action worker, while its step waits so long at most; without workers in `Core.threads`
+    handlers of workers            after the string, and only if they asked for the event
+      msg:*   an `OutboxEvent` of its own
+      others  sent once; where a step can be refused, and the string has not, those that may veto are asked
 
-There is one `Events` a running engine, and none where no `event_action` does anything: then a raising point is a look
-at None.
-Invariants: an event without an action is never built; `stored` is safe in any thread, and what it logs goes with the
-outcome; an expansion that fails is two log lines (main and panic) and changes nothing (EV-5).
+There is one `Events` a running engine, and none where nobody can listen: then a raising point is a look at None.
+Invariants: an event that nobody listens to is never built; `stored` is safe in any thread, and what it logs goes with
+the outcome; an expansion that fails is two log lines (main and panic) and changes nothing (EV-5).
 """
 
 from __future__ import annotations
@@ -18,30 +20,38 @@ import contextlib
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-import msgpack
 import trio
 
-from ..errors import DataError
-from ..events import NOTHING, Contact, Happening, run
+from ..actions._ring import Packed
+from ..actions.frames import Status as AnswerStatus
+from ..actions.frames import state_frame
+from ..errors import ActionError, DataError
+from ..events import BY_NAME, CATALOGUE, NOTHING, Contact, Granularity, Happening, Option, Result, run
+from ..events.fields import FIELDS
+from ..events.fields import values_of as handed
 from ..events.happening import NOBODY
-from ..expand.certificates import Certificate
 from ..logs.facts import Fact, FactKind
 from ..policy.answers import Status
-from ..queue.model import OutboxEvent, RecoveryKind
+from ..queue.model import PROGRAM, OutboxEvent, RecoveryKind
 from ..queue.schedule import TIMED_OUT_TEXT
 from .raised import Raised
+from .stored import pack, pack_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 
-    from ..events import Action, Actions, Result
+    from ..actions.frames import ProgramText
+    from ..actions.hub import Hub, Refusal
+    from ..actions.workers import Workers
+    from ..events import Action, Actions, EventRow
     from ..expand import Scope
     from ..expand.searches import Lookups
     from ..policy.answers import Answer
     from ..queue.model import Claim
     from .core import Core
+    from .stored import Stored
     from .work import JobContext, Work
 
 _NO_ACTIONS: Final[dict[str, Action]] = {}
@@ -54,8 +64,6 @@ _DNS_RESULTS: Final = {
 }
 #: characters of the confirmation that `msg:delivery` tells
 _MAX_CONFIRMATION: Final = 1024
-#: variables that hold a certificate; they travel as DER
-_CERTIFICATES: Final = frozenset({"tls_out_peercert", "tls_out_ourcert"})
 
 
 @dataclass(slots=True, eq=False)
@@ -66,30 +74,98 @@ class AclVariables:
     acl_m: MutableMapping[str, bytes] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """Who listens to an event of a transport.
+
+    Attributes:
+        action: the string of event_action, unless that does nothing.
+        is_handed: a handler of a worker wants it.
+    """
+
+    row: EventRow
+    action: Action | None
+    is_handed: bool
+
+
 class Events:
     """See the module's text.
 
     Args:
-        actions: transport, "" for [main] -> event -> what is done.
+        actions: transport, "" for [main] -> event -> what its string does.
+        choices: transport, "" for [main] -> whose handlers get its events (`events.choice`); all where it is not there.
+        workers: run what may block, unless there are none.
     """
 
-    def __init__(self, core: Core, actions: Mapping[str, Actions]) -> None:
+    def __init__(
+        self,
+        core: Core,
+        actions: Mapping[str, Actions],
+        choices: Mapping[str, tuple[str, ...]] | None = None,
+        workers: Workers | None = None,
+    ) -> None:
         self._core = core
         self._actions = actions
+        self._choices = choices or {}
+        self.workers = workers
         self._lookups: Lookups | None = None
-        #: runs the programs of stored events, one at a time
+        #: runs the programs of stored events where there are no workers, one at a time
         self.threads = core.threads
         #: the transport that this task looks something up for; "" for routers
         self._looks_up: ContextVar[str] = ContextVar("looks_up", default="")
+        self._listeners: dict[tuple[str, str], Listener | None] = {}
+        self._watched: dict[str, bool] = {}
+        if workers is not None:
+            workers.hub.on_change = self._forget_listeners
 
     def use_lookups(self, lookups: Lookups) -> None:
         """Let stored events look up by `lookups`, which nobody else uses, in a thread beside that of the engine."""
         self._lookups = lookups
         self.threads = trio.CapacityLimiter(1)
 
+    # who listens
+
+    @property
+    def runs_in_workers(self) -> bool:
+        """Whether programs that may block run in action workers."""
+        return self.workers is not None and self.workers.count > 0
+
     def action(self, transport: str, event: str) -> Action | None:
-        """What is done at an event of a transport; "" for those of [main]."""
+        """What the string does at an event of a transport; "" for those of [main]."""
         return self._actions.get(transport, _NO_ACTIONS).get(event)
+
+    def choice(self, transport: str) -> tuple[str, ...] | None:
+        """Whose handlers get the events of a transport; None for all that ask for them."""
+        return self._choices.get(transport)
+
+    def listens(self, transport: str, event: str) -> Listener | None:
+        """Who listens to an event of a transport, "" for those of [main]; None for nobody."""
+        known = self._listeners
+        place = (transport, event)
+        try:
+            return known[place]
+        except KeyError:
+            # `known` is of before what may change meanwhile
+            found = known[place] = self._find_listener(transport, BY_NAME[event])
+            return found
+
+    def _find_listener(self, transport: str, row: EventRow) -> Listener | None:
+        if row.option is (Option.MAIN if transport else Option.TRANSPORT):
+            return None
+        action = self.action(transport, row.name)
+        is_handed = False
+        if self.workers is not None:
+            hub, choice = self.workers.hub, self.choice(transport)
+            if _is_kept(row):
+                is_handed = hub.wants(row.name, choice)
+            else:
+                is_handed = hub.wants_live(row.name, choice) or (row.is_veto and hub.may_refuse(row.name, choice))
+        return Listener(row, action, is_handed) if action is not None or is_handed else None
+
+    def _forget_listeners(self) -> None:
+        # new ones, since another thread may be adding to these
+        self._listeners = {}
+        self._watched = {}
 
     def wants_message(self, transport: str, event: str) -> bool:
         """Whether the action of an event may read the message itself."""
@@ -97,28 +173,86 @@ class Events:
         return action is not None and (action.wants_headers or "message_size" in action.names)
 
     def has_any(self, transport: str) -> bool:
-        """Whether a transport listens to any event at all."""
-        return transport in self._actions
+        """Whether anybody listens to any event of a transport at all."""
+        known = self._watched
+        if transport not in known:
+            known[transport] = any(self.listens(transport, row.name) is not None for row in CATALOGUE)
+        return known[transport]
 
     # live events
 
-    async def live(self, action: Action, it: Happening, variables: AclVariables | None = None) -> Result:
-        """Raise an event whose step waits for the result.  Never raises for what the string does."""
-        facts: list[Fact] = []
+    async def live(self, transport: str, event: str, it: Happening, variables: AclVariables | None = None) -> Result:
+        """Raise an event whose step waits for the result.  Never raises for what the string, or a handler, does."""
+        listener = self.listens(transport, event)
+        if listener is None:
+            return NOTHING
         it.now = self._core.clock()
-        headers = it.headers() if action.wants_headers else ()
-        scope = self._scope(action.gather(it), headers, it.message_id, facts)
-        if variables is not None:
-            scope.acl_c, scope.acl_m = variables.acl_c, variables.acl_m
-        if action.is_pure:
-            result = run(action, scope)
+        result = NOTHING
+        if listener.action is not None:
+            result = await self._expand(listener.action, it, variables or AclVariables())
+        if listener.is_handed and self.workers is not None:
+            refusal = await self._hand_over(
+                self.workers.hub, listener.row, self.choice(transport), it, bool(result.text)
+            )
+            result = result if refusal is None else Result(refusal.text)
+        return result
+
+    async def _expand(self, action: Action, it: Happening, variables: AclVariables) -> Result:
+        facts: list[Fact] = []
+        if not action.is_pure and self.workers is not None and self.runs_in_workers:
+            result = await self._evaluate(self.workers.hub, action, it, variables)
         else:
-            result = await trio.to_thread.run_sync(run, action, scope, limiter=self._core.threads)
+            headers = it.headers() if action.wants_headers else ()
+            scope = self._scope(action.gather(it), headers, it.message_id, facts)
+            scope.acl_c, scope.acl_m = variables.acl_c, variables.acl_m
+            if action.is_pure:
+                result = run(action, scope)
+            else:
+                result = await trio.to_thread.run_sync(run, action, scope, limiter=self._core.threads)
         if result.error:
             facts.append(self.failure(action, result, it.message_id))
         for fact in facts:
             self._core.settlement.tell(fact)
         return result
+
+    async def _evaluate(self, hub: Hub, action: Action, it: Happening, variables: AclVariables) -> Result:
+        options = self._core.config.actions
+        headers = it.headers() if action.wants_headers else ()
+        state = state_frame(headers, variables.acl_m, variables.acl_c)
+        values = action.gather(it)
+        program = self.program(hub, action, tuple(values))
+        try:
+            packed = Packed(pack_values(values.values()))
+            answer = await hub.evaluate(program, packed, state, timeout_s=options.event_timeout)
+        except ActionError as error:
+            if options.event_timeout_action == "refuse" and action.row.is_veto:
+                return Result(f"no answer in {options.event_timeout}s".encode())
+            return Result(b"", str(error))
+        variables.acl_m.update(answer.state.get("acl_m", {}))
+        variables.acl_c.update(answer.state.get("acl_c", {}))
+        if answer.status is AnswerStatus.DONE:
+            return Result(answer.text)
+        return Result(b"", answer.text.decode("utf-8", "surrogateescape"), answer.status is AnswerStatus.DEFERRED)
+
+    async def _hand_over(
+        self, hub: Hub, row: EventRow, choice: tuple[str, ...] | None, it: Happening, is_refused: bool
+    ) -> Refusal | None:
+        """Send a live event to who wants it, and ask who may refuse it."""
+        shape = hub.shape(row.name, FIELDS[row.name])
+        values = Packed(pack_values(handed(row, it)))
+        hub.publish(shape, values, handlers=choice)
+        if is_refused or not row.is_veto or not hub.may_refuse(row.name, choice):
+            return None
+        return await hub.ask(shape, values, handlers=choice)
+
+    def program(self, hub: Hub, action: Action, names: tuple[str, ...]) -> ProgramText:
+        """The string of an action for workers, given values of these names."""
+        constants = {
+            **action.constants,
+            "event_name": action.row.name.encode(),
+            "primary_hostname": self._core.host_name.encode(),
+        }
+        return hub.program(action.program.source, action.where, names, constants)
 
     # events that tell of an outcome
 
@@ -128,40 +262,37 @@ class Events:
         Args:
             key: tells it from every other event, and is the same when the same is raised again.
         """
-        action = self.action(transport, event)
-        if action is None:
+        listener = self.listens(transport, event)
+        if listener is None:
             return
         it.now = self._core.clock()
-        if action.is_pure:
+        action = listener.action
+        if action is not None:
             headers = it.headers() if action.wants_headers else ()
-            result = run(action, self._scope(action.gather(it), headers, it.message_id, raised.facts))
-            if result.error:
-                raised.facts.append(self.failure(action, result, it.message_id))
-            return
-        raised.events.append(OutboxEvent(event, key, _pack(action, it)))
+            values = action.gather(it)
+            if action.is_pure:
+                result = run(action, self._scope(values, headers, it.message_id, raised.facts))
+                if result.error:
+                    raised.facts.append(self.failure(action, result, it.message_id))
+            else:
+                payload = pack(transport, it.message_id, values, values.values(), headers)
+                raised.events.append(OutboxEvent(event, key, payload, handler=PROGRAM))
+        if listener.is_handed:
+            payload = pack(transport, it.message_id, FIELDS[event], handed(listener.row, it))
+            raised.events.append(OutboxEvent(event, key, payload))
 
-    def run_stored(self, event: OutboxEvent, facts: list[Fact]) -> Result:
-        """Run the action of a stored event; blocks.  Nothing is done for one that has no action any more."""
-        found = _unpack(event.payload)
-        if found is None:
-            return NOTHING
-        transport, message_id, values, headers = found
-        action = self.action(transport, event.name)
+    def run_stored(self, event: OutboxEvent, stored: Stored, facts: list[Fact]) -> Result:
+        """Run the string of a stored event; blocks.  Nothing is done for one that has no action any more."""
+        action = self.action(stored.transport, event.name)
         if action is None:
             return NOTHING
-        scope = self._scope(values, headers, message_id, facts)
+        scope = self._scope(stored.variables(), stored.headers, stored.message_id, facts)
         if self._lookups is not None:
             scope.lookups = self._lookups
         result = run(action, scope)
         if result.error and not result.is_deferral:
-            facts.append(self.failure(action, result, message_id))
+            facts.append(self.failure(action, result, stored.message_id))
         return result
-
-    def failure_of(self, event: OutboxEvent, result: Result) -> Fact | None:
-        """The line of a stored event that failed."""
-        found = _unpack(event.payload)
-        action = self.action(found[0], event.name) if found is not None else None
-        return None if found is None or action is None else self.failure(action, result, found[1])
 
     def failure(self, action: Action, result: Result, message_id: str) -> Fact:
         """The line of an expansion that failed (EV-5)."""
@@ -175,13 +306,15 @@ class Events:
         scope.headers = headers
 
         def logwrite(text: bytes, logs: frozenset[str]) -> None:
-            # EV-7: with the message that it is about
-            shown = text.decode("utf-8", "surrogateescape")
-            at = self._core.clock()
-            facts.append(Fact(FactKind.NOTE, at, message_id=message_id, text=shown, is_panic="panic" in logs))
+            facts.append(self.line(text, logs, message_id))
 
         scope.logwrite = logwrite
         return scope
+
+    def line(self, text: bytes, logs: frozenset[str], message_id: str) -> Fact:
+        """A line that an action writes: with the message that it is about (EV-7)."""
+        shown = text.decode("utf-8", "surrogateescape")
+        return Fact(FactKind.NOTE, self._core.clock(), message_id=message_id, text=shown, is_panic="panic" in logs)
 
     # the DNS
 
@@ -198,7 +331,7 @@ class Events:
         """`dns:fail`: a lookup found nothing or failed.  Nobody waits for it, so what may block goes to the outbox."""
         name = answer.cnames[-1] if answer.cnames else answer.name
         transport = self._looks_up.get()
-        if not name or self.action(transport, "dns:fail") is None:
+        if not name or self.listens(transport, "dns:fail") is None:
             return  # the root is only asked to learn whether the resolver validates
         data = f"{_DNS_RESULTS[answer.status]}:{name.replace(':', '::')}:{answer.rdtype}"
         raised = Raised()
@@ -311,7 +444,7 @@ class Events:
     def on_doubt(self, contact: Contact, work: Work, claim: Claim, text: str, content: bytes) -> Raised:
         """A message may have been delivered."""
         raised = Raised()
-        owner = contact.transport if self.action(contact.transport, "msg:indoubt") is not None else ""
+        owner = contact.transport if self.listens(contact.transport, "msg:indoubt") is not None else ""
         self._recipient(contact, "msg:indoubt", work, claim, text, raised, content, owner=owner)
         return raised
 
@@ -348,7 +481,7 @@ class Events:
         }.get(kind)
         if event is None:
             return []
-        owner = transport if self.action(transport, event) is not None or event != "msg:indoubt" else ""
+        owner = transport if event != "msg:indoubt" or self.listens(transport, event) is not None else ""
         it = self.about(contact, context, claim, message_id, text)
         self.stored(owner, event, it, _key(message_id, claim, event), raised)
         if context is not None and kind is not RecoveryKind.IN_DOUBT:
@@ -369,8 +502,7 @@ class Events:
         owner: str | None = None,
     ) -> None:
         owner = contact.transport if owner is None else owner
-        action = self.action(owner, event)
-        if action is not None:
+        if self.listens(owner, event) is not None:
             it = self.about(contact, work.context, claim, work.message_id, data, errno=errno, content=content)
             self.stored(owner, event, it, _key(work.message_id, claim, event), raised)
 
@@ -384,7 +516,7 @@ class Events:
     def _completed(
         self, context: JobContext, message_id: str, raised: Raised, claim: Claim | None = None, content: bytes = b""
     ) -> None:
-        if self.action("", "msg:complete") is not None:
+        if self.listens("", "msg:complete") is not None:
             it = self.about(NOBODY, context, claim, message_id, content=content)
             it.address = ""
             self.stored("", "msg:complete", it, f"{message_id}/msg:complete", raised)
@@ -427,23 +559,6 @@ def _content_of(context: JobContext, claim: Claim | None, message_id: str) -> by
         return b""
 
 
-def _pack(action: Action, it: Happening) -> bytes:
-    values = {name: value.der if isinstance(value, Certificate) else value for name, value in action.gather(it).items()}
-    headers = it.headers() if action.wants_headers else ()
-    packed: bytes = msgpack.packb((action.transport, it.message_id, values, headers), unicode_errors="surrogateescape")
-    return packed
-
-
-def _unpack(payload: bytes) -> tuple[str, str, dict[str, Any], tuple[bytes, ...]] | None:
-    """What `_pack` made; None for what another program has put there."""
-    try:
-        found = msgpack.unpackb(payload, unicode_errors="surrogateescape", use_list=False)
-        transport, message_id, values, headers = found
-    except (ValueError, TypeError, msgpack.UnpackException):
-        return None
-    if not isinstance(values, dict):
-        return None
-    for name in _CERTIFICATES & values.keys():
-        if isinstance(values[name], bytes):
-            values[name] = Certificate(values[name])
-    return str(transport), str(message_id), values, tuple(headers)
+def _is_kept(row: EventRow) -> bool:
+    """Whether it goes to the outbox: nobody waits for it."""
+    return row.is_stored or row.granularity is Granularity.LOOKUP

@@ -1,125 +1,266 @@
-"""Run the actions of stored events, and take them out of the outbox once they have run.
+"""Hand stored events to who runs their actions, and take them out of the outbox once they have run.
 
 Layer: orchestration.  Spec: design.md "Events and action workers"; issue "Event actions", "Guarantees".
-Events were committed with the outcome they tell of.  Their programs run one after the other in `Events.threads`, in the
-order of their commit; what has run is acknowledged in batches, so a crash between the two runs some again (at least
-once).  A lookup that cannot be done now leaves its event where it is: it is tried again later and later, and no event
-of the same message overtakes it.
-Invariants: delivery never waits for an action; an event leaves the outbox only after its program has run; what is left
-at the end of a run is inherited by the next engine.
+Events were committed with the outcome they tell of.  They are read in the order of their commit and handed on: strings
+and handlers of workers to the hub, strings where there are no workers to the thread of local.py.  Both keep the events
+of one message in order, and try again what fails.  What is done is acknowledged in batches, so a crash between the two
+runs some again (at least once); what a handler has given up leaves the outbox as a dead letter, in the same commit.
+Invariants: delivery never waits for an action; the events held in memory are bounded; an event leaves the outbox only
+after its action has run; what is left at the end of a run is inherited by the next engine.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import trio
 
+from ..actions._ring import Packed
+from ..actions.channel import Outgoing
+from ..actions.frames import state_frame
 from ..errors import StoreError
 from ..logs.facts import Fact, FactKind
+from ..queue.model import PROGRAM, DeadLetter, OutboxEvent
+from .local import LocalRunner
+from .stored import Stored, unpack
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ..queue.model import OutboxEvent
+    from ..actions.hub import Hub
     from .core import Core
     from .events import Events
 
-#: events run in one call of the thread, and acknowledged together: what a crash may run again
-BATCH: Final = 100
+#: events read in one call of the queue's thread
+BATCH: Final = 500
 #: seconds between looks at the outbox when nobody says that there is something
 INTERVAL_S: Final = 1.0
-#: lookups that may fail in a row before a round is broken off: their server is gone
-MAX_DEFERRALS: Final = 5
-#: seconds to wait after that, at first and at most
-BACKOFF_S: Final = (1.0, 60.0)
+#: seconds to gather what is done before it is acknowledged: each time is a commit
+ACKNOWLEDGE_S: Final = 0.05
+#: seconds to wait for room at the end of a run before it is looked again
+_ROOM_S: Final = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class _Token:
+    """What the hub keeps of an event for us."""
+
+    event: OutboxEvent
+    message_id: str
 
 
 class Outbox:
-    """Runs what is in the outbox of one engine."""
+    """Gets the actions of what is in the outbox of one engine run."""
 
     def __init__(self, core: Core, events: Events) -> None:
         self._core = core
         self._events = events
+        self._hub: Hub | None = None
+        self._local = LocalRunner(core, events, self._on_done_here, self._tell)
         self._wake = trio.Event()
-        #: messages one of whose events waits for a lookup, in this round
-        self._blocked: set[str] = set()
-        #: lookups that failed in a row
-        self._failures = 0
-        self._backoff_s = 0.0
-        #: that a lookup cannot be done has been logged: once until it works again, not once an event
-        self._told = False
+        #: everything up to this number was handed on, but for what other engines left since
+        self._after = 0
+        #: numbers of what was handed on and is not acknowledged
+        self._held: set[int] = set()
+        self._is_full = False
+        self._done: list[int] = []
+        self._dead: list[DeadLetter] = []
+        self._to_acknowledge = trio.Event()
+        self._is_over = False
+        workers = events.workers
+        if workers is not None:
+            self._hub = workers.hub
+            workers.on_done, workers.log = self._on_done, self._on_line
 
     def notify(self) -> None:
         """Events were committed."""
         self._wake.set()
 
     async def run(self) -> None:
-        """Run what comes, until cancelled.  Raises StoreError if the queue cannot be used any more."""
-        while True:
-            with trio.move_on_after(INTERVAL_S):
-                await self._wake.wait()
-            self._wake = trio.Event()
-            try:
-                await self.drain()
-            except StoreError as error:
-                # the settlement will stop the engine if it has to
-                text = f"queue: {error}"
-                self._core.settlement.tell(Fact(FactKind.NOTE, self._core.clock(), text=text))
-            if self._backoff_s:
-                await trio.sleep(self._backoff_s)
+        """Get everything run that comes, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._local.run)
+            nursery.start_soon(self._acknowledge)
+            while True:
+                with trio.move_on_after(INTERVAL_S):
+                    await self._wake.wait()
+                self._wake = trio.Event()
+                try:
+                    await self._read()
+                except StoreError as error:
+                    # the settlement will stop the engine if it has to
+                    self._note(f"queue: {error}")
 
-    async def finish(self) -> None:
-        """The end of a run: one last round; what cannot be run now stays for the next engine."""
-        if not await self.drain():
-            text = "events wait in the queue for a lookup that cannot be done now"
-            fact = Fact(FactKind.NOTE, self._core.clock(), text=text)
-            await self._core.database.call(self._core.log.write, [fact])
+    async def finish(self, *, timeout_s: float) -> None:
+        """The end of a run: what can be run now is; what cannot stays for the next engine.
 
-    async def drain(self) -> bool:
-        """One round over everything in the outbox; False if something has to be tried again."""
-        self._blocked.clear()
-        self._failures = 0
-        store, owner, after = self._core.database.store, self._core.engine.owner, 0
-        while self._failures < MAX_DEFERRALS:
-            events = await self._core.database.call(store.drain_outbox, owner, BATCH, after)
-            if not events:
-                break
-            after = events[-1].id
-            # what has run is acknowledged, whoever is cancelled meanwhile
-            with trio.CancelScope(shield=True):
-                done, facts = await trio.to_thread.run_sync(self._run, events, limiter=self._events.threads)
-                if facts:
-                    await self._core.database.call(self._core.log.write, facts)
-                await self._core.database.call(store.ack_outbox, done)
-            await trio.lowlevel.checkpoint()
-        if not self._blocked:
-            self._backoff_s = 0.0
-            self._told = False
+        Args:
+            timeout_s: how long workers may take for what they have, and for each event while there are more than they
+                can hold.
+        """
+        self._is_over = True
+        await self._hand_all_on(timeout_s)
+        is_all_run = await self._local.round()
+        if self._events.workers is not None and not await self._events.workers.stop(timeout_s=timeout_s):
+            is_all_run = False
+        await self._acknowledge_now()
+        if not is_all_run or self._held:
+            what = "an action that cannot be done now" if self._events.workers else "a lookup that cannot be done now"
+            self._note(f"events wait in the queue for {what}")
+
+    async def _hand_all_on(self, timeout_s: float) -> None:
+        deadline, held = trio.current_time() + timeout_s, len(self._held)
+        while not await self._read() and trio.current_time() < deadline:
+            if not await self._local.round():
+                return
+            await self._acknowledge_now()
+            await trio.sleep(_ROOM_S)
+            if len(self._held) < held:
+                deadline = trio.current_time() + timeout_s
+            held = len(self._held)
+
+    # reading
+
+    async def _read(self) -> bool:
+        """Hand on what is in the outbox; False if there is no room for all of it."""
+        database, owner = self._core.database, self._core.engine.owner
+        if await database.call(database.store.adopt_outbox, owner):
+            # what other engines left may be older than all that we have seen
+            self._after = 0
+        self._is_full = False
+        while events := await database.call(database.store.drain_outbox, owner, BATCH, self._after):
+            for event in events:
+                if event.id not in self._held and not self._hand_on(event):
+                    self._is_full = True
+                    return False
+                self._after = event.id
+        return True
+
+    def look_again(self) -> None:
+        """Other engines may have left events."""
+        self._after = 0
+        self.notify()
+
+    def _hand_on(self, event: OutboxEvent) -> bool:
+        """Hand on one event; False if there is no room for it."""
+        stored = unpack(event.payload)
+        self._held.add(event.id)
+        is_taken = True
+        if stored is None:
+            self._forget(event)
+        elif event.handler == PROGRAM:
+            is_taken = self._hand_on_program(event, stored)
+        else:
+            is_taken = self._hand_on_to_handlers(event, stored)
+        if not is_taken:
+            self._held.discard(event.id)
+        return is_taken
+
+    def _hand_on_program(self, event: OutboxEvent, stored: Stored) -> bool:
+        action = self._events.action(stored.transport, event.name)
+        if action is None:
+            # the configuration has changed
+            self._forget(event)
             return True
-        first, most = BACKOFF_S
-        self._backoff_s = min(max(first, 2 * self._backoff_s), most)
-        return False
+        if self._hub is None or not self._events.runs_in_workers:
+            return self._local.add_nowait(event, stored)
+        outgoing = self._outgoing(event, stored)
+        outgoing.program = self._events.program(self._hub, action, stored.names)
+        outgoing.state = state_frame(stored.headers)
+        return self._hub.submit_nowait(outgoing)
 
-    def _run(self, events: Sequence[OutboxEvent]) -> tuple[list[int], list[Fact]]:
-        """In the thread: run a batch; the numbers of what is done, and lines for the log."""
-        done: list[int] = []
-        facts: list[Fact] = []
+    def _hand_on_to_handlers(self, event: OutboxEvent, stored: Stored) -> bool:
+        if self._hub is None:
+            self._forget(event)
+            return True
+        outgoing = self._outgoing(event, stored)
+        outgoing.shape = self._hub.shape(event.name, stored.names)
+        outgoing.handlers = self._events.choice(stored.transport)
+        if event.handler:
+            # a dead letter that is tried again
+            outgoing.handlers = (f"{event.group}:{event.handler}",)
+            if not self._hub.wants(event.name, outgoing.handlers):
+                self._bury(event, event.handler, event.group, "there is no such handler", 0)
+                self._forget(event)
+                return True
+        return self._hub.submit_nowait(outgoing)
+
+    def _outgoing(self, event: OutboxEvent, stored: Stored) -> Outgoing:
+        # what is of no message has no order to keep
+        key = (stored.message_id or event.key).encode()
+        token = _Token(event, stored.message_id)
+        return Outgoing(None, key, event.key.encode(), Packed(stored.values), token)
+
+    # what is done
+
+    def _on_done(self, outgoing: list[Outgoing]) -> None:
+        for one in outgoing:
+            token = one.token
+            assert isinstance(token, _Token), "only we submit"
+            for place, dead in (one.dead or {}).items():
+                group, _, handler = place.partition(":")
+                if one.program is not None:
+                    group, handler = "", PROGRAM
+                self._bury(token.event, handler, group, dead.error, dead.attempts)
+            self._forget(token.event)
+
+    def _on_done_here(self, events: Sequence[OutboxEvent]) -> None:
         for event in events:
-            message = event.key.partition("/")[0]
-            if message in self._blocked:
-                continue
-            result = self._events.run_stored(event, facts)
-            if not result.is_deferral:
-                done.append(event.id)
-                self._failures = 0
-                continue
-            self._blocked.add(message)
-            self._failures += 1
-            line = self._events.failure_of(event, result)
-            if line is not None and not self._told:
-                self._told = True
-                facts.append(line)
-            if self._failures >= MAX_DEFERRALS:
-                break
-        return done, facts
+            self._forget(event)
+
+    def _bury(self, event: OutboxEvent, handler: str, group: str, reason: str, attempts: int) -> None:
+        letter = DeadLetter(
+            event.name, event.key, event.payload, handler, group, reason, attempts, event.stored_at, self._core.clock()
+        )
+        self._dead.append(letter)
+        self._note(f"{event.name} {event.key} is a dead letter of {handler or 'all handlers'}: {reason}")
+
+    def _forget(self, event: OutboxEvent) -> None:
+        self._done.append(event.id)
+        self._to_acknowledge.set()
+
+    async def _acknowledge(self) -> None:
+        while True:
+            await self._to_acknowledge.wait()
+            await trio.sleep(ACKNOWLEDGE_S)
+            try:
+                await self._acknowledge_now()
+            except StoreError as error:
+                self._note(f"queue: {error}")
+                await trio.sleep(INTERVAL_S)
+
+    async def _acknowledge_now(self) -> None:
+        """Take what is done out of the outbox.  Raises StoreError; then it is still to be done."""
+        self._to_acknowledge = trio.Event()
+        done, dead = self._done, self._dead
+        if not done and not dead:
+            return
+        self._done, self._dead = [], []
+        try:
+            # not cancelled once begun
+            await self._core.database.call(self._core.database.store.ack_outbox, done, dead)
+        except BaseException:
+            self._done, self._dead = done + self._done, dead + self._dead
+            self._to_acknowledge.set()
+            raise
+        self._held.difference_update(done)
+        if self._is_full:
+            self.notify()
+
+    # lines
+
+    def _on_line(self, text: bytes, logs: frozenset[str], outgoing: Outgoing | None) -> None:
+        token = outgoing.token if outgoing is not None else None
+        message_id = token.message_id if isinstance(token, _Token) else ""
+        self._tell(self._events.line(text, logs, message_id))
+
+    def _note(self, text: str) -> None:
+        self._tell(Fact(FactKind.NOTE, self._core.clock(), text=text))
+
+    def _tell(self, fact: Fact) -> None:
+        if self._is_over:
+            # nothing is committed any more that it could go with
+            self._core.log.write([fact])
+        else:
+            self._core.settlement.tell(fact)

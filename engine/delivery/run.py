@@ -68,24 +68,30 @@ async def run(core: Core, *, job_id: int | None = None, drain: bool = True, wait
         core.database, core.engine, core.log, core.retries, core.clock, scheduler.on_settled, core.completion_of_job
     )
     outbox = Outbox(core, core.events) if core.events is not None else None
+    workers = core.events.workers if core.events is not None else None
     if outbox is not None:
         core.settlement.on_completed, core.settlement.on_stored = core.raise_completion_of_job, outbox.notify
     try:
-        async with trio.open_nursery() as outer:
-            outer.start_soon(core.settlement.run)
-            async with trio.open_nursery() as chores:
-                _start_chores(core, scheduler, chores, outbox)
-                await _deliver(core, scheduler)
-                chores.cancel_scope.cancel()
-            scheduler.release_waiting()
-            core.settlement.close()
+        async with trio.open_nursery() as service:
+            if workers is not None:
+                await service.start(workers.run)
+            async with trio.open_nursery() as outer:
+                outer.start_soon(core.settlement.run)
+                async with trio.open_nursery() as chores:
+                    _start_chores(core, scheduler, chores, outbox)
+                    await _deliver(core, scheduler)
+                    chores.cancel_scope.cancel()
+                scheduler.release_waiting()
+                core.settlement.close()
+            if outbox is not None:
+                await outbox.finish(timeout_s=core.config.main.shutdown_timeout)
+            service.cancel_scope.cancel()
     except* Exception as group:
         # strict groups hide the one error that ended the run inside nurseries that know of no other
         raise _only(group) from None
     if outbox is None:
         await core.settlement.drain_outbox()
     else:
-        await outbox.finish()
         await _look_at_outbox(core)
     await core.database.call(core.database.store.retire, core.engine, core.clock())
 
@@ -126,7 +132,7 @@ def _start_chores(core: Core, scheduler: Scheduler, nursery: trio.Nursery, outbo
     lease_time = core.config.main.lease_time
     chores: tuple[tuple[float, Callable[[], Awaitable[object]]], ...] = (
         (lease_time / 3, lambda: _extend(core, lease_time)),
-        (RECOVER_INTERVAL_S, lambda: _recover(core)),
+        (RECOVER_INTERVAL_S, lambda: _recover(core, outbox)),
         (EXPIRY_INTERVAL_S, scheduler.fail_expired),
         (SWEEP_INTERVAL_S, lambda: _sweep(core)),
     )
@@ -178,8 +184,10 @@ async def _sweep(core: Core) -> None:
     await core.database.call(core.database.store.drop_retry_records, before)
 
 
-async def _recover(core: Core) -> None:
+async def _recover(core: Core, outbox: Outbox | None = None) -> None:
     await core.database.call(recover_now, core)
+    if outbox is not None:
+        outbox.look_again()
 
 
 def recover_now(core: Core) -> None:

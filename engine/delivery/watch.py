@@ -82,13 +82,13 @@ class ConnectionWatch:
         cert_source: str = "",
         authenticator: str = "",
     ) -> bytes:
-        """Raise one event; the text that its string gave."""
-        action = self._events.action(self.contact.transport, event)
-        if action is None:
+        """Raise one event; the text that its string, or a veto, gave."""
+        transport = self.contact.transport
+        if self._events.listens(transport, event) is None:
             return b""
         it = self._events.about_batch(self.contact, self._work, data)
         it.certificate, it.cert_source, it.authenticator = certificate, cert_source, authenticator
-        return (await self._events.live(action, it, self._variables)).text
+        return (await self._events.live(transport, event, it, self._variables)).text
 
     # before the connection
 
@@ -119,7 +119,7 @@ class ConnectionWatch:
         return ""
 
     async def _on_auth_failed(self, mechanism: str, reply: Reply) -> None:
-        if self._events.action(self.contact.transport, "auth:fail") is None:
+        if self._events.listens(self.contact.transport, "auth:fail") is None:
             return
         said = await self._raise("auth:fail", _whole(reply), authenticator=mechanism)
         contact = self.contact
@@ -128,7 +128,7 @@ class ConnectionWatch:
 
     async def examine(self, facts: TlsFacts, path: Callable[[], tuple[bytes, ...]]) -> TlsFacts:
         """`tls:cert` for each certificate of a handshake that would do (4.3).  Raises TlsPolicyError."""
-        if self._events.action(self.contact.transport, "tls:cert") is not None and not facts.resumed:
+        if self._events.listens(self.contact.transport, "tls:cert") is not None and not facts.resumed:
             facts = await self._ask_about(self._under_question(facts, path), facts)
         self.contact.tls = facts
         return facts

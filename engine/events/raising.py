@@ -44,6 +44,7 @@ class Action:
         program: specialised for the event.
         names: the variables that it may read, of those that an event has.
         wants_headers: it may read the header of the message.
+        constants: what is known of the variables of the event before it is raised.
     """
 
     row: EventRow
@@ -51,6 +52,7 @@ class Action:
     program: Program
     names: tuple[str, ...]
     wants_headers: bool
+    constants: Mapping[str, bytes]
 
     @property
     def is_pure(self) -> bool:
@@ -71,7 +73,12 @@ class Action:
 
     def failure_text(self, error: str) -> str:
         """The line for an expansion that failed (EV-5, EV-6)."""
-        return f"failed to expand event_action {self.row.name} in {self.transport or MAIN}: {error}"
+        return f"failed to expand {self.where}: {error}"
+
+    @property
+    def where(self) -> str:
+        """What it is called in messages (EV-6)."""
+        return f"event_action {self.row.name} in {self.transport or MAIN}"
 
 
 #: event -> its action; an event that is not there is not raised
@@ -97,9 +104,10 @@ def compile_actions(text: str, *, key: str, transport: str = "", file: str = "",
     for row in CATALOGUE:
         if row.option is other:
             continue
-        mine = program.specialise(_constants(row, transport))
+        constants = _constants(row, transport)
+        mine = program.specialise(constants)
         if not mine.is_always_empty:
-            found[row.name] = Action(row, transport, mine, *_wanted(mine))
+            found[row.name] = Action(row, transport, mine, *_wanted(mine), constants)
     return found
 
 

@@ -300,8 +300,8 @@ async def test_an_event_that_cannot_be_handled_dies_alone() -> None:
     (dead,) = [one for one in told.done if one.dead]
     assert dead.id == b"3"
     assert dead.dead is not None
-    assert dead.dead["record"].attempts == 3
-    assert "ValueError: poison" in dead.dead["record"].error
+    assert dead.dead["main:record"].attempts == 3
+    assert "ValueError: poison" in dead.dead["main:record"].error
     assert hub.report() == []
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from engine.delivery import events
-from engine.delivery import outbox as module
+from engine.delivery import local as module
 from engine.delivery.events import label_for, split_label
-from engine.delivery.outbox import Outbox
+from engine.delivery.local import LocalRunner
 from engine.delivery.run import recover_now
 from engine.events import Action, Result
 from engine.expand import Scope
@@ -59,7 +59,7 @@ async def test_events_are_committed_with_the_outcome_and_stay_until_they_have_ru
     """An engine that never comes to run them leaves them for the next."""
     seen: list[list[str]] = []
 
-    async def never(self: Outbox) -> bool:
+    async def never(self: LocalRunner) -> bool:
         events = self._core.database.store.drain_outbox(self._core.engine.owner, 100)
         seen.append([event.name for event in events])
         return False
@@ -68,7 +68,7 @@ async def test_events_are_committed_with_the_outcome_and_stay_until_they_have_ru
         world = world_for(make_world, hosts)
         world.add_job("a@d.example")
         with monkeypatch.context() as patch:
-            patch.setattr(Outbox, "drain", never)
+            patch.setattr(LocalRunner, "round", never)
             await world.run()
         assert seen[-1] == ["msg:delivery", "msg:complete"]
         assert noted(world) == []

@@ -1,0 +1,101 @@
+"""All that runs event actions for one engine: its hub, the workers that it starts, and the sockets for others.
+
+Layer: adapter, on trio.  Spec: issue "Event actions", "Workers" and "Guarantees".
+Made with the engine, from its configuration; `run` lives as long as one run of it.
+Each engine takes the first free one of ``PATH``, ``PATH.1``, ``PATH.2`` …, so that several of one configuration, such
+as a `send` beside a `run`, have workers all; workers of users attach themselves to every one (`attach.paths`).
+Invariants: nothing is started before `run`; what is not done when it ends is forgotten here, and stays where it came
+from; a worker that does not end costs no more than the time that `stop` was given.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+import trio
+
+from .hub import MAIN, OBSERVERS, Hub
+from .supervisor import Supervisor, serve_socket
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .channel import Outgoing
+    from .programs import Settings
+    from .supervisor import SocketOptions
+
+
+class Workers:
+    """See the module's text.
+
+    Args:
+        count: workers of the engine's own.
+        sockets: where others attach themselves.
+        settings: for the engine's own.
+        window, silence_s: see `Hub`.
+
+    Attributes:
+        hub: hands events out.
+        on_done: told of events that are done; see `Hub`.
+        log: takes what workers and this have to say; see `Hub`.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        *,
+        sockets: tuple[SocketOptions, ...] = (),
+        settings: Settings,
+        window: int,
+        silence_s: float,
+    ) -> None:
+        self.count = count
+        self.on_done: Callable[[list[Outgoing]], None] = lambda events: None
+        self.log: Callable[[bytes, frozenset[str], Outgoing | None], None] = lambda text, logs, event: None
+        self._sockets = sockets
+        self._settings = settings
+        expected = tuple(socket.group for socket in sockets if socket.group != OBSERVERS)
+        if count:
+            expected = (MAIN, *expected)
+        self.hub = Hub(
+            on_done=lambda events: self.on_done(events),
+            log=self._log,
+            expected=expected,
+            window=window,
+            silence_s=silence_s,
+        )
+        if count:
+            handlers = settings.handlers.items()
+            self.hub.foretell(
+                MAIN, tuple((name, pattern) for name, options in handlers for pattern in options.get("events", ("*",)))
+            )
+        self._supervisor: Supervisor | None = None
+        self._no_more = trio.Event()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Start the workers and let others attach themselves, until cancelled; `task_status` is told when they can.
+
+        Raises:
+            ActionError: a socket cannot be made.
+        """
+        self._supervisor = Supervisor(self.hub, self.count, log=self._log, settings=self._settings.to_frame)
+        self._no_more = trio.Event()
+        try:
+            async with trio.open_nursery() as nursery:
+                for socket in self._sockets:
+                    serve = functools.partial(serve_socket, self.hub, socket, log=self._log, no_more=self._no_more)
+                    await nursery.start(serve)
+                nursery.start_soon(self._supervisor.run)
+                task_status.started()
+                await trio.sleep_forever()
+        finally:
+            self.hub.forget()
+
+    async def stop(self, *, timeout_s: float) -> bool:
+        """Let every worker finish what it can at once, and end; False if that took too long."""
+        self._no_more.set()
+        return self._supervisor is None or await self._supervisor.stop(timeout_s=timeout_s)
+
+    def _log(self, text: bytes, logs: frozenset[str], event: Outgoing | None = None, /) -> None:
+        self.log(text, logs, event)
