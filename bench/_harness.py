@@ -12,7 +12,7 @@ Runs are taken in turns (A B A B …) so that a machine that changes its speed c
 each pair and told by its median, least and greatest.  A run checks that what it did was right, or its time means
 nothing: `Timing.check` must be the same for all contenders of a comparison.
 Everything that is printed is made from the objects that `--json` writes, one line each:
-{"claim","what","variant","version","metric","unit","n","runs","median","min","max","ratio","target","met","quick","figure","env"}.
+{"claim","what","variant","version","metric","unit","n","at","runs","median","min","max","ratio","target","met","quick","figure","env"}.
 """
 
 from __future__ import annotations
@@ -150,6 +150,8 @@ class Measurement:
     at_most: float | None = None
     is_quick: bool = False
     is_figure: bool = False
+    #: where in a grid it stands, for plots: such as the window and the round-trip time
+    at: dict[str, float] = field(default_factory=dict)
 
     @property
     def judged(self) -> float:
@@ -183,6 +185,7 @@ class Measurement:
             "metric": self.metric,
             "unit": self.unit,
             "n": self.n,
+            "at": self.at,
             "runs": self.runs,
             "median": statistics.median(self.runs),
             "min": min(self.runs),
@@ -238,6 +241,8 @@ class Harness:
         metric: Metric = RATE,
         also: Sequence[Metric] = (),
         runs: int = PAIRS,
+        warm_up: bool = True,
+        at: dict[str, float] | None = None,
         at_least: float | None = None,
         at_most: float | None = None,
         is_figure: bool = False,
@@ -246,16 +251,17 @@ class Harness:
 
         Args:
             also: what else is told of the same runs.
+            warm_up: throw the first run away (never in quick runs).
+            at: where in a grid this stands, for plots.
 
         Raises:
             AssertionError: two runs differ in `check`.
         """
-        timings = self._in_turns([contender], data, runs)[0]
-        found = self._add(
-            self._measurement(what, contender, metric, timings, at_least, at_most, is_figure=is_figure), timings
-        )
+        timings = self._in_turns([contender], data, runs, warm_up=warm_up)[0]
+        made = self._measurement(what, contender, metric, timings, at_least, at_most, at=at, is_figure=is_figure)
+        found = self._add(made, timings)
         for other in also:
-            self._add(self._measurement(what, contender, other, timings, None, None), timings)
+            self._add(self._measurement(what, contender, other, timings, None, None, at=at), timings)
         return found
 
     def compare(
@@ -266,6 +272,7 @@ class Harness:
         data: object = None,
         metric: Metric = RATE,
         pairs: int = PAIRS,
+        at: dict[str, float] | None = None,
         at_least: float | None = None,
         at_most: float | None = None,
         is_figure: bool = False,
@@ -275,15 +282,16 @@ class Harness:
         Args:
             peers: None (a peer that is missing) is left out; the target and `is_figure` are about the first one given.
             data: the work, the same for all.
+            at: where in a grid this stands, for plots.
 
         Raises:
             AssertionError: the contenders, or two runs of one, differ in `check`.
         """
         others = [contender for contender in peers if contender is not None]
         rows = self._in_turns([ours, *others], data, pairs)
-        found = [self._add(self._measurement(what, ours, metric, rows[0], None, None), rows[0])]
+        found = [self._add(self._measurement(what, ours, metric, rows[0], None, None, at=at), rows[0])]
         for contender, timings in zip(others, rows[1:], strict=True):
-            found.append(self._add(self._measurement(what, contender, metric, timings, None, None), timings))
+            found.append(self._add(self._measurement(what, contender, metric, timings, None, None, at=at), timings))
             is_first = contender is peers[0]
             versus = self._measurement(
                 what,
@@ -292,6 +300,7 @@ class Harness:
                 rows[0],
                 at_least if is_first else None,
                 at_most if is_first else None,
+                at=at,
                 is_figure=is_figure and is_first,
             )
             versus.ratio_vs = contender.label
@@ -299,16 +308,18 @@ class Harness:
             found.append(self._add(versus, rows[0]))
         return found
 
-    def _in_turns(self, contenders: Sequence[Contender], data: object, turns: int) -> list[list[Timing]]:
+    def _in_turns(
+        self, contenders: Sequence[Contender], data: object, turns: int, *, warm_up: bool = True
+    ) -> list[list[Timing]]:
         """The timings of each contender; the first turn of a full run warms up and is thrown away."""
         arguments = () if data is None else (data,)
         rows: list[list[Timing]] = [[] for _ in contenders]
-        warm_up = 0 if self.quick else 1
-        for turn in range(warm_up + (1 if self.quick else turns)):
+        thrown_away = 1 if warm_up and not self.quick else 0
+        for turn in range(thrown_away + (1 if self.quick else turns)):
             for contender, row in zip(contenders, rows, strict=True):
                 gc.collect()
                 timing = contender.run(*arguments)
-                if turn >= warm_up:
+                if turn >= thrown_away:
                     row.append(timing)
         checks = [
             (contender.label, timing.check) for contender, row in zip(contenders, rows, strict=True) for timing in row
@@ -327,6 +338,7 @@ class Harness:
         at_least: float | None,
         at_most: float | None,
         *,
+        at: dict[str, float] | None = None,
         is_figure: bool = False,
     ) -> Measurement:
         return Measurement(
@@ -342,6 +354,7 @@ class Harness:
             at_most=at_most,
             is_quick=self.quick,
             is_figure=is_figure,
+            at=at or {},
         )
 
     def _add(self, measurement: Measurement, timings: Sequence[Timing]) -> Measurement:
