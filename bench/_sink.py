@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Self
 import trio
 
 from engine.net import sink as engine_sink
+from engine.net.sink_dns import SinkNames, open_names
 from engine.smtp.server import ServerOptions
 from engine.tls.context import server_context
 from engine.tls.selfmade import make_leaf
@@ -73,7 +74,7 @@ class Sink:
 
     Attributes:
         port: for SMTP; control_port: for questions.
-        tlsa: record (usage 3, selector 1, SHA2-256) of its certificate, "" without TLS.
+        nameserver: address and port of its name server: every domain has the sink for its mail host, proved by DANE.
     """
 
     def __init__(
@@ -96,7 +97,7 @@ class Sink:
         first = json.loads(line)
         self.port: int = first["port"]
         self.control_port: int = first["control_port"]
-        self.tlsa: str = first["tlsa"]
+        self.nameserver: str = first["nameserver"]
 
     def load(self, count: int, *, octets: int = 4096, connections: int = 20, tls: bool = True) -> Load:
         """Work for a sender: so many messages of this size to this sink."""
@@ -176,7 +177,8 @@ class _Process:
     def __init__(self, options: dict[str, Any]) -> None:
         pin(options["core"])
         identity = make_leaf([options["host_name"]], now=datetime.datetime.now(datetime.UTC))
-        self._tlsa = identity.tlsa_record if options["tls"] else ""
+        self._tlsa = identity.tlsa_record if options["tls"] else None
+        self._host_name = options["host_name"]
         self._options = engine_sink.SinkOptions(
             server=ServerOptions(host_name=options["host_name"], defer=options["defer"]),
             tls=server_context(identity) if options["tls"] else None,
@@ -189,11 +191,19 @@ class _Process:
 
     async def run(self) -> None:
         """Serve until standard input closes."""
-        async with engine_sink.open_sink(self._options) as self._sink, trio.open_nursery() as nursery:
+        async with (
+            engine_sink.open_sink(self._options) as self._sink,
+            open_names(SinkNames(self._host_name, "127.0.0.1", self._sink.port, self._tlsa), "127.0.0.1", 0) as names,
+            trio.open_nursery() as nursery,
+        ):
             self._mark = self._sink.counts.to_dict()
             listener = (await nursery.start(trio.serve_tcp, self._answer, 0))[0]
-            ports = {"port": self._sink.port, "control_port": listener.socket.getsockname()[1], "tlsa": self._tlsa}
-            print(json.dumps(ports), flush=True)
+            told = {
+                "port": self._sink.port,
+                "control_port": listener.socket.getsockname()[1],
+                "nameserver": f"127.0.0.1:{names[1]}",
+            }
+            print(json.dumps(told), flush=True)
             await trio.to_thread.run_sync(sys.stdin.read, abandon_on_cancel=True)
             nursery.cancel_scope.cancel()
 
