@@ -310,10 +310,11 @@ async def _open(
         )
     except DeliveryError as error:
         error.contact = watch.contact
-        is_of_tls = isinstance(error, TlsPolicyError)
-        if is_of_tls:
+        dane_fail = ""
+        if isinstance(error, TlsPolicyError):
             watch.contact.refused_certificate = error.certificate
-        await watch.on_failed(_dane_fail_of(error) if is_of_tls and plan.level is TlsLevel.DANE else "")
+            dane_fail = _dane_fail_of(error) if plan.level is TlsLevel.DANE else ""
+        await watch.on_failed(dane_fail)
         raise
 
 

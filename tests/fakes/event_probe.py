@@ -25,11 +25,15 @@ NAMES: Final = (
     *("tls_out_peerdn", "tls_out_cipher", "tls_out_cipher_std", "tls_out_ver", "tls_out_bits", "tls_out_sni"),
     *("tls_out_resumption", "tls_out_ocsp", "message_exim_id", "sender_address", "sender_address_domain"),
     *("sender_address_local_part", "return_path", "message_size", "message_age", "received_time"),
-    *("h_subject", "verify_mode", "sender_host_authenticated"),
+    *("h_subject", "verify_mode", "sender_host_authenticated", "fingerprint"),
 )
+#: those that are not written as ``${name}``
+_WRITTEN: Final = {
+    "h_subject": "$h_subject:",
+    "fingerprint": "${if def:tls_out_peercert{${sha256:$tls_out_peercert}}}",
+}
 _END: Final = "\x1e"
-#: h_… ends with a colon
-PROBE: Final = "\\x1e".join(f"${name}:" if name.startswith("h_") else f"${{{name}}}" for name in NAMES)
+PROBE: Final = "\\x1e".join(_WRITTEN.get(name) or f"${{{name}}}" for name in NAMES)
 #: reads everything, and gives nothing
 QUIET: Final = f"${{if eq{{{PROBE}}}{{never}}{{x}}}}"
 
