@@ -4,6 +4,11 @@ Layer: sans-I/O, but for the files that options name (certificates, keys, revoca
 context is built and never again.  Spec: behaviour specification 8.3 (TL-9 to TL-14); R38, R40, R44, R45 of the TLS
 requirements. Invariants: a context is never changed once it is used; a session is offered only to a connection whose
 options, plan, host, address and port equal those it came from; every cache has a bound.
+
+Key shares.  A client offers groups for the key exchange and sends shares for some of them ahead; the library sends two,
+a post-quantum hybrid and X25519, and making one costs about a tenth of a handshake.  The group that a host took is
+remembered, and next time a share is sent for that one only.  What is offered stays the same, so a host that has changed
+its mind asks for another share (HelloRetryRequest) and is remembered anew.
 """
 
 from __future__ import annotations
@@ -13,13 +18,14 @@ import pathlib
 import re
 from collections import OrderedDict
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from OpenSSL import SSL, crypto
+from OpenSSL._util import lib
 
 from ..errors import ConfigError
 from ..policy.plan import ANY_NAME, Plan, TlsLevel
@@ -44,6 +50,16 @@ _OPPORTUNISTIC_CIPHERS: Final = "DEFAULT:@SECLEVEL=0"
 _STRICT_CIPHERS: Final = "DEFAULT:!aNULL:!eNULL"
 #: SSL_MODE_ENABLE_PARTIAL_WRITE: pyOpenSSL sets it; without it one call writes many records
 _MODE_ENABLE_PARTIAL_WRITE: Final = 1
+
+#: hosts whose group is remembered; arbitrary, a name and an address each
+_GROUP_LIMIT: Final = 16384
+#: group that a host took -> the library's own groups in its own order, with a share for that one; names that it does not
+#: know are passed over.  A list that it cannot parse is refused, and nothing changes.
+_SHARES: Final = {
+    "X25519MLKEM768": b"?*X25519MLKEM768:?SecP256r1MLKEM768:?curveSM2MLKEM768/?X25519:?secp256r1:DEFAULT",
+    "x25519": b"?X25519MLKEM768:?SecP256r1MLKEM768:?curveSM2MLKEM768/?*X25519:?secp256r1:DEFAULT",
+    "secp256r1": b"?X25519MLKEM768:?SecP256r1MLKEM768:?curveSM2MLKEM768/?X25519:?*secp256r1:DEFAULT",
+}
 
 _Key = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey
 _PRIVATE_KEY: Final = re.compile(rb"-----BEGIN ([A-Z ]*PRIVATE KEY)-----.*?-----END \1-----", re.DOTALL)
@@ -100,8 +116,7 @@ class TlsOptions:
     ocsp: Demand = Demand.NONE
 
 
-@dataclass(frozen=True, slots=True)
-class _Settings:
+class _Settings(NamedTuple):
     """What makes two contexts different."""
 
     options: TlsOptions
@@ -136,6 +151,8 @@ class TlsContexts:
         self._session_limit = session_limit
         self._contexts: OrderedDict[_Settings, SSL.Context] = OrderedDict()
         self._sessions: OrderedDict[tuple[object, ...], _StoredSession] = OrderedDict()
+        #: host -> the group that it took
+        self._groups: dict[tuple[object, ...], str] = {}
 
     def handshake(
         self, plan: Plan, *, host_name: str, endpoint: tuple[object, ...] = (), options: TlsOptions | None = None
@@ -167,18 +184,22 @@ class TlsContexts:
             connection.request_ocsp()
         if plan.sni:
             connection.set_tlsext_host_name(plan.sni.encode("ascii"))
+        host = (host_name, endpoint)
+        group = self._groups.get(host)
+        if group is not None and lib.SSL_set1_curves_list(connection._ssl, _SHARES[group]) != 1:
+            lib.ERR_clear_error()
         key = None
         stored = None
         if options.resumption:
             if len(plan.tlsa) > 1:
                 # The order of TLSA records in an answer is chance; the set is what counts (R44).
                 plan = replace(plan, tlsa=tuple(sorted(set(plan.tlsa))))
-            key = (settings, plan.key, host_name, endpoint)
+            key = (settings, plan.key, host)
             stored = self._sessions.get(key)
         if stored is not None:
             connection.set_session(stored.session)
         return ClientHandshake(
-            self, connection, plan, key, stored, wants_verdict=wants_verdict, verifies=verifies, ocsp=options.ocsp
+            self, connection, plan, host, key, stored, wants_verdict=wants_verdict, verifies=verifies, ocsp=options.ocsp
         )
 
     @property
@@ -200,6 +221,16 @@ class TlsContexts:
         else:
             self._contexts.move_to_end(settings)
         return context
+
+    def _note_group(self, host: tuple[object, ...], group: str | None) -> None:
+        """Remember the group that a host took, if a share for it alone can be sent."""
+        if self._groups.get(host) == group:
+            return
+        self._groups.pop(host, None)
+        if group in _SHARES:
+            if len(self._groups) >= _GROUP_LIMIT:
+                del self._groups[next(iter(self._groups))]
+            self._groups[host] = group
 
     def _remember(self, key: tuple[object, ...], stored: _StoredSession) -> None:
         self._sessions[key] = stored
@@ -223,6 +254,7 @@ class ClientHandshake:
         contexts: TlsContexts,
         connection: SSL.Connection,
         plan: Plan,
+        host: tuple[object, ...],
         key: tuple[object, ...] | None,
         stored: _StoredSession | None,
         *,
@@ -234,6 +266,7 @@ class ClientHandshake:
         self._ocsp = ocsp
         self._contexts = contexts
         self._plan = plan
+        self._host = host
         self._key = key
         self._stored = stored
         self._wants_verdict = wants_verdict
@@ -253,34 +286,32 @@ class ClientHandshake:
         """
         if self._plan.level is TlsLevel.DANE and decide is None:
             raise ValueError("a plan for DANE needs somebody who decides")
-        facts = self.engine.facts()
-        if self._was_resumed(facts):
-            stored = self._stored.facts if self._stored is not None else facts
-            # R54: a resumed session comes without a response; what was found at first holds.
-            facts = replace(
-                facts,
-                resumed=True,
-                verified=stored.verified,
-                verify_message=stored.verify_message,
-                ocsp=stored.ocsp,
-            )
-        elif self._wants_verdict:
-            message = self._verify(facts)
-            facts = replace(facts, verified=not message, verify_message=message)
-        if self._plan.level is TlsLevel.VERIFIED and not facts.verified:
+        engine = self.engine
+        self._contexts._note_group(self._host, engine.connection.get_group_name())
+        kept = self._stored.facts if self._stored is not None and engine.was_resumed else None
+        verified, message, status, dane = False, "", 0, False
+        if kept is not None:
+            # The session came with a certificate, and with what was found about it; R54: so does the response.
+            chain, verified, message, status = kept.peer_der, kept.verified, kept.verify_message, kept.ocsp
+        else:
+            chain = engine.chain()
+            if self._wants_verdict:
+                message = self._verify(chain)
+                verified = not message
+        if self._plan.level is TlsLevel.VERIFIED and not verified:
             self.fail()
-            error = tls_error(facts.verify_message)
-            error.certificate = self._refused(facts)
-            raise error
+            raise tls_error(message)
         if decide is not None:
-            verdict = decide(facts.peer_der)
+            verdict = decide(chain)
             if not verdict.accepted:
                 self.fail()
-                error = tls_error(verdict.message or "certificate refused")
-                error.certificate = facts.peer_der[0] if facts.peer_der else None
-                raise error
-            facts = facts.with_verdict(verdict)
-        if self._ocsp is not Demand.NONE and not facts.resumed:
+                raise tls_error(verdict.message or "certificate refused")
+            if verdict.dane:
+                dane = verified = True
+        facts = TlsFacts(
+            *engine.suite(), chain, verified, dane, kept is not None, self._plan.sni or None, message, status
+        )
+        if self._ocsp is not Demand.NONE and kept is None:
             facts = self._with_status(facts)
         if self._plan.level is TlsLevel.DANE and self._plan.authenticates and not facts.dane:
             # Accepted without a match: never resume what was not proved (R45).
@@ -350,22 +381,9 @@ class ClientHandshake:
         if session is not None:
             self._contexts._remember(self._key, _StoredSession(session, self._facts))
 
-    def _was_resumed(self, facts: TlsFacts) -> bool:
-        """Whether the peer took up the session we offered.
-
-        The library tells it only by side effects.  Where certificates are verified, the callback ran or it did not;
-        elsewhere a full handshake leaves a chain built by the library, and a resumed one none.  To err here is
-        harmless: the leaf must equal the stored one, and who completes a handshake has proved to own its key.
-        """
-        if self._stored is None or self.engine.verify_results:
-            return False
-        if facts.peer_der[:1] != self._stored.facts.peer_der[:1]:
-            return False
-        return self._verifies or self.engine.connection.get_verified_chain() is None
-
-    def _verify(self, facts: TlsFacts) -> str:
+    def _verify(self, chain: tuple[bytes, ...]) -> str:
         """Why the certificate is not verified (TL-11), or the empty string if it is."""
-        if not facts.peer_der:
+        if not chain:
             return "no certificate from the peer"
         if not self._verifies:
             return "no trust anchors"
@@ -374,7 +392,7 @@ class ClientHandshake:
             return "the library verified nothing"
         for number, depth in results:
             if number:
-                der = facts.peer_der[depth] if depth < len(facts.peer_der) else b""
+                der = chain[depth] if depth < len(chain) else b""
                 text = _VERIFY_TEXTS.get(number, f"verification error {number}")
                 return f"SSL verify error: depth={depth} error={text} cert={distinguished_name(der) if der else '?'}"
         names = self._plan.reference_names
@@ -383,9 +401,9 @@ class ClientHandshake:
         if not names:
             # R38: without a name to look for, nothing is verified.
             return "SSL verify error: no reference name"
-        if certificate_matches(facts.peer_der[0], names):
+        if certificate_matches(chain[0], names):
             return ""
-        return f'SSL verify error: certificate name mismatch: DN="{facts.peer_dn}" H="{names[0]}"'
+        return f'SSL verify error: certificate name mismatch: DN="{distinguished_name(chain[0])}" H="{names[0]}"'
 
 
 def server_context(

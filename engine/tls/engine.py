@@ -5,14 +5,19 @@ requirements (sessions are lost unless SENT_SHUTDOWN is set). Input: octets from
 plaintext, octets for the peer, facts. Invariants: after an error nothing more is read or written; ciphertext must be
 sent in the order in which `pending_output` and `write` return it; a session is handed out only by an engine that was
 shut down in order or put to rest.
+
+The octets of a connection go through the library's functions themselves, as pyOpenSSL calls them: its methods raise an
+exception wherever more octets are needed, which is the usual case here, and clear and copy a buffer a call.  Whatever
+is not a success nor the wish for more octets is left to pyOpenSSL, which keeps the rules of OpenSSL's error queue.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
-from OpenSSL import SSL, crypto
+from OpenSSL import SSL
+from OpenSSL._util import ffi, lib
 
 from ..errors import LocalProtocolError, Scope, TlsPolicyError
 from .facts import TlsFacts
@@ -25,6 +30,12 @@ _OUTPUT_OCTETS: Final = 80 * 1024
 WRITE_OCTETS: Final = 4 * RECORD_OCTETS
 #: plaintext that `read` hands out at a time; records beyond it stay for the next call
 READ_OCTETS: Final = 16 * RECORD_OCTETS
+#: buffers of the library's size for octets, not cleared; each call has its own, for engines may run in threads
+_new: Final[Any] = ffi.new_allocator(should_clear_after_alloc=False)
+_OCTETS: Final[Any] = ffi.typeof("char[]")
+_buffer: Final[Any] = ffi.buffer
+_WANT_READ: Final[int] = lib.SSL_ERROR_WANT_READ
+_ZERO_RETURN: Final[int] = lib.SSL_ERROR_ZERO_RETURN
 #: -37 in Exim's table (behaviour specification, 11.6)
 ERRNO_TLS: Final = -37
 
@@ -55,14 +66,20 @@ class TlsEngine:
         "_dry",
         "_eof",
         "_eof_ok",
+        "_from_ssl",
+        "_into_ssl",
         "_is_client",
         "_notes",
         "_quiet",
+        "_ssl",
         "handshake_done",
     )
 
     def __init__(self, connection: SSL.Connection, *, is_client: bool) -> None:
         self._connection = connection
+        self._ssl: Any = connection._ssl
+        self._into_ssl: Any = connection._into_ssl
+        self._from_ssl: Any = connection._from_ssl
         self._is_client = is_client
         self._closed = False
         self._eof = False
@@ -84,7 +101,8 @@ class TlsEngine:
         """Take ciphertext from the peer.  Keep feeds to what one read of a socket gives: nothing bounds them here."""
         if octets:
             self._dry = False
-            self._connection.bio_write(octets)
+            if type(octets) is not bytes or lib.BIO_write(self._into_ssl, octets, len(octets)) != len(octets):
+                self._connection.bio_write(octets)
 
     def feed_eof(self) -> None:
         """The peer will send nothing more; what was fed before it may still be read."""
@@ -100,15 +118,7 @@ class TlsEngine:
         if self._quiet:
             return b""
         self._quiet = True
-        output = b""
-        while True:
-            try:
-                piece = self._connection.bio_read(_OUTPUT_OCTETS)
-            except SSL.WantReadError:
-                return output
-            if len(piece) < _OUTPUT_OCTETS:
-                return output + piece if output else piece
-            output += piece
+        return _drained(self._from_ssl)
 
     # Handshake
 
@@ -123,16 +133,25 @@ class TlsEngine:
             TlsPolicyError: it failed; an alert may be pending.
         """
         self._quiet = False
-        try:
-            self._connection.do_handshake()
-        except SSL.WantReadError:
+        result = lib.SSL_do_handshake(self._ssl)
+        if result != 1:
+            if lib.SSL_get_error(self._ssl, result) != _WANT_READ:
+                raise self._failure(result)
             if self._eof:
-                raise self.error("the peer closed the connection") from None
+                raise self.error("the peer closed the connection")
             return False
-        except SSL.Error as error:
-            raise self.error(library_text(error)) from error
         self.handshake_done = True
         return True
+
+    def _failure(self, result: int) -> TlsPolicyError:
+        """The error for a call that the library refused."""
+        try:
+            self._connection._raise_ssl_error(self._ssl, result)
+        except SSL.Error as error:
+            failure = self.error(library_text(error))
+            failure.__cause__ = error
+            return failure
+        return self.error("the library gave no reason")
 
     # Plaintext
 
@@ -148,35 +167,35 @@ class TlsEngine:
         if self._dry and not self._eof:
             return None
         self._quiet = False
-        first = b""
-        more: list[bytes] = []
+        wanted = min(RECORD_OCTETS, limit_octets)
+        space = _new(_OCTETS, wanted)
+        pieces: list[bytes] = []
         size = 0
-        recv = self._connection.recv
-        try:
-            while size < limit_octets:
-                piece = recv(min(RECORD_OCTETS, limit_octets))
-                size += len(piece)
-                if not first:
-                    first = piece
-                else:
-                    more.append(piece)
-        except SSL.WantReadError:
-            self._dry = True
-            if not size and self._eof:
-                if self._eof_ok:
+        while size < limit_octets:
+            result = lib.SSL_read(self._ssl, space, wanted)
+            if result > 0:
+                pieces.append(_buffer(space, result)[:])
+                size += result
+                continue
+            reason = lib.SSL_get_error(self._ssl, result)
+            if reason == _WANT_READ:
+                self._dry = True
+                if not size and self._eof:
+                    if self._eof_ok:
+                        return b""
+                    raise self.error("the peer closed the connection without close_notify")
+            elif reason == _ZERO_RETURN:
+                if not size:
                     return b""
-                raise self.error("the peer closed the connection without close_notify") from None
-        except SSL.ZeroReturnError:
-            if not size:
-                return b""
-        except SSL.Error as error:
-            # What arrived intact before the error is handed out first; the library repeats the error at the next call.
-            if not size:
-                raise self.error(library_text(error)) from error
-        if more:
-            more.insert(0, first)
-            return b"".join(more)
-        return first or None
+            elif size:
+                # What arrived intact before the error is handed out first; the library repeats it at the next call.
+                lib.ERR_clear_error()
+            else:
+                raise self._failure(result)
+            break
+        if len(pieces) == 1:
+            return pieces[0]
+        return b"".join(pieces) if pieces else None
 
     def write(self, plaintext: bytes | bytearray | memoryview) -> bytes:
         """Encrypt at most `WRITE_OCTETS` and return the ciphertext to send, with whatever was pending before it.
@@ -187,14 +206,18 @@ class TlsEngine:
         if len(plaintext) > WRITE_OCTETS:
             raise LocalProtocolError(f"write of {len(plaintext)} octets, at most {WRITE_OCTETS} at a time")
         self._quiet = False
-        if plaintext:
-            try:
-                written = self._connection.send(plaintext)
-                while written < len(plaintext):
-                    with memoryview(plaintext) as view, view[written:] as rest:
-                        written += self._connection.send(rest)
-            except SSL.Error as error:
-                raise self.error(library_text(error) or "write not possible") from error
+        rest: bytes | bytearray | memoryview = plaintext
+        while rest:
+            if type(rest) is bytes:
+                written = lib.SSL_write(self._ssl, rest, len(rest))
+            else:
+                with ffi.from_buffer(rest) as view:
+                    written = lib.SSL_write(self._ssl, view, len(rest))
+            if written <= 0:
+                raise self._failure(written)
+            if written == len(rest):
+                break
+            rest = memoryview(rest)[written:]
         return self.pending_output()
 
     # The end
@@ -231,24 +254,28 @@ class TlsEngine:
         """The session as it is now; useful for resumption only after the first plaintext was read (TLS 1.3)."""
         return self._connection.get_session()
 
+    @property
+    def was_resumed(self) -> bool:
+        """Whether the peer took up the session that was offered."""
+        return bool(lib.SSL_session_reused(self._ssl))
+
     def chain(self) -> tuple[bytes, ...]:
         """DER certificates as the peer sent them, leaf first; empty if it sent none.
 
         For a client; a server gets only the issuers of a client's certificate.
         """
-        chain = self._connection.get_peer_cert_chain()
-        return tuple(crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate) for certificate in chain or ())
+        return _encoded(lib.SSL_get_peer_cert_chain(self._ssl))
 
     def facts(self) -> TlsFacts:
-        """The facts of a completed handshake, before any verdict."""
+        """The facts of a server's completed handshake."""
         name = self._connection.get_servername()
-        return TlsFacts(
-            version=self._connection.get_protocol_version_name().replace("TLSv", "TLS"),
-            cipher=self._connection.get_cipher_name() or "",
-            bits=self._connection.get_cipher_bits() or 0,
-            peer_der=self.chain(),
-            sni=name.decode("ascii", "replace") if name else None,
-        )
+        return TlsFacts(*self.suite(), self.chain(), sni=name.decode("ascii", "replace") if name else None)
+
+    def suite(self) -> tuple[str, str, int]:
+        """Protocol version, cipher and its bits, as in `TlsFacts`."""
+        connection = self._connection
+        version = connection.get_protocol_version_name().replace("TLSv", "TLS")
+        return version, connection.get_cipher_name() or "", connection.get_cipher_bits() or 0
 
     @property
     def verify_results(self) -> tuple[tuple[int, int], ...]:
@@ -265,12 +292,39 @@ class TlsEngine:
 
     def verified_chain(self) -> tuple[bytes, ...]:
         """The path that the library built, leaf first, with what the peer did not send.  It proves nothing."""
-        chain = self._connection.get_verified_chain()
-        return tuple(crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate) for certificate in chain or ())
+        return _encoded(lib.SSL_get0_verified_chain(self._ssl))
 
     def error(self, text: str) -> TlsPolicyError:
         """The error to raise for trouble that the library describes as `text`."""
         return tls_error(f"({'SSL_connect' if self._is_client else 'SSL_accept'}): {text}")
+
+
+def _drained(bio: Any) -> bytes:
+    """All that a memory buffer of the library holds."""
+    octets = b""
+    space = _new(_OCTETS, _OUTPUT_OCTETS)
+    while (size := lib.BIO_read(bio, space, _OUTPUT_OCTETS)) > 0:
+        piece: bytes = _buffer(space, size)[:]
+        if size < _OUTPUT_OCTETS:
+            return octets + piece if octets else piece
+        octets += piece
+    return octets
+
+
+def _encoded(stack: Any) -> tuple[bytes, ...]:
+    """The certificates of one of the library's stacks, in DER; no object is made of them, which costs as much again."""
+    if stack == ffi.NULL:
+        return ()
+    found = []
+    bio = lib.BIO_new(lib.BIO_s_mem())
+    try:
+        for index in range(lib.sk_X509_num(stack)):
+            if lib.i2d_X509_bio(bio, lib.sk_X509_value(stack, index)) != 1:
+                raise tls_error("a certificate cannot be encoded")
+            found.append(_drained(bio))
+    finally:
+        lib.BIO_free(bio)
+    return tuple(found)
 
 
 def tls_error(text: str) -> TlsPolicyError:

@@ -8,7 +8,7 @@ and passed, on this connection or on the one whose session it resumes.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from cryptography import x509
 
@@ -76,12 +76,6 @@ class TlsFacts:
         Parsed at each call: only logs and variables that were asked for need it.
         """
         return distinguished_name(self.peer_der[0]) if self.peer_der else ""
-
-    def with_verdict(self, verdict: ChainVerdict) -> TlsFacts:
-        """These facts once `verdict` accepted the chain."""
-        if not verdict.dane:
-            return self
-        return replace(self, dane=True, verified=True)
 
 
 #: Gets the facts of a handshake that would do, and what gives the path that the library built, leaf first, or nothing;

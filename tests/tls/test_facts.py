@@ -6,7 +6,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from engine.tls.facts import ChainVerdict, TlsFacts, distinguished_name
+from engine.tls.facts import TlsFacts, distinguished_name
 from fakes.tls_pairs import leaf, now
 
 
@@ -40,10 +40,6 @@ def test_what_cannot_be_parsed_has_no_name() -> None:
     assert TlsFacts("TLS1.3", "X", 1).peer_dn == ""
 
 
-def test_a_match_makes_it_verified() -> None:
+def test_the_text_of_the_log() -> None:
     facts = TlsFacts("TLS1.2", "ECDHE-RSA-AES128-GCM-SHA256", 128)
     assert facts.log_text == "TLS1.2:ECDHE-RSA-AES128-GCM-SHA256:128"
-    assert facts.with_verdict(ChainVerdict(accepted=True)) is facts
-    matched = facts.with_verdict(ChainVerdict(accepted=True, dane=True))
-    assert matched.dane
-    assert matched.verified
