@@ -96,10 +96,7 @@ def _remove_stale(path: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
             raise ActionError(f"cannot listen on {path}: it is there and no socket")
-        # of another type: who listens is not disturbed, and yet known
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
-            reason = probe.connect_ex(path)
-        if reason != errno.ECONNREFUSED:
+        if is_used(path):
             raise SocketInUse(f"cannot listen on {path}: another engine does")
         os.unlink(path)
 
@@ -111,6 +108,13 @@ def listen_free(path: str, *, mode: int = 0o600, gid: int = -1) -> tuple[socket.
         with contextlib.suppress(SocketInUse):
             return listen(place, mode=mode, gid=gid), place
     raise ActionError(f"cannot listen on {path}: {MAX_ENGINES} other engines do")
+
+
+def is_used(path: str) -> bool:
+    """Whether somebody listens at `path`, as far as we may know."""
+    # of another type: who listens is not disturbed
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+        return probe.connect_ex(path) not in (errno.ECONNREFUSED, errno.ENOENT)
 
 
 def paths(path: str) -> list[str]:

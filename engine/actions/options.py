@@ -55,6 +55,14 @@ def sockets_of(config: Config) -> tuple[SocketOptions, ...]:
     return tuple(found)
 
 
+def socket_of(config: Config, group: str) -> SocketOptions:
+    """The socket of a group.  Raises ConfigError."""
+    for options in sockets_of(config):
+        if options.group == group:
+            return options
+    raise _error(config, "worker_sockets", f"there is no socket for the group {group}")
+
+
 def check(config: Config) -> None:
     """See that everything about workers can be used.  Raises ConfigError."""
     sockets_of(config)

@@ -247,7 +247,7 @@ async def serve_socket(
             async with trio.open_nursery() as accepting:
                 accepting.start_soon(accept, nursery)
                 task_status.started(path)
-                await (no_more or trio.Event()).wait()
+                await (trio.Event() if no_more is None else no_more).wait()
                 accepting.cancel_scope.cancel()
         finally:
             # in this order: from the close on the path may be another engine's

@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from typing import TYPE_CHECKING, Annotated
+import threading
+import time
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 from rich.console import Console
@@ -18,10 +20,10 @@ from ..actions import attach
 from ..actions.api import Worker
 from ..actions.handlers.form import json_line, record
 from ..actions.hub import OBSERVERS
-from ..actions.options import sockets_of
+from ..actions.options import socket_of
 from ..actions.worker import run as run_worker
 from ..config import load
-from ..errors import ConfigError
+from ..errors import ActionError, EngineError
 from ..events.catalogue import CATALOGUE
 from . import dead
 from .exits import exit_on_error
@@ -31,6 +33,10 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Look at events.", no_args_is_help=True)
 app.add_typer(dead.app, name="dead")
+
+
+#: seconds between looks for more engines
+_LOOK_S: Final = 0.5
 
 
 class _Enough(BaseException):
@@ -48,27 +54,45 @@ def tail(
     The engine needs a socket for observers: `worker_sockets = ["tail:/run/outrider/tail.sock"]` in `[actions]`.
     """
     with exit_on_error():
-        sockets = [one for one in sockets_of(load(config)) if one.group == OBSERVERS]
-        if not sockets:
-            raise ConfigError(
-                f"there is no socket for the group {OBSERVERS}", file=config, key="actions.worker_sockets"
-            )
-        control = attach.connect(sockets[0].path)
-        worker = Worker(OBSERVERS)
-
-        @worker.on(*(event or ["*"]), batch=100)
-        def show(events: list[Event]) -> None:
-            lines = [json_line(one) if as_json else plain(one) for one in events]
-            try:
-                print("\n".join(lines), flush=True)
-            except BrokenPipeError:
-                signal.raise_signal(signal.SIGTERM)
-
+        path = socket_of(load(config), OBSERVERS).path
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _stop)
         try:
-            run_worker(worker, control)
+            _watch(path, event or ["*"], as_json)
         except _Enough:
+            return
+
+
+def _watch(path: str, patterns: list[str], as_json: bool) -> None:
+    """Look on at every engine that listens, until the last is gone.  Raises ActionError if there is none."""
+    watching: dict[str, threading.Thread] = {}
+
+    def show(events: list[Event]) -> None:
+        lines = [json_line(one) if as_json else plain(one) for one in events]
+        try:
+            sys.stdout.write("".join(f"{line}\n" for line in lines))
+            sys.stdout.flush()
+        except BrokenPipeError:
+            signal.raise_signal(signal.SIGTERM)
+
+    def look_on(place: str) -> None:
+        worker = Worker(OBSERVERS)
+        worker.on(*patterns, batch=100)(show)
+        try:
+            run_worker(worker, attach.connect(place))
+        except EngineError as error:
+            print(f"outrider: {error}", file=sys.stderr, flush=True)
+
+    while True:
+        for place in attach.paths(path):
+            known = watching.get(place)
+            if (known is None or not known.is_alive()) and attach.is_used(place):
+                watching[place] = threading.Thread(target=look_on, args=(place,), daemon=True)
+                watching[place].start()
+        if not watching:
+            raise ActionError(f"no engine at {path}")
+        time.sleep(_LOOK_S)
+        if not any(thread.is_alive() for thread in watching.values()):
             return
 
 

@@ -1,26 +1,31 @@
 """`outrider worker`: processes that run event actions.
 
 Layer: command line.  Spec: design.md "Command line"; issue text "Workers".
-`serve` is what an engine starts by itself; `run` is for workers of users, which attach themselves to a socket of the
-engine and come back when that is gone for a while.
+`serve` is what an engine starts by itself; `run` is for workers of users: it keeps so many processes attached to each
+engine that listens at a socket (`attach.paths`), whenever it comes, and starts those again that die.
 """
 
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 import socket
 import sys
+import threading
 import time
+from dataclasses import dataclass
+from multiprocessing import connection
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from ..actions import attach
 from ..actions.api import Worker
+from ..actions.options import socket_of
+from ..actions.supervisor import Restart
 from ..actions.worker import load
 from ..actions.worker import run as run_worker
+from ..config import load as load_config
 from ..errors import ActionError, ConfigError, EngineError
 from .exits import Exit, exit_code, exit_on_error
 
@@ -29,9 +34,11 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Run event actions.", no_args_is_help=True)
 
-#: seconds between tries to reach the engine
-_AGAIN_S: Final = 1.0
-#: how long a process may take to end after SIGTERM
+#: seconds between looks for engines
+_LOOK_S: Final = 0.5
+#: pauses before a process that died is started again
+_RESTART: Final = Restart(1.0, 30.0)
+#: how long processes may take to end after SIGTERM
 _END_S: Final = 15.0
 
 
@@ -53,74 +60,159 @@ def serve(
 @app.command()
 def run(
     worker: Annotated[str, typer.Argument(help="package.module:worker, found as Python finds modules from here.")],
-    attach_to: Annotated[str, typer.Option("--socket", help="Socket of the engine for this group of workers.")],
-    processes: Annotated[int, typer.Option(help="How many processes.", min=1, max=256)] = 1,
+    attach_to: Annotated[
+        str, typer.Option("--socket", help="Socket of the engine for this group of workers; default: that of --config.")
+    ] = "",
+    config: Annotated[str, typer.Option("--config", "-c", help="Configuration of the engine.")] = "",
+    processes: Annotated[int, typer.Option(help="How many processes for each engine.", min=1, max=64)] = 1,
     once: Annotated[bool, typer.Option(help="End when the engine is gone, instead of waiting for the next.")] = False,
 ) -> None:
     """Run the handlers and vetoes of a Worker for an engine (SIGTERM or Ctrl-C ends it)."""
     if "" not in sys.path:
         sys.path.insert(0, "")
     with exit_on_error():
-        load(worker)
-        if processes == 1:
-            raise SystemExit(_attach(worker, attach_to, once))
-        raise SystemExit(_run_many(worker, attach_to, processes, once))
-
-
-def _run_many(worker: str, path: str, count: int, once: bool) -> int:
-    """Run several processes; the exit status is the first one that is not 0."""
-    context = multiprocessing.get_context("spawn")
-    children = [context.Process(target=_child, args=(worker, path, once), daemon=True) for _ in range(count)]
-    for child in children:
-        child.start()
-    signal.signal(signal.SIGTERM, lambda *_: _stop(children))
-    signal.signal(signal.SIGINT, lambda *_: _stop(children))
-    for child in children:
-        child.join()
-    return next((child.exitcode or 0 for child in children if child.exitcode), 0)
-
-
-def _stop(children: list[SpawnProcess]) -> None:
-    for child in children:
-        child.terminate()
-
-
-def _child(worker: str, path: str, once: bool) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sys.exit(_attach(worker, path, once))
+        group = load(worker).group
+        if bool(attach_to) == bool(config):
+            raise ConfigError("either --socket or --config says where the engine is")
+        path = attach_to or socket_of(load_config(config), group).path
+        raise SystemExit(_Crew(worker, path, processes).run(once=once))
 
 
 class _Ended(BaseException):
     """A signal ends the process; no handler of a user may swallow it."""
 
 
-def _attach(place: str, path: str, once: bool) -> int:
-    """Be a worker until a signal ends it, or the engine if `once`."""
+def _end(*_: object) -> None:
+    raise _Ended
 
-    def end(*_: object) -> None:
-        raise _Ended
 
-    signal.signal(signal.SIGTERM, end)
-    signal.signal(signal.SIGINT, end)
-    told = ""
-    try:
-        while True:
-            try:
-                run_worker(load(place), attach.connect(path))
-                told = ""
-                if once:
+@dataclass(slots=True)
+class _Post:
+    """The place of one process.
+
+    Attributes:
+        failures: in a row; not_before: when the next may start, on the monotonic clock.
+    """
+
+    process: SpawnProcess | None = None
+    failures: int = 0
+    not_before: float = 0.0
+
+
+class _Crew:
+    """Processes, so many for each engine that listens."""
+
+    def __init__(self, worker: str, path: str, count: int) -> None:
+        self._worker = worker
+        self._path = path
+        self._count = count
+        self._posts: dict[tuple[str, int], _Post] = {}
+        self._context = multiprocessing.get_context("spawn")
+
+    def run(self, *, once: bool) -> int:
+        """Until a signal ends it, or, if `once`, the engine; the exit status.
+
+        Raises:
+            ActionError: `once`, and there is no engine.
+        """
+        signal.signal(signal.SIGTERM, _end)
+        signal.signal(signal.SIGINT, _end)
+        is_told = False
+        try:
+            while True:
+                paths = [path for path in attach.paths(self._path) if attach.is_used(path)]
+                if not paths and not is_told:
+                    if once and not self._posts:
+                        raise ActionError(f"no engine at {self._path}")
+                    is_told = True
+                    _tell(f"no engine at {self._path}; will look again")
+                elif paths:
+                    is_told = False
+                if not (once and self._posts):
+                    self._start_missing(paths)
+                self._wait()
+                failed = self._reap(paths, once=once)
+                if failed is not None:
+                    return failed
+                if once and not any(post.process for post in self._posts.values()):
                     return Exit.OK
-            except ConfigError:
-                raise
-            except ActionError as error:
-                if once:
-                    raise
-                if str(error) != told:
-                    told = str(error)
-                    print(f"outrider: {told}; will try again", file=sys.stderr, flush=True)
-            time.sleep(_AGAIN_S)
+        except _Ended:
+            return Exit.OK
+        finally:
+            self._stop()
+
+    def _start_missing(self, paths: list[str]) -> None:
+        now = time.monotonic()
+        for path in paths:
+            for number in range(self._count):
+                post = self._posts.setdefault((path, number), _Post())
+                if post.process is None and now >= post.not_before:
+                    post.process = self._context.Process(target=_child, args=(self._worker, path), daemon=True)
+                    post.process.start()
+
+    def _wait(self) -> None:
+        sentinels = [post.process.sentinel for post in self._posts.values() if post.process is not None]
+        if sentinels:
+            connection.wait(sentinels, timeout=_LOOK_S)
+        else:
+            time.sleep(_LOOK_S)
+
+    def _reap(self, paths: list[str], *, once: bool) -> int | None:
+        """Look who ended; the exit status if that ends everything."""
+        for place, post in list(self._posts.items()):
+            process = post.process
+            if process is None or process.exitcode is None:
+                if process is None and place[0] not in paths:
+                    del self._posts[place]
+                continue
+            status, post.process = process.exitcode, None
+            process.close()
+            if status == Exit.OK:
+                post.failures = 0
+                continue
+            if status == Exit.CONFIG or once:
+                return status if status > 0 else 128 - status
+            post.failures += 1
+            pause = _RESTART.pause_s(post.failures)
+            post.not_before = time.monotonic() + pause
+            how = f"signal {-status}" if status < 0 else f"exit status {status}"
+            _tell(f"a worker process died ({how}); the next one starts in {pause:g} s")
+        return None
+
+    def _stop(self) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        running = [post.process for post in self._posts.values() if post.process is not None]
+        for process in running:
+            process.terminate()
+        deadline = time.monotonic() + _END_S
+        for process in running:
+            process.join(max(0.0, deadline - time.monotonic()))
+            if process.exitcode is None:
+                process.kill()
+                process.join()
+
+
+def _child(place: str, path: str) -> None:
+    """Be a worker until the engine ends, or the process that started this."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        run_worker(load(place), attach.connect(path))
     except _Ended:
-        return Exit.OK
+        pass
     except EngineError as error:
-        print(f"outrider: {error} (process {os.getpid()})", file=sys.stderr)
-        return exit_code(error)
+        _tell(str(error))
+        sys.exit(exit_code(error))
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        signal.raise_signal(signal.SIGTERM)
+
+
+def _tell(text: str) -> None:
+    print(f"outrider: {text}", file=sys.stderr, flush=True)
