@@ -121,13 +121,11 @@ class _Crew:
         try:
             while True:
                 paths = [path for path in attach.paths(self._path) if attach.is_used(path)]
-                if not paths and not is_told:
-                    if once and not self._posts:
-                        raise ActionError(f"no engine at {self._path}")
-                    is_told = True
+                if once and not self._posts and not paths:
+                    raise ActionError(f"no engine at {self._path}")
+                if not once and not paths and not is_told:
                     _tell(f"no engine at {self._path}; will look again")
-                elif paths:
-                    is_told = False
+                is_told = not paths
                 if not (once and self._posts):
                     self._start_missing(paths)
                 self._wait()
