@@ -25,6 +25,7 @@ from .delivery.core import Core
 from .delivery.events import Events
 from .delivery.jobs import Jobs
 from .delivery.leases import Leases
+from .delivery.limits import Limits
 from .delivery.progress import Progress
 from .delivery.reporting import Reporting
 from .delivery.retries import Retries
@@ -201,6 +202,7 @@ def open_engine(
     log_to_stderr: bool = True,
     clock: Callable[[], float] = time.time,
     rng: random.Random | None = None,
+    may_be_alone: bool = True,
 ) -> Iterator[Core]:
     """An engine over the queue of the configuration, registered and ready for `delivery.run.run`.
 
@@ -208,6 +210,7 @@ def open_engine(
         progress: counts what happens; a new one by default.
         log_to_stderr: whether the main log goes to standard error where the configuration names no file.
         clock: UTC epoch seconds.
+        may_be_alone: whether it may be the only one on its queue; False saves one of several from finding out.
 
     Raises:
         ConfigError: the configuration cannot be used, or a log file cannot be opened.
@@ -221,7 +224,16 @@ def open_engine(
         stack.callback(store.close)
         lookups = LookupRegistry(lookup_options(config))
         stack.callback(lookups.close)
-        core = make_core(compiled, store, log, lookups, progress or Progress(), clock, rng or random.Random())
+        core = make_core(
+            compiled,
+            store,
+            log,
+            lookups,
+            progress or Progress(),
+            clock,
+            rng or random.Random(),
+            may_be_alone=may_be_alone,
+        )
         if core.events is not None:
             # a database that is slow or away holds up no lookup that mail waits for
             own = LookupRegistry(lookup_options(config))
@@ -247,6 +259,8 @@ def make_core(
     progress: Progress,
     clock: Callable[[], float],
     rng: random.Random,
+    *,
+    may_be_alone: bool = True,
 ) -> Core:
     """Put an engine together and register it with the queue.  Raises StoreError."""
     config, name = compiled.config, compiled.host_name
@@ -265,12 +279,13 @@ def make_core(
             logwrite=logwrite,
         )
 
+    engine = store.register(clock())
     core = Core(
         config=config,
         host_name=name,
         clock=clock,
         database=database,
-        engine=store.register(clock()),
+        engine=engine,
         log=log,
         retries=Retries(compiled.rules, config.main, rng.random),
         routers=compiled.routers,
@@ -289,6 +304,7 @@ def make_core(
         reporting=Reporting(tlsrpt_log(config), compiled.resolver),
         jobs=Jobs(database, name),
         leases=Leases(),
+        limits=Limits(database, engine, clock, may_be_alone=may_be_alone),
         progress=progress,
         make_scope=make_scope,
         threads=compiled.routers.threads,

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from .errors import ConfigError
-from .values import parse_interval
+from .values import parse_interval, parse_rate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -41,6 +41,7 @@ class Kind(enum.Enum):
     INTEGER = "whole number"
     INTERVAL = "time interval"
     SIZE = "size in octets"
+    RATE = "rate"
     LIST = "list"
     EXPANDED_LIST = "list (expansion)"
 
@@ -67,7 +68,9 @@ class MainOptions:
     json_log_file: str = _option(Kind.FILE, "", "the same facts as JSON lines; default: none")
     panic_log_file: str = _option(Kind.FILE, "", "lines that somebody has to look at, a second time; default: none")
     log_selector: str = _option(Kind.STRING, "", "log details to add or drop, as in `+delivery_size -tls_cipher`")
-    max_connections: int = _option(Kind.INTEGER, 500, "most connections open at one time, over all hosts", minimum=1)
+    max_connections: int = _option(
+        Kind.INTEGER, 500, "most connections open at one time, over all hosts and all engines of the queue", minimum=1
+    )
     claim_size: int = _option(Kind.INTEGER, 500, "recipients taken from the queue in one batch", minimum=1)
     lease_time: int = _option(
         Kind.INTERVAL, 900, "how long a claim holds before another engine may take it", minimum=30
@@ -214,7 +217,15 @@ class TransportOptions:
     data_timeout: int = _option(Kind.INTERVAL, 300, "for each block of data to be taken", minimum=1)
     final_timeout: int = _option(Kind.INTERVAL, 600, "for the reply to the end of data", minimum=1)
     connection_max_messages: int = _option(Kind.INTEGER, 500, "messages on one connection; 0: no limit")
-    connections_per_host: int = _option(Kind.INTEGER, 20, "most connections open to one site", minimum=1)
+    connections_per_host: int = _option(
+        Kind.INTEGER, 20, "most connections open to one host, over all engines of the queue", minimum=1
+    )
+    connection_rate_per_host: str = _option(
+        Kind.RATE, "", "connections begun to one host in a time, such as `10/s` or `1/10s`; default: no limit"
+    )
+    message_rate_per_host: str = _option(
+        Kind.RATE, "", "messages begun at one host in a time, such as `100/s` or `3000/h`; default: no limit"
+    )
     max_rcpt: int = _option(Kind.INTEGER, 100, "recipients in one transaction; 0: no limit")
     hosts_max_try: int = _option(Kind.INTEGER, 5, "hosts tried for one message (RT-13)", minimum=1)
     hosts_max_try_hardlimit: int = _option(Kind.INTEGER, 50, "hosts tried whatever their state (RT-13)", minimum=1)
@@ -493,6 +504,14 @@ class _Reader:
                 if metadata["array"] and isinstance(value, str):
                     return (value,)
                 return value
+            case Kind.RATE:
+                text = self._string(key, kind, raw)
+                try:
+                    if text:
+                        parse_rate(text)
+                except ValueError as error:
+                    raise self._error(key, str(error)) from None
+                return text
             case _:
                 text = self._string(key, kind, raw)
                 choices = metadata["choices"]

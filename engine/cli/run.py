@@ -141,16 +141,21 @@ class _Daemon:
     def _open(self, stack: contextlib.ExitStack) -> Core:
         """The next engine; with the configuration before where that of a SIGHUP turns out to be of no use."""
         fresh, self._next = self._next, None
-        log_to_stderr = not sys.stderr.isatty()
+        open_engine = partial(
+            app.open_engine,
+            progress=self._progress,
+            log_to_stderr=not sys.stderr.isatty(),
+            may_be_alone=self._parent is None,
+        )
         if fresh is not None:
             try:
-                core = stack.enter_context(app.open_engine(fresh, progress=self._progress, log_to_stderr=log_to_stderr))
+                core = stack.enter_context(open_engine(fresh))
             except (ConfigError, StoreError) as error:
                 _tell_refused(error)
             else:
                 self._config = fresh
                 return core
-        return stack.enter_context(app.open_engine(self._config, progress=self._progress, log_to_stderr=log_to_stderr))
+        return stack.enter_context(open_engine(self._config))
 
     async def _serve(self, core: Core) -> bool:
         return await run_with_signals(

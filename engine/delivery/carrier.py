@@ -9,6 +9,7 @@ in-flight journal has it before its final octet may leave; nothing is begun for 
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -23,13 +24,21 @@ from ..queue.model import OutcomeKind
 from ..queue.schedule import message_key, recipient_key
 from ..smtp import Content, Transaction
 from .events import label_for
-from .hosterrors import bare_connection, key_of, log_host_error, on_host_error, on_host_success, settle_without_host
+from .hosterrors import (
+    bare_connection,
+    key_of,
+    log_host_error,
+    on_host_error,
+    on_host_success,
+    place_of,
+    settle_without_host,
+)
 from .outcome import EXPIRED_TEXT, End, endings
 from .settlement import Deferral
 from .watch import contact_for, contact_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from ..compose import Rendered
     from ..net.session import Session
@@ -37,6 +46,7 @@ if TYPE_CHECKING:
     from ..smtp import Capabilities, TransactionResult
     from .core import Core
     from .events import Events
+    from .limits import Meter
     from .outcome import Ending
     from .raised import Raised
     from .site import Site
@@ -75,6 +85,11 @@ class Carrier:
         self._from_mx = site.hosts[number].from_mx
         self._max_messages = site.transport.options.connection_max_messages
         self._journal = core.engine.journal
+        self._place = place_of(site, number)
+        #: of the rate at which messages may be begun; None where there is no limit
+        self._meter = core.pool.message_meter(site, self._place)
+        #: it has been told to end for the sake of other engines
+        self._must_leave = False
         #: transactions that had a result
         self._ended = 0
         self._delivered = False
@@ -125,6 +140,9 @@ class Carrier:
                 break
             if core.settlement.is_stuck:
                 await trio.sleep(STUCK_S)
+            elif self._meter is not None and site.has_work_for(self._number):
+                if not await self._wait_for_token(self._meter):
+                    break
             elif not site.has_work_for(self._number) and (site.waiting or not await self._wait_for_work()):
                 # what waits is for other hosts of the site: whoever serves it needs our place
                 break
@@ -134,11 +152,28 @@ class Carrier:
         session = self._session
         if session.sent_count and trio.current_time() >= session.use_until:
             return True  # R46, R47: the TLSA records that it was proved by have had their time
+        if self._must_leave or (self._core.limits.over and self._core.limits.must_leave(self._place)):
+            self._must_leave = True
+            return True
         limits = [limit for limit in (self._max_messages, session.max_messages) if limit]
         return bool(limits) and session.sent_count >= min(limits)
 
     async def _wait_for_work(self) -> bool:
         """Whether work came before patience, the host's or ours, ran out."""
+        is_there = await self._wait(partial(self._core.pool.wait_for_work, self._site, self._number, IDLE_S))
+        return is_there and self._site.has_work_for(self._number)
+
+    async def _wait_for_token(self, meter: Meter) -> bool:
+        """Wait until another message may be begun; False if that takes so long that the connection is not kept."""
+        core = self._core
+        seconds = meter.wait_s(core.clock())
+        if IDLE_S < seconds < math.inf:
+            core.pool.rest(self._place, meter)
+            return False
+        return not seconds or await self._wait(partial(meter.wait, core.clock))
+
+    async def _wait(self, until: Callable[[], Awaitable[object]]) -> bool:
+        """Wait for something, for `IDLE_S` seconds at most, while nothing is sent; False if the host ends it first."""
         gone = False
 
         async def watch(scope: trio.CancelScope) -> None:
@@ -147,17 +182,21 @@ class Carrier:
             gone = True
             scope.cancel()
 
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(watch, nursery.cancel_scope)
-            await self._core.pool.wait_for_work(self._site, self._number, IDLE_S)
-            nursery.cancel_scope.cancel()
-        return not gone and self._site.has_work_for(self._number)
+        with trio.move_on_after(IDLE_S):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(watch, nursery.cancel_scope)
+                with self._core.until_stopped():
+                    await until()
+                nursery.cancel_scope.cancel()
+        return not gone
 
     # what the session calls
 
     def _next_transaction(self) -> Transaction | None:
         core, site = self._core, self._site
         if core.stopping.is_set() or core.settlement.is_stuck or self._is_worn_out():
+            return None
+        if self._meter is not None and not (site.has_work_for(self._number) and self._meter.try_take(core.clock())):
             return None
         while (work := site.take(self._number)) is not None:
             if site.by_domain and site.is_foreign(work):

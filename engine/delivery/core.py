@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from .events import Events
     from .jobs import Jobs
     from .leases import Leases
+    from .limits import Limits
     from .pool import Pool
     from .progress import Progress
     from .reporting import Reporting
@@ -78,6 +79,7 @@ class Core:
     reporting: Reporting
     jobs: Jobs
     leases: Leases
+    limits: Limits
     progress: Progress
     make_scope: Callable[[dict[str, object]], Scope]
     threads: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(1))

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from ..queue.model import Claim
     from ..queue.schedule import Postponement
     from .core import Core
+    from .limits import Place
     from .site import Site
     from .work import Work
 
@@ -49,6 +50,12 @@ _NO_HOST_LINE: Final = frozenset({-37, -42})
 def port_of(site: Site, number: int) -> int:
     """The port that a host is spoken to on."""
     return site.hosts[number].port or site.transport.options.port
+
+
+def place_of(site: Site, number: int) -> Place:
+    """What the limits of a host are known by, over all sites and policies."""
+    host = site.hosts[number]
+    return host.name, host.address, port_of(site, number)
 
 
 def bare_connection(site: Site, number: int) -> ConnectionFacts:

@@ -1,16 +1,17 @@
 """The pool: how many connections each site has, and who gets a free one.
 
 Layer: orchestration.  Spec: issue "First mail out": connections pooled by host and policy, bounded per host and in all;
-bulk-sending section 6 (limits with wake times, never rescans).
+bulk-sending section 6 (limits with wake times, never rescans).  What there is room for, limits.py says.
 A connection is a task that serves one site: it is started when work comes and the bounds allow, waits a little for more
 when there is none, and ends.  A site is a transport and its hosts, and the TLS plan of a host follows from these, so
 connections of one site and host are alike and none is ever lent to another policy.  Sites that want a connection when
 the engine has all it may have stand in a line and are served in turn; connections that only wait are given up for them,
 and busy ones when they end.  A host may serve several sites; one that has all its connections keeps a list of
-the sites that want it, which look again when one of them ends.
+the sites that want it, which look again when one of them ends.  One that has had all the messages or connections that
+its rate allows rests until the next are due, and then does the same.
 Invariants: `open_count` never passes `max_connections`, nor the connections to a host `connections_per_host`; a site
-with work has a connection, stands in the line, is blocked by a host that has connections, or waits until
-`no_more_until` with connections that serve it.
+with work has a connection, stands in the line, is blocked by a host that has connections, rests or waits for leave of
+other engines, or waits until `no_more_until` with connections that serve it.
 """
 
 from __future__ import annotations
@@ -20,11 +21,14 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from ..values import parse_rate
 from .connection import serve
-from .hosterrors import port_of, settle_unservable
+from .hosterrors import place_of, settle_unservable
+from .limits import EVERYWHERE
 
 if TYPE_CHECKING:
     from .core import Core
+    from .limits import Meter, Place
     from .site import Site
 
 #: pieces of work that wait for each connection before another one is opened; arbitrary: a handshake costs as much CPU
@@ -42,17 +46,23 @@ class Pool:
         self._in_line: set[int] = set()
         #: sites with connections that wait for work
         self._idle: dict[int, Site] = {}
-        #: host -> its connections, over all sites and policies; and the sites that it has no room for
-        self._open_to: dict[_Place, int] = {}
-        self._blocked_by: dict[_Place, dict[int, Site]] = {}
+        #: host -> the sites that it has no room for, over all policies
+        self._blocked_by: dict[Place, dict[int, Site]] = {}
+        #: hosts that have had all that their rates allow for now
+        self._resting: set[Place] = set()
+        self._is_short = False
         self._is_over = False
         self.open_count = 0
+        self._limits = core.limits
+        self._limits.count_wanted = self._count_wanted
+        self._limits.on_room = self._on_room
+        self._limits.on_surplus = self.wake_all
         core.on_stop.append(self.wake_all)
 
     @property
     def is_contended(self) -> bool:
-        """Whether some site stands in line for a connection; idle connections are given up then."""
-        return bool(self._line)
+        """Whether some site, or another engine, waits for a connection; idle connections are given up then."""
+        return bool(self._line) or self._limits.is_crowded
 
     def on_work(self, site: Site) -> None:
         """`site` got work: wake its idle connections, open more where that helps."""
@@ -62,7 +72,8 @@ class Pool:
 
     async def wait_for_work(self, site: Site, number: int, seconds: float) -> None:
         """Wait until `site` may have got work, its connection to a host is needed elsewhere, or `seconds` are over."""
-        if self.is_contended or _place(site, number) in self._blocked_by:
+        place = place_of(site, number)
+        if self.is_contended or place in self._blocked_by or place in self._limits.over:
             return
         event = trio.Event()
         site.idlers.append(event)
@@ -80,31 +91,75 @@ class Pool:
 
     def take_host(self, site: Site) -> int | None:
         """The host that a connection task of `site` is to connect to; None when there is none with room for it."""
-        now = self._core.clock()
-        limit = site.transport.options.connections_per_host
-        number = site.next_host(now, lambda host: self._open_to.get(_place(site, host), 0) >= limit)
-        if number is None:
-            for host in site.wanted_hosts(now):
-                self._blocked_by.setdefault(_place(site, host), {})[id(site)] = site
-                site.is_blocked = True
-            return None
-        key = _place(site, number)
-        self._open_to[key] = self._open_to.get(key, 0) + 1
+        now, options = self._core.clock(), site.transport.options
+        limit = options.connections_per_host
+        while True:
+            number = site.next_host(now, lambda host: not self._has_room(place_of(site, host), limit))
+            if number is None:
+                for host in site.wanted_hosts(now):
+                    self._blocked_by.setdefault(place_of(site, host), {})[id(site)] = site
+                    site.is_blocked = True
+                return None
+            place = place_of(site, number)
+            meter = self._meter(place, "connections", options.connection_rate_per_host)
+            if meter is None or meter.try_take(now):
+                break
+            self.rest(place, meter)
+        self._limits.open(place, limit)
         site.connections_to[number] = site.connections_to.get(number, 0) + 1
         return number
+
+    def _has_room(self, place: Place, limit: int) -> bool:
+        return place not in self._resting and self._limits.has_room(place, limit)
 
     def leave_host(self, site: Site, number: int) -> bool:
         """A connection to a host has ended; whether other sites have waited for that."""
         site.connections_to[number] -= 1
-        key = _place(site, number)
-        self._open_to[key] -= 1
-        if not self._open_to[key]:
-            del self._open_to[key]
-        blocked = self._blocked_by.pop(key, {})
+        place = place_of(site, number)
+        self._limits.close(place)
+        return self._on_room(place)
+
+    def _on_room(self, place: Place) -> bool:
+        """There is room at a place, or all over: let the sites that wait for it look again; whether there were any."""
+        if place == EVERYWHERE:
+            self._is_short = False
+            self._next_in_line()
+            return False
+        blocked = self._blocked_by.pop(place, {})
         for other in blocked.values():
             other.is_blocked = False
             self._grow(other)
         return bool(blocked)
+
+    def _count_wanted(self, place: Place) -> int:
+        """How many connections more the sites that wait would have, if they could."""
+        if place == EVERYWHERE:
+            return self._core.config.main.max_connections - self.open_count if self._is_short else 0
+        blocked = self._blocked_by.get(place)
+        if not blocked or place in self._resting:
+            return 0
+        return sum(-(-site.waiting // _WORK_PER_CONNECTION) for site in blocked.values())
+
+    # how often
+
+    def message_meter(self, site: Site, place: Place) -> Meter | None:
+        """The tokens for messages to a host; None where there is no limit."""
+        return self._meter(place, "messages", site.transport.options.message_rate_per_host)
+
+    def _meter(self, place: Place, what: str, rate: str) -> Meter | None:
+        return self._limits.meter(f"{what} {place}", parse_rate(rate)) if rate else None
+
+    def rest(self, place: Place, meter: Meter) -> None:
+        """Open no connection to a place before there is a token for it."""
+        if place not in self._resting:
+            self._resting.add(place)
+            self._nursery.start_soon(self._wait_for_token, place, meter)
+
+    async def _wait_for_token(self, place: Place, meter: Meter) -> None:
+        with self._core.until_stopped():
+            await meter.wait(self._core.clock)
+        self._resting.discard(place)
+        self._on_room(place)
 
     # how many
 
@@ -124,20 +179,29 @@ class Pool:
         if not hosts:
             settle_unservable(self._core, site)
             return
-        limit = site.transport.options.connections_per_host * len(hosts)
+        limit = self._useful_connections(site) * len(hosts)
         wanted = min(limit, -(-site.waiting // _WORK_PER_CONNECTION))
         if site.connections and trio.current_time() < site.no_more_until:
             return
         while site.connections < wanted:
-            if self.open_count >= self._core.config.main.max_connections:
+            if not self._limits.has_room(EVERYWHERE, self._core.config.main.max_connections):
                 self._stand_in_line(site)
                 return
             site.connections += 1
             self.open_count += 1
+            self._limits.open(EVERYWHERE, self._core.config.main.max_connections)
             self._core.progress.connections = self.open_count
             self._nursery.start_soon(self._serve, site)
 
+    def _useful_connections(self, site: Site) -> int:
+        """Connections to one host that can have something to do: one does at least one message a second."""
+        options = site.transport.options
+        if not options.message_rate_per_host:
+            return options.connections_per_host
+        return min(options.connections_per_host, parse_rate(options.message_rate_per_host).burst)
+
     def _stand_in_line(self, site: Site) -> None:
+        self._is_short = True
         if site.connections == 0 and id(site) not in self._in_line:
             self._in_line.add(id(site))
             self._line.append(site)
@@ -155,23 +219,15 @@ class Pool:
         finally:
             site.connections -= 1
             self.open_count -= 1
+            self._limits.close(EVERYWHERE)
             self._core.progress.connections = self.open_count
         self._next_in_line()
         if site.waiting:
             self._grow(site)
 
     def _next_in_line(self) -> None:
-        while self._line and self.open_count < self._core.config.main.max_connections:
+        while self._line and self._limits.has_room(EVERYWHERE, self._core.config.main.max_connections):
             site = self._line.popleft()
             self._in_line.discard(id(site))
             if site.waiting:
                 self._grow(site)
-
-
-#: name, address and port of a host
-_Place = tuple[str, str, int]
-
-
-def _place(site: Site, number: int) -> _Place:
-    host = site.hosts[number]
-    return host.name, host.address, port_of(site, number)

@@ -104,6 +104,8 @@ async def _deliver(core: Core, scheduler: Scheduler) -> None:
             async with trio.open_nursery() as workers:
                 core.pool = Pool(core, workers)
                 await _recover(core)
+                await core.limits.begin()
+                watch.start_soon(core.limits.run)
                 async with trio.open_nursery() as routes:
                     await scheduler.run(routes)
                     if core.stopping.is_set():

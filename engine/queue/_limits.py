@@ -34,13 +34,13 @@ from .limits import TURN_S, Want, divide, reserve
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from .limits import Rate
+    from ..values import Rate
 
 #: owner, held, wanted, since when in the line, since when it holds something
 _Row = tuple[int, int, int, float, float]
 
-#: rates that nobody has used for so many seconds are forgotten; none has an interval near that
-_FORGET_S: Final = 100_000.0
+#: rates whose next token has been good for so many seconds are forgotten: a burst makes up for no more than one
+_FORGET_S: Final = 60.0
 
 _SET_SLOT: Final = (
     "INSERT INTO slots (place, owner, held, wanted, since, began) VALUES (?, ?, ?, ?, ?, ?)"

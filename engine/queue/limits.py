@@ -12,12 +12,13 @@ tokens of one rate are good for use, whoever has them.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from ..values import Rate
 
 #: seconds that an engine may have a slot that another one waits for, when there are fewer slots than engines
 TURN_S: Final = 5.0
@@ -36,29 +37,6 @@ class Want:
     limit: int
     open: int
     wanted: int
-
-
-@dataclass(frozen=True, slots=True)
-class Rate:
-    """How often something may be done.
-
-    Attributes:
-        interval_s: seconds from one time to the next, on average.
-        burst: how often at once after a rest.
-    """
-
-    interval_s: float
-    burst: int
-
-    @classmethod
-    def of(cls, count: int, period_s: float) -> Rate:
-        """`count` times in `period_s` seconds, spread: never more than a second's worth at once."""
-        return cls(period_s / count, max(1, math.ceil(count / period_s)))
-
-    @property
-    def memory_s(self) -> float:
-        """Seconds after which a token that was not used is void."""
-        return self.interval_s * self.burst
 
 
 def reserve(next_at: float, now: float, count: int, rate: Rate) -> tuple[float, float]:

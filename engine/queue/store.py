@@ -68,8 +68,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from contextlib import AbstractContextManager
 
+    from ..values import Rate
     from .journal import Journal
-    from .limits import Rate, Want
+    from .limits import Want
     from .model import (
         Added,
         Changed,

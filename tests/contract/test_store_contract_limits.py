@@ -6,7 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.queue.limits import TURN_S, Rate, Want
+from engine.queue.limits import TURN_S, Want
+from engine.values import Rate
 from fakes.stores import NOW, Bench, Opener
 
 MX = "mx.example.org [192.0.2.1]:25"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.queue.limits import Rate, divide, reserve
+from engine.queue.limits import divide, reserve
+from engine.values import Rate
 
 rates = st.builds(Rate.of, st.integers(1, 10_000), st.sampled_from([1.0, 10.0, 60.0, 3600.0]))
 
