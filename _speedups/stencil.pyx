@@ -1,9 +1,10 @@
 # cython: language_level=3
-"""Ready octets with holes: a message for one recipient in one pass, where nothing about its values needs thought.
+"""Ready octets with holes: a message for one recipient in one pass, where nothing about its values needs thought; and
+the id of that message.
 
-Layer: kernel of engine/compose/stencil.py.  Reference: the composer itself; tests/compose/test_stencil.py holds the two
-against one another.  No directive is turned off; `fill` copies into an object of exactly the size that it has added up,
-from objects that it holds.
+Layer: kernel of engine/compose/stencil.py and ids.py.  References: the composer itself, with which
+tests/compose/test_stencil.py compares it, and tests/compose/test_ids.py.  No directive is turned off; `fill` copies into
+an object of exactly the size that it has added up, from objects that it holds.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -14,6 +15,10 @@ cdef extern from "Python.h":
     bint PyLong_CheckExact(object)
     bint PyUnicode_IS_COMPACT_ASCII(object)
     const char *PyUnicode_AsUTF8AndSize(object, Py_ssize_t *) except NULL
+
+cdef const char *_DIGITS = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+#: odd, so that multiplying by it modulo 2**64 loses nothing; 2**64 divided by the golden ratio
+cdef unsigned long long _SPREAD = 0x9E3779B97F4A7C15
 
 #: values that a stencil can take
 MAX_VALUES = 64
@@ -126,3 +131,15 @@ cdef class Stencil:
         if target - PyBytes_AS_STRING(result) != size:
             raise AssertionError("a message of another size than was reckoned")
         return result
+
+
+def spell_id(str head not None, unsigned long long value, unsigned long long mask, str tail not None):
+    """``head-RRRRRRRRRRR-tail``, where R is `value` under the one-to-one mixing that `mask` chooses, in base 62."""
+    cdef unsigned long long mixed = (value ^ mask) * _SPREAD
+    cdef char digits[11]
+    cdef int at
+    mixed ^= mixed >> 32
+    for at in range(10, -1, -1):
+        digits[at] = _DIGITS[mixed % 62]
+        mixed //= 62
+    return f"{head}-{digits[:11].decode('ascii')}-{tail}"

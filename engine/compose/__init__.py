@@ -6,7 +6,7 @@ Source to message: `sources` reads a file or template into `parts` and pieces; `
 `message` puts it all together.  Recipients: `lines` and `recipients`.  Message ids: `ids`.
 """
 
-from .ids import message_id
+from .ids import MessageIds, message_id
 from .message import Composed, Composer, Rendered
 from .recipients import BadRow, Format, Recipient, RecipientReader, read_recipients
 
@@ -15,6 +15,7 @@ __all__ = [
     "Composed",
     "Composer",
     "Format",
+    "MessageIds",
     "Recipient",
     "RecipientReader",
     "Rendered",

@@ -13,43 +13,47 @@ in the same second differ there as well as in R.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from typing import Final
 
+from ._stencil import spell_id
+
 _DIGITS: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-_PAIRS: Final = tuple(high + low for high in _DIGITS for low in _DIGITS)
-_MASK: Final = (1 << 64) - 1
-#: odd, so that multiplying by it modulo 2**64 loses nothing; 2**64 divided by the golden ratio
-_SPREAD: Final = 0x9E3779B97F4A7C15
 
 
-def message_id(created_at: float, salt: bytes, job_id: int, number: int) -> str:
-    """The id of the message for recipient `number` of a job; number 0 stands for the one message of a whole job.
+class MessageIds:
+    """The ids of the messages of one job.
 
     Args:
         created_at: when the job was made, UTC epoch seconds.
         salt: what makes this queue differ from every other, such as 16 random octets stored with the job.
-        job_id: at most 31 bits; number: at most 32 bits.
+        job_id: at most 31 bits.
     """
-    seconds, mask, tail = _job_part(created_at, salt)
-    mixed = (((job_id << 32 | number) ^ mask) * _SPREAD) & _MASK
-    mixed ^= mixed >> 32
-    return f"{seconds}-{_base62(mixed, 11)}-{tail}"
+
+    __slots__ = ("_base", "_head", "_mask", "_tail")
+
+    def __init__(self, created_at: float, salt: bytes, job_id: int) -> None:
+        digest = hashlib.blake2b(
+            repr(float(created_at)).encode(), key=hashlib.sha256(salt).digest(), digest_size=16
+        ).digest()
+        self._head = _base62(int(created_at) % 62**6, 6)
+        self._mask = int.from_bytes(digest[:8])
+        self._tail = _base62(int.from_bytes(digest[8:]) % 62**4, 4)
+        self._base = job_id << 32
+
+    def of(self, number: int) -> str:
+        """The id for recipient `number`, at most 32 bits; 0 stands for the one message of a whole job."""
+        return spell_id(self._head, self._base | number, self._mask, self._tail)
 
 
-@functools.lru_cache(maxsize=1024)
-def _job_part(created_at: float, salt: bytes) -> tuple[str, int, str]:
-    digest = hashlib.blake2b(
-        repr(float(created_at)).encode(), key=hashlib.sha256(salt).digest(), digest_size=16
-    ).digest()
-    tail = int.from_bytes(digest[8:]) % 62**4
-    return _base62(int(created_at) % 62**6, 6), int.from_bytes(digest[:8]), _base62(tail, 4)
+def message_id(created_at: float, salt: bytes, job_id: int, number: int) -> str:
+    """The id of one message; see `MessageIds`."""
+    return MessageIds(created_at, salt, job_id).of(number)
 
 
 def _base62(value: int, width: int) -> str:
     text = ""
-    for _ in range((width + 1) // 2):
-        value, pair = divmod(value, 3844)
-        text = _PAIRS[pair] + text
-    return text[-width:]
+    for _ in range(width):
+        value, digit = divmod(value, 62)
+        text = _DIGITS[digit] + text
+    return text

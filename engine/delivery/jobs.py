@@ -11,7 +11,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from ..compose import Composer, message_id
+from ..compose import Composer
 from ..errors import DataError
 from ..policy.wishes import Wish
 from ..queue.store import NoSuchJob, QueueLocked
@@ -155,5 +155,4 @@ class Jobs:
 
 def message_id_of(context: JobContext, number: int) -> str:
     """The Exim-form id of the message for recipient `number` of a job; the same each time it is asked for."""
-    job = context.job
-    return message_id(job.created_at, context.salt, job.id, number if context.is_personalised else SHARED)
+    return context.ids.of(number if context.is_personalised else SHARED)

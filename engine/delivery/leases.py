@@ -6,6 +6,7 @@ Invariants: `holds` is a dictionary look-up and a comparison; an epoch is forgot
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -26,9 +27,10 @@ class Leases:
 
     def add(self, claims: Iterable[Claim]) -> None:
         """These claims were made."""
-        for claim in claims:
-            self._until[claim.epoch] = claim.lease_until
-            self._open[claim.epoch] = self._open.get(claim.epoch, 0) + 1
+        claims = list(claims)
+        self._until.update({claim.epoch: claim.lease_until for claim in claims})
+        for epoch, count in Counter([claim.epoch for claim in claims]).items():
+            self._open[epoch] = self._open.get(epoch, 0) + count
 
     def holds(self, claim: Claim, now: float) -> bool:
         """Whether sending may begin for `claim`."""

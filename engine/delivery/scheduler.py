@@ -243,54 +243,66 @@ class Scheduler:
 
     async def _dispatch(self, claims: list[Claim], nursery: trio.Nursery) -> None:
         core = self._core
-        routed: dict[int, tuple[Route, list[Member], StsAnswer]] = {}
-        useless: dict[int, str] = {}
+        contexts: dict[int, JobContext | str] = {}
+        #: domain -> its recipients, where the route is known
+        by_domain: dict[str, list[Member]] = {}
+        routed: list[tuple[Route, list[Member], StsAnswer]] = []
         for claim in claims:
             job = claim.job_id
-            context = core.jobs.get(job)
-            if context is None and job not in useless:
-                try:
-                    context = await core.jobs.load(job)
-                except DataError as error:
-                    useless[job] = f"the message of this job cannot be composed: {error}"
-                except QueueLocked as error:
-                    self._tell_trouble(error)
+            context = contexts.get(job) or await self._context_of(claim, contexts)
+            if isinstance(context, str):
+                if context:
+                    core.fail(None, claim, context)
+                else:
                     core.settlement.release(claim)
-                    continue
-            if context is None:
-                core.fail(None, claim, useless.setdefault(job, "the job of this recipient is gone"))
                 continue
             domain = claim.address.rpartition("@")[2]
-            waiting = self._unrouted.get(domain)
-            if waiting is not None:
-                waiting.append((context, claim))
+            members = by_domain.get(domain) or self._unrouted.get(domain)
+            if members is not None:
+                members.append((context, claim))
                 continue
-            try:
-                address = parse_address(claim.address)
-            except DataError as error:
-                core.fail(context, claim, str(error))
-                continue
-            route = core.routers.cached_or_none(address)
+            members = [(context, claim)]
+            route = core.routers.cached_or_none(domain)
             sts = core.sts.known_or_none(route, domain) if isinstance(route, Routed) else NO_POLICY
             if route is not None and sts is not None:
-                routed.setdefault(id(route), (route, [], sts))[1].append((context, claim))
-                continue
-            self._unrouted[domain] = [(context, claim)]
-            nursery.start_soon(self._route_domain, domain)
-        for route, members, sts in routed.values():
+                by_domain[domain] = members
+                routed.append((route, members, sts))
+            else:
+                self._unrouted[domain] = members
+                nursery.start_soon(self._route_domain, domain)
+        for route, members, sts in routed:
             self._hand_over(route, members, sts)
         await trio.lowlevel.checkpoint()
 
+    async def _context_of(self, claim: Claim, contexts: dict[int, JobContext | str]) -> JobContext | str:
+        """The context of the job of a claim, or why there is none and never will be; "" if it cannot be had now."""
+        jobs, job = self._core.jobs, claim.job_id
+        found: JobContext | str
+        try:
+            found = jobs.get(job) or await jobs.load(job) or "the job of this recipient is gone"
+        except DataError as error:
+            found = f"the message of this job cannot be composed: {error}"
+        except QueueLocked as error:
+            self._tell_trouble(error)
+            return ""
+        contexts[job] = found
+        return found
+
     async def _route_domain(self, domain: str) -> None:
         """Find the route of the recipients that wait for `domain`; one route for all where no local part mattered."""
+        core = self._core
         while members := self._unrouted.get(domain):
             context, claim = members[0]
+            try:
+                address = parse_address(claim.address)
+            except DataError as error:
+                del members[0]
+                core.fail(context, claim, str(error))
+                continue
             async with self._routing:
-                route = await self._core.routers.route(
-                    parse_address(claim.address), self._core.scope_for(context, claim)
-                )
+                route = await core.routers.route(address, core.scope_for(context, claim))
             # a policy host that is slow holds up its own domain, and no other
-            sts = await self._core.sts.look_up(route, domain) if isinstance(route, Routed) else NO_POLICY
+            sts = await core.sts.look_up(route, domain) if isinstance(route, Routed) else NO_POLICY
             if route.cacheable_by_domain:
                 break
             del members[0]
@@ -300,10 +312,8 @@ class Scheduler:
             self._hand_over(route, waiting, sts)
 
     def _hand_over(self, route: Route, members: list[Member], sts: StsAnswer) -> None:
-        by_wish: dict[Wish, list[Member]] = {}
-        for member in members:
-            by_wish.setdefault(member[0].wish, []).append(member)
-        for wish, alike in by_wish.items():
+        for wish in dict.fromkeys([context.wish for context, _ in members]):
+            alike = [member for member in members if member[0].wish is wish]
             # RFC 8689 §5: who wants to do without TLS does without the policies that demand it
             self._hand_over_alike(route, alike, wish, NO_POLICY if wish is Wish.OPTIONAL else sts)
 
@@ -312,9 +322,10 @@ class Scheduler:
         if isinstance(route, Routed):
             site = self._site(route, wish, sts)
             max_rcpt = site.transport.options.max_rcpt or math.inf
-            for work in _pieces(members, max_rcpt):
-                work.next_hop = route.hosts[0].domain
-                last = None if work.context.is_personalised else site.last_waiting
+            own, shared = _pieces(members, max_rcpt, route.hosts[0].domain)
+            site.extend(own)
+            for work in shared:
+                last = site.last_waiting
                 if last is not None and last.can_take(work, max_rcpt):
                     last.take(work)
                 else:
@@ -380,20 +391,24 @@ def _identity(host: Host) -> tuple[object, ...]:
     )
 
 
-def _pieces(members: list[Member], max_rcpt: float) -> list[Work]:
-    """What goes together in one transaction: recipients of one message, `max_rcpt` at a time."""
-    pieces: list[Work] = []
+def _pieces(members: list[Member], max_rcpt: float, next_hop: str) -> tuple[list[Work], list[Work]]:
+    """What goes together in one transaction: recipients with a message of their own, one by one; recipients of one
+    message, `max_rcpt` at a time."""
+    own: list[Work] = []
     shared: dict[int, tuple[JobContext, list[Claim]]] = {}
     for context, claim in members:
         if context.is_personalised:
-            pieces.append(Work(context, [claim], message_id_of(context, claim.number)))
+            own.append(Work(context, [claim], context.ids.of(claim.number), next_hop))
         else:
             shared.setdefault(claim.job_id, (context, []))[1].append(claim)
+    pieces: list[Work] = []
     for context, claims in shared.values():
         size = int(min(max_rcpt, len(claims)))
         message_id = message_id_of(context, 0)
-        pieces += [Work(context, claims[start : start + size], message_id) for start in range(0, len(claims), size)]
-    return pieces
+        pieces += [
+            Work(context, claims[start : start + size], message_id, next_hop) for start in range(0, len(claims), size)
+        ]
+    return own, pieces
 
 
 async def _then_cancel(event: trio.Event, scope: trio.CancelScope) -> None:

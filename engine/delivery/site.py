@@ -22,7 +22,7 @@ from ..net.sts_cache import StsAnswer
 from ..policy.wishes import Wish
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     import trio
 
@@ -113,6 +113,12 @@ class Site:
         """Let `work` wait at the end."""
         self._queue(work.tried).append(work)
         self.waiting += 1
+
+    def extend(self, works: Sequence[Work]) -> None:
+        """Let pieces of work that no host has tried wait at the end."""
+        if works:
+            self._queue(0).extend(works)
+            self.waiting += len(works)
 
     def put_back(self, work: Work) -> None:
         """Let `work` wait at the front: it was taken and never begun, or goes to its next host."""

@@ -6,9 +6,10 @@ A personalised job makes a piece of work a recipient; a job that is not makes on
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ..compose import MessageIds
 from ..policy.wishes import Wish
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ class JobContext:
         salt: makes message ids of jobs different that were made in one second.
         envid, ret: DSN parameters of MAIL (RFC 3461), or None; notify: of each RCPT.
         wish: what the message asks of TLS (RFC 8689).
+        is_personalised: whether each recipient has a message of its own.
+        ids: of its messages.
     """
 
     job: Job
@@ -37,11 +40,12 @@ class JobContext:
     envid: bytes | None = None
     notify: tuple[str, ...] | None = None
     wish: Wish = Wish.USUAL
+    is_personalised: bool = field(init=False)
+    ids: MessageIds = field(init=False)
 
-    @property
-    def is_personalised(self) -> bool:
-        """Whether each recipient has a message of its own."""
-        return self.job.personalised or self.job.is_template
+    def __post_init__(self) -> None:
+        self.is_personalised = self.job.personalised or self.job.is_template
+        self.ids = MessageIds(self.job.created_at, self.salt, self.job.id)
 
 
 @dataclass(slots=True, eq=False)
@@ -50,11 +54,11 @@ class Work:
 
     Attributes:
         claims: the recipients that are still to be delivered.
+        message_id: Exim-form id.
+        next_hop: what its route looked up; "" for recipients of several.
         tried: bit mask of the host numbers that have had it and refused the message for now (RT-2).
         restarts: how often it was begun and broken off through no fault of its own.
-        message_id: Exim-form id.
         taken_at: UTC epoch seconds at which a connection took it up first; 0 before.
-        next_hop: what its route looked up; "" for recipients of several.
         last: recipient id -> how the last host put the message off; what is settled when no host is left.  It may tell
             of recipients that are settled since.
         contact: what events are told of that host.
@@ -63,10 +67,10 @@ class Work:
     context: JobContext
     claims: list[Claim]
     message_id: str
+    next_hop: str = ""
     tried: int = 0
     restarts: int = 0
     taken_at: float = 0.0
-    next_hop: str = ""
     last: dict[int, Deferral] | None = None
     contact: Contact | None = None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from engine.compose import message_id
 
+DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 FORM = re.compile(r"[0-9A-Za-z]{6}-[0-9A-Za-z]{11}-[0-9A-Za-z]{4}\Z")
 
 times = st.floats(0, 4e9)
@@ -29,16 +31,28 @@ def test_the_same_facts_give_the_same_id(created_at: float, salt: bytes, job: in
 
 
 def test_it_begins_with_the_second_of_the_job() -> None:
-    digits = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
     seconds = 0
     for digit in message_id(1732480000.75, b"salt", 1, 1)[:6]:
-        seconds = seconds * 62 + digits.index(digit)
+        seconds = seconds * 62 + DIGITS.index(digit)
     assert seconds == 1732480000
 
 
 def test_ids_are_never_drawn_anew() -> None:
     """Fixed, since messages in a queue must keep their ids over a new version."""
     assert message_id(1732480000.25, b"salt", 7, 1) == "1tFJBo-1FVXyZcSOHb-9uPp"
+
+
+@given(times, salts, jobs, numbers)
+def test_the_recipient_is_mixed_as_the_module_says(created_at: float, salt: bytes, job: int, number: int) -> None:
+    digest = hashlib.blake2b(
+        repr(float(created_at)).encode(), key=hashlib.sha256(salt).digest(), digest_size=16
+    ).digest()
+    mixed = (((job << 32 | number) ^ int.from_bytes(digest[:8])) * 0x9E3779B97F4A7C15) % (1 << 64)
+    mixed ^= mixed >> 32
+    value = 0
+    for digit in message_id(created_at, salt, job, number)[7:18]:
+        value = value * 62 + DIGITS.index(digit)
+    assert value == mixed
 
 
 @given(st.lists(st.tuples(jobs, numbers), unique=True, min_size=2, max_size=50))

@@ -103,9 +103,9 @@ class RouterChain:
         self._kept: Expiring[str, Route] = Expiring(cache_size, clock)
         self._flights: dict[str, _Flight] = {}
 
-    def cached_or_none(self, address: Address) -> Route | None:
-        """The route that is kept for the domain, or None."""
-        return self._kept.get_or_none(address.domain)
+    def cached_or_none(self, domain: str) -> Route | None:
+        """The route that is kept for a domain, or None."""
+        return self._kept.get_or_none(domain)
 
     def forget(self, domain: str) -> None:
         """Route the domain anew next time (a person asked for a retry)."""
@@ -117,7 +117,7 @@ class RouterChain:
         Args:
             scope: `engine.expand.Scope` with the variables of the message and the lookups, or None.
         """
-        route = self.cached_or_none(address)
+        route = self.cached_or_none(address.domain)
         if route is not None:
             await trio.lowlevel.checkpoint()
             return route

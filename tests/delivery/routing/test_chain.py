@@ -153,16 +153,16 @@ async def test_a_route_is_kept_for_its_ttl_and_then_asked_for_again(autojump_clo
     asks = CannedDns(RECORDS, ttl_s=60)
     chain = chain_of(dns(), asks=asks)
     address = parse_address("user@one.test")
-    assert chain.cached_or_none(address) is None
+    assert chain.cached_or_none(address.domain) is None
     first = await chain.route(address)
     asked = len(asks.asked)
     await trio.sleep(59)
-    assert chain.cached_or_none(parse_address("other@one.test")) is first
+    assert chain.cached_or_none("one.test") is first
     assert await chain.route(address) is first
     assert len(asks.asked) == asked
     asks.records["a.test", "A"] = ["192.0.2.55"]
     await trio.sleep(1)
-    assert chain.cached_or_none(address) is None
+    assert chain.cached_or_none(address.domain) is None
     assert addresses(await chain.route(address)) == ["192.0.2.55"]
 
 
@@ -203,7 +203,7 @@ async def test_a_route_is_kept_only_if_nothing_but_the_domain_was_looked_at(
     chain = chain_of(dns(**options), dns("last"))
     found = await route(chain, "user@one.test")
     assert found.cacheable_by_domain is kept
-    assert (chain.cached_or_none(parse_address("else@one.test")) is not None) is kept
+    assert (chain.cached_or_none("one.test") is not None) is kept
 
 
 async def test_different_local_parts_get_different_routes() -> None:
@@ -223,14 +223,14 @@ async def test_a_domain_can_be_forgotten() -> None:
     await route(chain, "user@one.test")
     chain.forget("one.test")
     chain.forget("never.test")
-    assert chain.cached_or_none(parse_address("user@one.test")) is None
+    assert chain.cached_or_none("one.test") is None
 
 
 async def test_what_is_kept_is_bounded() -> None:
     chain = chain_of(manual("* 192.0.2.9"), cache_size=5)
     for number in range(20):
         await route(chain, f"user@d{number}.test")
-    assert [number for number in range(20) if chain.cached_or_none(parse_address(f"u@d{number}.test"))] == [
+    assert [number for number in range(20) if chain.cached_or_none(f"d{number}.test")] == [
         *range(15, 20)
     ]
     many = ":".join(f"192.0.2.{number}" for number in range(1, 129))
@@ -238,7 +238,7 @@ async def test_what_is_kept_is_bounded() -> None:
     for number in range(5):
         await route(chain, f"user@d{number}.test")
     await route(chain, "user@big.test")
-    assert chain.cached_or_none(parse_address("u@big.test")) is not None
+    assert chain.cached_or_none("big.test") is not None
     assert chain._kept.used_units <= 6
     assert len(chain._kept) == 2
 
