@@ -40,7 +40,9 @@ from engine.config import loads
 from engine.delivery.jobs import JobOptions
 from engine.delivery.loading import load
 from engine.delivery.run import run as deliver
+from engine.logs.writer import LogWriter
 from engine.queue.model import NewJob
+from engine.queue.sqlite import SqliteStore
 
 from ._harness import CPU_US, RATE, Contender, Stopwatch, Timing, peer, pinned
 from ._where import Profile
@@ -87,7 +89,7 @@ def where(*, quick: bool = False) -> str:
     cores = sorted(os.sched_getaffinity(0))
     with pinned(cores[0]), Sink(cores[-1]) as sink, Engine(sink, 8, 500 if quick else COUNT) as engine:
         engine.run()
-        engine.profile = Profile()
+        engine.profile = Profile((LogWriter, "write", "log"), (SqliteStore, "claim", "queue: claim"))
         engine.run()
         return f"{engine.profile.table(engine.count)}\n\n{engine.profile.dearest(engine.count)}"
 
