@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import ipaddress
+import math
 import re
 from dataclasses import dataclass
 from typing import NewType
@@ -154,3 +155,42 @@ def format_interval(seconds: int) -> str:
         if count:
             text += f"{count}{unit}"
     return text or "0s"
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """How often something may be done.
+
+    Attributes:
+        interval_s: seconds from one time to the next, on average.
+        burst: how often at once after a rest.
+    """
+
+    interval_s: float
+    burst: int
+
+    @classmethod
+    def of(cls, count: int, period_s: float) -> Rate:
+        """`count` times in `period_s` seconds, spread: never more than a second's worth at once."""
+        return cls(period_s / count, max(1, math.ceil(count / period_s)))
+
+    @property
+    def memory_s(self) -> float:
+        """Seconds after which a time that was not used is lost."""
+        return self.interval_s * self.burst
+
+
+_RATE = re.compile(r"(\d{1,9}) */ *([1-9]\d{0,8})? *([wdhms])\Z")
+
+
+@functools.lru_cache(maxsize=64)
+def parse_rate(text: str) -> Rate:
+    """A rate such as ``100/s``, ``1000/h`` or ``1/10s``: a count, and the time in which that may be done.
+
+    Raises:
+        ValueError: it has another form, or says never.
+    """
+    match = _RATE.match(text)
+    if not match or not int(match[1]):
+        raise ValueError(f"{text!r} is not a rate such as 100/s, 1000/h or 1/10s")
+    return Rate.of(int(match[1]), int(match[2] or 1) * _INTERVAL_UNITS[match[3]])
