@@ -23,12 +23,14 @@ def version() -> str:
     return f"trio {trio.__version__}, Linux {platform.release()}"
 
 
-def run(count: int) -> Timing:
+def run(count: int, pause_s: float = 0.0) -> Timing:
     ask, answer = os.eventfd(0), os.eventfd(0)
 
     async def main() -> list[float]:
         times = []
         for _ in range(count):
+            if pause_s:
+                await trio.sleep(pause_s)
             begin = time.perf_counter()
             os.eventfd_write(ask, 1)
             await trio.lowlevel.wait_readable(answer)
