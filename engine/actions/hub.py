@@ -429,19 +429,37 @@ class Hub:
         ]
 
     async def drain(self, *, timeout_s: float) -> bool:
-        """Let every worker have what waits for it, finish, and end; False if that took too long.
+        """Let every worker have what waits for it, finish, and end; False if for so long nothing was done.
 
         Nothing may be submitted any more.  What a handler is retrying is left; it stays where it came from.
         """
         links = [link for group in self._groups.values() for link in group.links]
-        with trio.move_on_after(timeout_s):
-            async with trio.open_nursery() as nursery:
+        ended = trio.Event()
+
+        async def drain_all() -> None:
+            async with trio.open_nursery() as each:
                 for link in links:
-                    nursery.start_soon(link.drain)
-            return True
-        for link in links:
-            link.dismiss()
-        return False
+                    each.start_soon(link.drain)
+            ended.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(drain_all)
+            while not ended.is_set():
+                held = self._held
+                with trio.move_on_after(timeout_s):
+                    await ended.wait()
+                if not ended.is_set() and self._held >= held:
+                    for link in links:
+                        link.dismiss()
+                    nursery.cancel_scope.cancel()
+                    return False
+        return True
+
+    async def wait_for_worker(self, group: str, *, timeout_s: float) -> None:
+        """Wait until a worker has come for what waits for one of a group, but not longer than that."""
+        with trio.move_on_after(timeout_s):
+            while self._group(group).waiting:
+                await self._changed.wait()
 
     def forget(self) -> None:
         """Forget every event that is held; no link may be left."""

@@ -103,7 +103,7 @@ class Supervisor:
                 nursery.start_soon(self._keep, number)
 
     async def stop(self, *, timeout_s: float) -> bool:
-        """Let the workers finish what they have; `run` ends then.  False if they were not done in time."""
+        """Let the workers finish what they have; `run` ends then.  False if for so long they got nothing done."""
         self._is_stopping = True
         return await self._hub.drain(timeout_s=timeout_s)
 

@@ -93,8 +93,11 @@ class Workers:
             self.hub.forget()
 
     async def stop(self, *, timeout_s: float) -> bool:
-        """Let every worker finish what it can at once, and end; False if that took too long."""
+        """Let every worker finish what it can at once, and end; False if for so long nothing was done."""
         self._no_more.set()
+        if self.count:
+            # one that is starting, or starting again
+            await self.hub.wait_for_worker(MAIN, timeout_s=timeout_s)
         return self._supervisor is None or await self._supervisor.stop(timeout_s=timeout_s)
 
     def _log(self, text: bytes, logs: frozenset[str], event: Outgoing | None = None, /) -> None:

@@ -92,29 +92,40 @@ class Outbox:
                     # the settlement will stop the engine if it has to
                     self._note(f"queue: {error}")
 
-    async def finish(self, *, timeout_s: float) -> None:
+    async def finish(self, *, timeout_s: float, is_told: bool) -> None:
         """The end of a run: what can be run now is; what cannot stays for the next engine.
 
         Args:
-            timeout_s: how long workers may take for what they have, and for each event while there are more than they
-                can hold.
+            timeout_s: how long workers may go without getting anything done.
+            is_told: the engine was told to stop: that is how long they have in all.
         """
         self._is_over = True
-        await self._hand_all_on(timeout_s)
-        is_all_run = await self._local.round()
-        if self._events.workers is not None and not await self._events.workers.stop(timeout_s=timeout_s):
-            is_all_run = False
+        with trio.CancelScope() as scope:
+
+            def hurry() -> None:
+                scope.deadline = min(scope.deadline, trio.current_time() + timeout_s)
+
+            self._core.on_stop.append(hurry)
+            if is_told:
+                hurry()
+            await self._hand_all_on(timeout_s)
+            if self._events.workers is not None:
+                await self._events.workers.stop(timeout_s=timeout_s)
+        self._core.on_stop.remove(hurry)
         await self._acknowledge_now()
-        if not is_all_run or self._held:
+        if self._held:
             what = "an action that cannot be done now" if self._events.workers else "a lookup that cannot be done now"
             self._note(f"events wait in the queue for {what}")
 
     async def _hand_all_on(self, timeout_s: float) -> None:
+        """Until there is no more, or nothing is done for so long."""
         deadline, held = trio.current_time() + timeout_s, len(self._held)
-        while not await self._read() and trio.current_time() < deadline:
-            if not await self._local.round():
-                return
+        while True:
+            is_all = await self._read()
+            is_run = await self._local.round()
             await self._acknowledge_now()
+            if is_all or not is_run or trio.current_time() > deadline:
+                return
             await trio.sleep(_ROOM_S)
             if len(self._held) < held:
                 deadline = trio.current_time() + timeout_s

@@ -79,12 +79,12 @@ async def run(core: Core, *, job_id: int | None = None, drain: bool = True, wait
                 outer.start_soon(core.settlement.run)
                 async with trio.open_nursery() as chores:
                     _start_chores(core, scheduler, chores, outbox)
-                    await _deliver(core, scheduler)
+                    is_told = await _deliver(core, scheduler)
                     chores.cancel_scope.cancel()
                 scheduler.release_waiting()
                 core.settlement.close()
             if outbox is not None:
-                await outbox.finish(timeout_s=core.config.main.shutdown_timeout)
+                await outbox.finish(timeout_s=core.config.main.shutdown_timeout, is_told=is_told)
             service.cancel_scope.cancel()
     except* Exception as group:
         # strict groups hide the one error that ended the run inside nurseries that know of no other
@@ -96,7 +96,9 @@ async def run(core: Core, *, job_id: int | None = None, drain: bool = True, wait
     await core.database.call(core.database.store.retire, core.engine, core.clock())
 
 
-async def _deliver(core: Core, scheduler: Scheduler) -> None:
+async def _deliver(core: Core, scheduler: Scheduler) -> bool:
+    """Deliver to the end; True if that came from outside."""
+    is_told = False
     cut_off = trio.CancelScope()
     async with trio.open_nursery() as watch:
         watch.start_soon(_cut_off_when_stopped, core, cut_off)
@@ -108,11 +110,13 @@ async def _deliver(core: Core, scheduler: Scheduler) -> None:
                 watch.start_soon(core.limits.run)
                 async with trio.open_nursery() as routes:
                     await scheduler.run(routes)
-                    if core.stopping.is_set():
+                    is_told = core.stopping.is_set()
+                    if is_told:
                         routes.cancel_scope.cancel()
                 # nothing will be added: idle connections need not wait, busy ones end their work
                 core.stop()
         watch.cancel_scope.cancel()
+    return is_told
 
 
 async def _cut_off_when_stopped(core: Core, scope: trio.CancelScope) -> None:
