@@ -13,8 +13,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..app import open_engine
+from ..config import load
+from ..delivery.cancelling import cancel as tell_and_cancel
+from ..errors import DataError
 from ..queue.model import Changed, Filter, JobState, Status
 from ..queue.reasons import moment, one_line, reasons
+from ..queue.store import NoSuchJob
 from ..values import format_interval, parse_address, parse_domain
 from .exits import exit_on_error
 from .listing import AsJson, ConfigFile, QueueUrl, leave, opened, print_json, print_table
@@ -174,9 +179,24 @@ def cancel(
     everything: AllOption = False,
     as_json: AsJson = False,
 ) -> None:
-    """Take a job, or the recipients that match, back for good."""
+    """Take a job, or the recipients that match, back for good.
+
+    With `--config` the main log and the events of each recipient tell of it; with `--queue` nobody is told.
+    """
     where = _filter(what, job, domain, status, everything)
-    _change(config, queue, as_json, "cancelled", lambda store: store.cancel(where, time.time()))
+    if config is None or queue is not None:
+        _change(config, queue, as_json, "cancelled", lambda store: store.cancel(where, time.time()))
+        return
+    with opened(config, None, read_only=False):
+        pass  # the engine below would make a queue that is not there
+    with exit_on_error(), open_engine(load(str(config)), log_to_stderr=False) as core:
+        try:
+            changed = tell_and_cancel(core, where)
+        except NoSuchJob as error:
+            raise DataError(str(error)) from None
+        finally:
+            core.database.store.retire(core.engine, core.clock())
+    _tell_changed(changed, as_json, "cancelled")
 
 
 @app.command()
@@ -233,6 +253,10 @@ def _change(
 ) -> None:
     with opened(config, queue, read_only=False) as store:
         changed = action(store)
+    _tell_changed(changed, as_json, done)
+
+
+def _tell_changed(changed: Changed, as_json: bool, done: str) -> None:
     if as_json:
         print_json({"changed": changed.changed, "in_flight": changed.in_flight})
         return

@@ -11,6 +11,7 @@ it raises `StoreError`, the in-flight journal tells the next engine what was und
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -19,6 +20,7 @@ import trio
 from ..logs.facts import ConnectionFacts, Fact, FactKind
 from ..queue.model import Claim, RecoveryKind
 from ..queue.store import QueueFull, QueueLocked
+from .cancelling import raise_cancelled, raise_settled
 from .events import split_label
 from .jobs import message_id_of
 from .outbox import Outbox
@@ -49,6 +51,7 @@ _RECOVERED_KINDS: Final = {
     RecoveryKind.DELIVERED: FactKind.DELIVERED,
     RecoveryKind.FAILED: FactKind.FAILED,
     RecoveryKind.DEFERRED: FactKind.DEFERRED,
+    RecoveryKind.CANCELLED: FactKind.FAILED,
 }
 
 
@@ -69,6 +72,7 @@ async def run(core: Core, *, job_id: int | None = None, drain: bool = True, wait
     )
     outbox = Outbox(core, core.events) if core.events is not None else None
     workers = core.events.workers if core.events is not None else None
+    core.settlement.on_cancelled = partial(raise_settled, core)
     if outbox is not None:
         core.settlement.on_completed, core.settlement.on_stored = core.raise_completion_of_job, outbox.notify
     try:
@@ -216,11 +220,12 @@ def recover_now(core: Core) -> None:
         core.database.store.settle(core.engine.owner, (), core.clock(), events=stored)
     notes: list[str] = []
     if recovery.engines or recovery.recipients:
-        doubtful = sum(recovered.kind is RecoveryKind.IN_DOUBT for recovered in recovery.recipients)
+        kinds = Counter(recovered.kind for recovered in recovery.recipients)
+        doubtful, ended = kinds[RecoveryKind.IN_DOUBT], kinds[RecoveryKind.CANCELLED]
         notes.append(
             f"recovered after engine {', '.join(map(str, recovery.engines)) or 'lost its leases'}:"
-            f" {doubtful} in doubt, {len(recovery.recipients) - doubtful} settled from the journal,"
-            f" {recovery.released} given back"
+            f" {doubtful} in doubt, {kinds.total() - doubtful - ended} settled from the journal,"
+            f" {recovery.released} given back{f', {ended} cancelled' if ended else ''}"
         )
     notes += [
         f"job {job_id} is held: its loading was cut off after part of it could have been sent"
@@ -234,6 +239,8 @@ def recover_now(core: Core) -> None:
 
 def _events_of(core: Core, events: Events, recovered: Recovered) -> list[OutboxEvent]:
     """The events of one recipient whose engine could not raise them.  In the queue's thread."""
+    if recovered.kind is RecoveryKind.CANCELLED:
+        return raise_cancelled(core, (recovered,)).events
     context = core.jobs.load_now_or_none(recovered.job_id)
     claim = Claim(recovered.recipient_id, recovered.epoch, recovered.address, recovered.attempts, False, 0.0)
     message_id = message_id_of(context, recovered.number) if context is not None else ""
@@ -254,7 +261,7 @@ def _recovered_facts(core: Core, recovered: Recovered) -> tuple[Fact, ...]:
         text=recovered.text,
         job=str(recovered.job_id),
     )
-    is_settled = recovered.kind in (RecoveryKind.DELIVERED, RecoveryKind.FAILED)
+    is_settled = recovered.kind in (RecoveryKind.DELIVERED, RecoveryKind.FAILED, RecoveryKind.CANCELLED)
     return core.completed(fact, context) if is_settled else (fact,)
 
 

@@ -166,6 +166,8 @@ class Settlement:
         #: raises the events of a job that is complete, in the queue's thread; told of commits that stored events
         self.on_completed: Callable[[int], Raised] | None = None
         self.on_stored: Callable[[], object] | None = None
+        #: raises the events of what ended since it had been cancelled, and gives the lines, in the queue's thread
+        self.on_cancelled: Callable[[Sequence[Outcome]], Raised] | None = None
         #: a commit is being repeated since the queue would not take it
         self.is_stuck = False
 
@@ -303,15 +305,17 @@ class Settlement:
         return replace(settled, stored=True) if events or raised.events else settled
 
     def _complete(self, result: SettleResult, now: float) -> Raised:
-        """Raise the events of the jobs that are complete, in the same commit."""
+        """Raise the events of what was cancelled and of the jobs that are complete, in the same commit."""
         every = Raised()
+        if self.on_cancelled is not None and result.cancelled:
+            every = self.on_cancelled(result.cancelled)
         if self.on_completed is not None:
             for job in result.completed:
                 raised = self.on_completed(job)
                 every.events += raised.events
                 every.facts += raised.facts
-            if every.events:
-                self._database.store.settle(self._engine.owner, (), now, events=every.events)
+        if every.events:
+            self._database.store.settle(self._engine.owner, (), now, events=every.events)
         return every
 
     def _resolve(self, batch: _Batch, now: float) -> None:

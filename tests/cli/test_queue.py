@@ -207,6 +207,43 @@ def test_retry_makes_the_deferred_due(scene: Scene) -> None:
     assert scene.store.all_retry_records(10) == []
 
 
+@pytest.fixture
+def configured(scene: Scene, tmp_path: Path) -> Path:
+    """A configuration of the queue whose events go to the outbox."""
+    file = tmp_path / "outrider.toml"
+    action = "${if match{$event_name}{^msg:}{${acl{no}}}}"
+    file.write_text(
+        f'[main]\nprimary_hostname = "client.example"\nqueue = "sqlite://{scene.path}"\n'
+        f"log_file = \"{tmp_path}/main.log\"\nevent_action = '{action}'\n"
+    )
+    return file
+
+
+def test_cancel_with_a_configuration_tells_the_log_and_the_events(scene: Scene, configured: Path) -> None:
+    words = ["cancel", str(scene.job), "--config", str(configured), "--json"]
+    result = CliRunner().invoke(app, words)
+    assert (result.exit_code, json.loads(result.stdout)) == (0, {"changed": 2, "in_flight": 1}), result.output
+    lines = (configured.parent / "main.log").read_text().splitlines()
+    assert [line.split("** ")[1] for line in lines if "** " in line] == [
+        f"{name}@y.org: delivery cancelled by administrator" for name in ("deferred", "waiting")
+    ]
+    engine = scene.store.register(scene.now)
+    assert scene.store.adopt_outbox(engine.owner) > 0, "they wait for an engine"
+    names = [event.name for event in scene.store.drain_outbox(engine.owner, 10)]
+    assert names.count("msg:fail:internal") == 2
+    assert scene.store._db.execute("SELECT count(*) FROM engines").fetchone() == (2,), "the command's own is gone"
+    engine.journal.close()
+
+
+def test_cancel_with_a_configuration_of_what_is_not_there(scene: Scene, configured: Path, tmp_path: Path) -> None:
+    gone = CliRunner().invoke(app, ["cancel", "99", "--config", str(configured)])
+    assert (gone.exit_code, gone.stderr) == (Exit.DATA, "outrider: there is no job 99\n")
+    configured.write_text(f'[main]\nqueue = "sqlite://{tmp_path}/none.db"\n')
+    none = CliRunner().invoke(app, ["cancel", "1", "--config", str(configured)])
+    assert none.exit_code == Exit.TEMPORARY
+    assert not (tmp_path / "none.db").exists()
+
+
 def test_cancel_takes_back_what_is_not_in_flight(scene: Scene) -> None:
     assert scene.json("cancel", "--status", "waiting", "--all") == {"changed": 1, "in_flight": 0}
     assert scene.json("cancel", str(scene.job)) == {"changed": 1, "in_flight": 1}
