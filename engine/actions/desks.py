@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import itertools
 import queue
 import threading
 import time
@@ -188,7 +189,11 @@ class HandlerDesk(Desk):
 
 
 class ProgramDesk(Desk):
-    """Evaluates programs whose values nobody waits for: items are ``(seq, program, values, state)``."""
+    """Evaluates programs whose values nobody waits for: items are ``(seq, program, values, state)``.
+
+    A lookup that cannot be done now is tried again until the state's `give_up_at`, or so many `attempts` where it has
+    none.
+    """
 
     def __init__(self, evaluator: Evaluator, ledger: Ledger, send: Sender, *, attempts: int, backoff: Backoff) -> None:
         super().__init__("event_action", ledger, send, batch=500, linger_s=0.0)
@@ -216,16 +221,18 @@ class ProgramDesk(Desk):
     ) -> bool:
         """Evaluate until no lookup defers; False if the worker stops first."""
         where = self._evaluator.where(program)
+        give_up_at: float | None = state.get("give_up_at")
 
         def logwrite(text: bytes, logs: frozenset[str]) -> None:
             self._send((LOG, seq, text, tuple(sorted(logs))))
 
-        for attempt in range(1, self._attempts + 1):
+        for attempt in itertools.count(1):
             found = self._evaluator.evaluate(program, values, state, logwrite)
             if found.status is Status.DONE:
                 done.append(seq)
                 return True
-            logwrite(b"failed to expand %s: %s" % (where.encode(), found.text), _BOTH)
+            if attempt == 1 or found.status is not Status.DEFERRED:
+                logwrite(b"failed to expand %s: %s" % (where.encode(), found.text), _BOTH)
             if found.status is not Status.DEFERRED:
                 # EV-5: an expansion that fails is like one that gave nothing
                 done.append(seq)
@@ -233,9 +240,11 @@ class ProgramDesk(Desk):
             # what is done is told before a long wait
             self._ledger.done(done)
             done.clear()
-            if attempt < self._attempts and not self._pause(self._backoff, attempt):
+            if attempt >= self._attempts if give_up_at is None else time.time() >= give_up_at:
+                break
+            if not self._pause(self._backoff, attempt):
                 return False
-        self._ledger.dead(seq, where, self._attempts, found.text.decode("utf-8", "replace"))
+        self._ledger.dead(seq, where, attempt, found.text.decode("utf-8", "replace"))
         return True
 
     def _close(self) -> None:

@@ -28,7 +28,8 @@ and an engine and a worker speak the same `VERSION` or not at all.  `seq` is a n
 
 A value is nil, bool, int, float, str or bin; between programs there are three extension types beside (`TAINTED`,
 `QUOTED`, `CERTIFICATE`), which a reader that does not care can take for octets.  State has `headers` ([bin …]),
-`acl_m` and `acl_c` (name: value), each of which may be missing.
+`acl_m` and `acl_c` (name: value), and for a RUN `give_up_at`, in UTC epoch seconds: until then it is tried again what
+cannot be done now.  Each of them may be missing.
 Invariants: the functions that end in `_untrusted` raise FrameError and nothing else, whatever they are given.
 """
 
@@ -418,10 +419,14 @@ def arrived_untrusted(value: Any) -> Any:
 
 
 def state_frame(
-    headers: Sequence[bytes] = (), acl_m: Mapping[str, bytes] | None = None, acl_c: Mapping[str, bytes] | None = None
+    headers: Sequence[bytes] = (),
+    acl_m: Mapping[str, bytes] | None = None,
+    acl_c: Mapping[str, bytes] | None = None,
+    *,
+    give_up_at: float | None = None,
 ) -> dict[str, Any]:
     """State as it travels."""
-    state: dict[str, Any] = {}
+    state: dict[str, Any] = {} if give_up_at is None else {"give_up_at": give_up_at}
     if headers:
         state["headers"] = tuple(headers)
     for name, variables in (("acl_m", acl_m), ("acl_c", acl_c)):
@@ -431,7 +436,7 @@ def state_frame(
 
 
 def state_untrusted(state: Any) -> dict[str, Any]:
-    """State that has travelled: `headers`, `acl_m`, `acl_c`, as far as they are there.  Raises FrameError."""
+    """State that has travelled: of `headers`, `acl_m`, `acl_c`, `give_up_at` what is there.  Raises FrameError."""
     found: dict[str, Any] = {}
     if not isinstance(state, dict):
         _refuse("state is not a map")
@@ -439,6 +444,10 @@ def state_untrusted(state: Any) -> dict[str, Any]:
         if name == "headers":
             if not isinstance(value, tuple) or not all(type(line) is bytes for line in value):
                 _refuse("state: headers are not octets")
+            found[name] = value
+        elif name == "give_up_at":
+            if type(value) is not float:
+                _refuse("state: give_up_at is no time")
             found[name] = value
         elif name in ("acl_m", "acl_c"):
             if not isinstance(value, dict) or not all(type(key) is str for key in value):

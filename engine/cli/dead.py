@@ -8,13 +8,17 @@ from there within a second or so, or else the next one.
 from __future__ import annotations
 
 import dataclasses
+import ssl
 import sys
 import time
 from typing import TYPE_CHECKING, Annotated, Any
 
-import msgpack
 import typer
 
+from ..actions.handlers.form import shown
+from ..delivery.stored import unpack
+from ..errors import FrameError
+from ..expand.certificates import Certificate
 from ..queue.reasons import moment, one_line
 from .listing import AsJson, ConfigFile, QueueUrl, leave, opened, print_json, print_table
 
@@ -70,13 +74,12 @@ def show(
         leave(f"there is no dead letter {number}")
     (letter,) = found
     if as_json:
-        print_json({**_object(letter), "payload": _payload(letter.payload)})
+        print_json({**_object(letter), "values": _payload(letter.payload)})
         return
     for name, value in _object(letter).items():
         print(f"{name}: {_plain(name, value)}")
     print()
-    payload = _payload(letter.payload)
-    for name, value in payload.items() if isinstance(payload, dict) else (("payload", payload),):
+    for name, value in _payload(letter.payload).items():
         print(f"{name}: {_plain('', value)}")
 
 
@@ -165,29 +168,27 @@ def _object(letter: DeadLetter) -> dict[str, Any]:
     return {"id": values.pop("id"), "event": letter.name, **values}
 
 
-def _payload(payload: bytes) -> Any:
-    """What an event knew: a map where it is one of ours, else whatever it is."""
+def _payload(payload: bytes) -> dict[str, Any]:
+    """What an event knew."""
     try:
-        found = msgpack.unpackb(payload, unicode_errors="surrogateescape", use_list=False, strict_map_key=False)
-    except (ValueError, msgpack.UnpackException):
-        return f"{len(payload)} octets that are no event"
-    match found:
-        case (transport, message_id, dict() as values, *_):
-            return {"transport": _shown(transport), "message": _shown(message_id), **_shown(values)}
-    return _shown(found)
+        stored = unpack(payload)
+        values = None if stored is None else stored.variables()
+    except FrameError:
+        values = None
+    if stored is None or values is None:
+        return {"payload": f"{len(payload)} octets that are no event of this version"}
+    return {
+        "transport": stored.transport,
+        "message": stored.message_id,
+        **{name: _shown(value) for name, value in values.items()},
+    }
 
 
 def _shown(value: Any) -> Any:
-    """A value for JSON: octets as text, those of a certificate in hexadecimal."""
-    if isinstance(value, dict):
-        return {str(_shown(name)): _shown(item) for name, item in value.items()}
-    if isinstance(value, tuple):
-        return [_shown(item) for item in value]
-    if isinstance(value, bytes):
-        return value.hex() if b"\0" in value else value.decode("utf-8", "backslashreplace")
-    if isinstance(value, str):
-        return value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return value if value is None or isinstance(value, bool | int | float) else str(value)
+    """A value for JSON: octets as text, certificates in PEM form."""
+    if isinstance(value, Certificate):
+        return ssl.DER_cert_to_PEM_cert(value.der)
+    return shown(value)
 
 
 def _plain(name: str, value: Any) -> str:

@@ -294,6 +294,10 @@ class Events:
             facts.append(self.failure(action, result, stored.message_id))
         return result
 
+    def give_up_at(self, event: OutboxEvent) -> float:
+        """Until when a lookup of a stored event that cannot be done is tried again, in UTC epoch seconds."""
+        return event.stored_at + self._core.config.actions.give_up
+
     def failure(self, action: Action, result: Result, message_id: str) -> Fact:
         """The line of an expansion that failed (EV-5)."""
         text = action.failure_text(result.error)

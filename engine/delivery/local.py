@@ -3,8 +3,8 @@
 Layer: orchestration.  Spec: issue "Event actions", "Guarantees"; expansion 5.2.
 Who has no `[actions]` in the configuration gets everything run all the same, without processes to look after: one after
 the other, in the order of their commit, in `Events.threads`, beside the thread that mail may wait for.  A lookup that
-cannot be done now keeps its event here: it is tried again later and later, and no event of the same message overtakes
-it.  Many that fail in a row mean that their server is gone, so a round is broken off then.
+cannot be done now keeps its event here: it is tried again later and later, until `give_up` is over, and no event of the
+same message overtakes it.  Many that fail in a row mean that their server is gone, so a round is broken off then.
 Invariants: an event is told as done only after its program has run, or failed for good; what is left at the end of a
 run is nobody's here, and still in the outbox.
 """
@@ -12,7 +12,7 @@ run is nobody's here, and still in the outbox.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -37,12 +37,27 @@ BACKOFF_S: Final = (1.0, 60.0)
 LIMIT: Final = 10_000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Waiting:
-    """An event that waits for its program to be run."""
+    """An event that waits for its program to be run.
+
+    Attributes:
+        attempts: how often it was tried here.
+    """
 
     event: OutboxEvent
     stored: Stored
+    attempts: int = 0
+
+
+@dataclass(slots=True)
+class _Batch:
+    """What became of a batch: what is done, what is given up and why, what is to be tried again, and lines."""
+
+    done: list[OutboxEvent] = field(default_factory=list)
+    dead: list[tuple[Waiting, str]] = field(default_factory=list)
+    again: list[Waiting] = field(default_factory=list)
+    facts: list[Fact] = field(default_factory=list)
 
 
 class LocalRunner:
@@ -50,6 +65,7 @@ class LocalRunner:
 
     Args:
         on_done: told which events are done, in the trio thread.
+        on_dead: told of an event that is given up, why, and after how many attempts, likewise.
         tell: takes a line for the log.
     """
 
@@ -58,11 +74,13 @@ class LocalRunner:
         core: Core,
         events: Events,
         on_done: Callable[[Sequence[OutboxEvent]], object],
+        on_dead: Callable[[OutboxEvent, str, int], object],
         tell: Callable[[Fact], object],
     ) -> None:
         self._core = core
         self._events = events
         self._on_done = on_done
+        self._on_dead = on_dead
         self._tell = tell
         self._waiting: deque[Waiting] = deque()
         self._wake = trio.Event()
@@ -101,11 +119,13 @@ class LocalRunner:
             batch = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
             # what has run is told, whoever is cancelled meanwhile
             with trio.CancelScope(shield=True):
-                done, again, facts = await trio.to_thread.run_sync(self._run, batch, limiter=self._events.threads)
-            kept += again
-            for fact in facts:
+                found = await trio.to_thread.run_sync(self._run, batch, limiter=self._events.threads)
+            kept += found.again
+            for fact in found.facts:
                 self._tell(fact)
-            self._on_done(done)
+            for waiting, reason in found.dead:
+                self._on_dead(waiting.event, reason, waiting.attempts)
+            self._on_done(found.done)
             try:
                 await trio.lowlevel.checkpoint()
             except BaseException:
@@ -120,26 +140,29 @@ class LocalRunner:
         self._backoff_s = min(max(first, 2 * self._backoff_s), most)
         return False
 
-    def _run(self, batch: Sequence[Waiting]) -> tuple[list[OutboxEvent], list[Waiting], list[Fact]]:
-        """In the thread: run a batch; what is done, what is to be tried again, and lines for the log."""
-        done: list[OutboxEvent] = []
-        again: list[Waiting] = []
-        facts: list[Fact] = []
+    def _run(self, batch: Sequence[Waiting]) -> _Batch:
+        """In the thread: run a batch."""
+        found = _Batch()
         for waiting in batch:
             message = waiting.stored.message_id
             if self._failures >= MAX_DEFERRALS or message in self._blocked:
-                again.append(waiting)
+                found.again.append(waiting)
                 continue
-            result = self._events.run_stored(waiting.event, waiting.stored, facts)
+            result = self._events.run_stored(waiting.event, waiting.stored, found.facts)
+            waiting.attempts += 1
             if not result.is_deferral:
-                done.append(waiting.event)
+                found.done.append(waiting.event)
                 self._failures = 0
                 continue
-            again.append(waiting)
+            self._tell_deferral(waiting, result, found.facts)
+            if self._core.clock() >= self._events.give_up_at(waiting.event):
+                # others that are as late get their last chance too, so it does not count
+                found.dead.append((waiting, result.error))
+                continue
+            found.again.append(waiting)
             self._blocked.add(message)
             self._failures += 1
-            self._tell_deferral(waiting, result, facts)
-        return done, again, facts
+        return found
 
     def _tell_deferral(self, waiting: Waiting, result: Result, facts: list[Fact]) -> None:
         action = self._events.action(waiting.stored.transport, waiting.event.name)

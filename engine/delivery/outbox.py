@@ -57,7 +57,7 @@ class Outbox:
         self._core = core
         self._events = events
         self._hub: Hub | None = None
-        self._local = LocalRunner(core, events, self._on_done_here, self._tell)
+        self._local = LocalRunner(core, events, self._on_done_here, self._on_dead_here, self._tell)
         self._wake = trio.Event()
         #: everything up to this number was handed on, but for what other engines left since
         self._after = 0
@@ -178,7 +178,7 @@ class Outbox:
             return self._local.add_nowait(event, stored)
         outgoing = self._outgoing(event, stored)
         outgoing.program = self._events.program(self._hub, action, stored.names)
-        outgoing.state = state_frame(stored.headers)
+        outgoing.state = state_frame(stored.headers, give_up_at=self._events.give_up_at(event))
         return self._hub.submit_nowait(outgoing)
 
     def _hand_on_to_handlers(self, event: OutboxEvent, stored: Stored) -> bool:
@@ -219,6 +219,10 @@ class Outbox:
     def _on_done_here(self, events: Sequence[OutboxEvent]) -> None:
         for event in events:
             self._forget(event)
+
+    def _on_dead_here(self, event: OutboxEvent, reason: str, attempts: int) -> None:
+        self._bury(event, PROGRAM, "", reason, attempts)
+        self._forget(event)
 
     def _bury(self, event: OutboxEvent, handler: str, group: str, reason: str, attempts: int) -> None:
         letter = DeadLetter(

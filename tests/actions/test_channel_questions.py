@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -283,6 +284,23 @@ async def test_how_a_program_fails_is_told(source: bytes, status: frames.Status,
     assert text.lower() in answer.text.lower()
 
 
+async def test_a_program_with_a_time_is_given_up_by_it_and_not_by_attempts() -> None:
+    told = Told()
+    hub = told.make_hub(expected=("main",))
+    source = b"${acl{note}{x}}${lookup pgsql{SELECT 1}}"
+    program = hub.program(source, "event_action msg:delivery in smtp", ())
+    late, early = frames.state_frame(give_up_at=0.0), frames.state_frame(give_up_at=time.time() + 3600)
+    async with working(hub, Worker(), settings=SETTINGS.to_frame(), attempts=1, backoff=QUICK):
+        hub.submit_nowait(Outgoing(None, b"m", b"1", (), program=program, state=late))
+        await until(lambda: not hub.held)
+        hub.submit_nowait(Outgoing(None, b"m", b"2", (), program=program, state=early))
+        await until(lambda: told.lines.count("noted x") >= 4)
+        assert hub.held == 1
+    (event,) = told.done
+    assert event.dead is not None
+    assert [dead.attempts for dead in event.dead.values()] == [1]
+
+
 async def test_a_program_that_nobody_waits_for_is_run_once_for_each_event() -> None:
     told = Told()
     hub = told.make_hub(expected=("main",))
@@ -309,7 +327,7 @@ async def test_a_program_whose_lookup_defers_is_tried_again_and_given_up() -> No
     (dead,) = told.done[0].dead.values()
     assert (dead.handler, dead.attempts) == ("event_action msg:delivery in smtp", 3)
     assert not told.done[1].dead, "EV-5: an expansion that fails changes nothing"
-    assert len([line for line in told.lines if "msg:delivery in smtp" in line]) == 3
+    assert len([line for line in told.lines if "msg:delivery in smtp" in line]) == 1, "told once"
     assert told.lines[-1].startswith("failed to expand event_action msg:complete in main: ")
 
 

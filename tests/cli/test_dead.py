@@ -9,28 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgpack
 import pytest
 from typer.testing import CliRunner, Result
 
 from engine.cli.events import app
 from engine.cli.exits import Exit
+from engine.delivery.stored import pack
+from engine.expand.certificates import Certificate
 from engine.queue.model import PROGRAM, DeadLetter
 from engine.queue.sqlite import SqliteStore
 
-PAYLOAD: bytes = msgpack.packb(
-    (
-        *("smtp", "1vN-1"),
-        {
-            "local_part": "a",
-            "event_data": b"250 \xff",
-            "host_port": 25,
-            "tls_out_sni": None,
-            "tls_out_peercert": b"\x30\x82\x00\xff",
-        },
-        (),
-    )
-)
+VALUES = {"local_part": "a", "event_data": b"250 \xff", "host_port": 25, "tls_out_sni": None}
+PAYLOAD = pack("smtp", "1vN-1", [*VALUES, "tls_out_peercert"], [*VALUES.values(), Certificate(b"0\x82")])
 
 
 @dataclass
@@ -114,11 +104,11 @@ def test_show_tells_all_that_the_event_knew(scene: Scene) -> None:
     assert "reason: no\\x1b[31m" in text
     assert text[text.index("") + 1 :] == [
         *("transport: smtp", "message: 1vN-1", "local_part: a", "event_data: 250 \\xff"),
-        *("host_port: 25", "tls_out_sni: -", "tls_out_peercert: 308200ff"),
+        *("host_port: 25", "tls_out_sni: -"),
+        "tls_out_peercert: -----BEGIN CERTIFICATE-----\\nMII=\\n-----END CERTIFICATE-----\\n",
     ]
-    assert scene.json("show", "1")["payload"]["host_port"] == 25
-    assert scene.json("show", "2")["payload"] == "1 octets that are no event"
-    assert scene.json("show", "3")["payload"] == 1
+    assert scene.json("show", "1")["values"]["host_port"] == 25
+    assert scene.json("show", "2")["values"] == {"payload": "1 octets that are no event of this version"}
     gone = scene.run("show", "9")
     assert (gone.exit_code, gone.stderr) == (Exit.DATA, "outrider: there is no dead letter 9\n")
 

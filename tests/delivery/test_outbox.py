@@ -11,7 +11,7 @@ from engine.delivery.local import LocalRunner
 from engine.delivery.run import recover_now
 from engine.events import Action, Result
 from engine.expand import Scope
-from engine.queue.model import OutboxEvent, OutcomeKind, RecipientState
+from engine.queue.model import PROGRAM, OutboxEvent, OutcomeKind, RecipientState
 from fakes.engine_world import MakeWorld, World
 from fakes.mx_scripts import DATA, GREET, MAIL, QUIT, RCPT, STORED, TAKES_ONE, servers
 
@@ -112,6 +112,46 @@ async def test_a_lookup_that_is_away_is_tried_again_in_order(
     await world.run()
     assert ran == ["msg:delivery", "msg:complete"]
     assert world.store._db.execute("SELECT count(*) FROM outbox").fetchone() == (0,)
+
+
+async def test_a_lookup_that_is_away_for_too_long_makes_dead_letters_that_can_be_tried_again(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`give_up`: each event gets its last chance, and what is tried again is run for just the string."""
+    is_away, ran = [True], []
+
+    def lookup(action: Action, scope: Scope) -> Result:
+        if action.is_pure:
+            return Result()
+        if is_away[0]:
+            return Result(b"", "the database is away", True)
+        ran.append(action.row.name)
+        return Result(b"done")
+
+    monkeypatch.setattr(events, "run", lookup)
+    async with servers([TAKES_ONE]) as (hosts, _):
+        world = world_for(make_world, hosts)
+        world.add_job("a@d.example")
+        await world.run()
+    assert world.store.dead_letters(10) == []
+    world.clock.now += world.core.config.actions.give_up + 1
+    world.core.engine = world.store.register(world.clock())
+    await world.run()
+    letters = world.store.dead_letters(10)
+    assert [(letter.name, letter.handler, letter.group, letter.reason, letter.attempts) for letter in letters] == [
+        ("msg:delivery", PROGRAM, "", "the database is away", 1),
+        ("msg:complete", PROGRAM, "", "the database is away", 1),
+    ]
+    assert [line for line in world.log.lines if "dead letter" in line] == [
+        f"{letter.name} {letter.key} is a dead letter of event_action: the database is away" for letter in letters
+    ]
+    assert world.store.outbox_size() == 0
+    is_away[0] = False
+    world.store.retry_dead_letters([letter.id for letter in letters], world.clock())
+    world.core.engine = world.store.register(world.clock())
+    await world.run()
+    assert ran == ["msg:delivery", "msg:complete"]
+    assert world.store.outbox_size() == 0
 
 
 async def test_an_expansion_that_fails_is_logged_and_leaves_the_outbox(make_world: MakeWorld) -> None:
