@@ -34,6 +34,7 @@ _SUBJECTS: Final = (
     ("/engine/delivery/events.py", "", "event"),
     ("/engine/delivery/outbox.py", "", "event"),
     ("/engine/delivery/raised.py", "", "event"),
+    ("/engine/delivery/stored.py", "", "event"),
     ("/engine/events/", "", "event"),
     ("/engine/actions/", "", "event"),
     ("/engine/expand/", "", "event"),

@@ -21,14 +21,17 @@ that needs less CPU than the sink (the sink would then be what is measured).
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -82,6 +85,15 @@ port = {port}
 hosts_require_dane = "*"
 pipeline_window = {window}
 """
+#: with it every delivery is an event that a worker appends to a file
+EVENTS: Final = """
+[actions]
+workers = 1
+[handlers.audit]
+driver = "jsonl"
+file = "{directory}/events.jsonl"
+events = ["msg:delivery"]
+"""
 
 
 def where(*, quick: bool = False) -> str:
@@ -91,7 +103,7 @@ def where(*, quick: bool = False) -> str:
         engine.run()
         engine.profile = Profile((LogWriter, "write", "log"), (SqliteStore, "claim", "queue: claim"))
         engine.run()
-        return f"{engine.profile.table(engine.count)}\n\n{engine.profile.dearest(engine.count)}"
+        return f"{engine.profile.table(engine.count, engine.workers_s)}\n\n{engine.profile.dearest(engine.count)}"
 
 
 def run(bench: Harness) -> None:
@@ -102,12 +114,13 @@ def run(bench: Harness) -> None:
         with Engine(sink, 8, min(count, 5000)) as engine, Sink(cores[-1], "--track") as watched:
             engine.sink = watched
             engine.run()
-            engine.check_log()
-            watched.check(engine.count)
+            engine.check()
+            watched.check(engine.sent)
         sent = 0
-        for window in (8, 1):
-            with Engine(sink, window, count if window == 8 else count // 5) as engine:
-                what = f"personalised 4 KiB, DANE, queue, log, window {window}"
+        for window, has_events in ((8, True), (8, False), (1, True)):
+            is_figure = window == 8 and has_events
+            with Engine(sink, window, count if is_figure else count // 5, has_events=has_events) as engine:
+                what = f"personalised 4 KiB, DANE, queue, log, {'' if has_events else 'no '}events, window {window}"
                 ours = Contender("outrider", engine.run)
                 bench.measure(
                     what,
@@ -115,10 +128,10 @@ def run(bench: Harness) -> None:
                     metric=CPU_US,
                     also=(RATE,),
                     runs=3,
-                    at_most=100 if window == 8 else None,
-                    is_figure=window == 8,
+                    at_most=100 if is_figure else None,
+                    is_figure=is_figure,
                 )
-                if window == 8:
+                if is_figure:
                     bench.measure("the sink beside it", Contender("its sink", engine.sink_share), metric=CPU_US, runs=1)
                 sent += engine.sent
         sink.check(sent)
@@ -174,22 +187,34 @@ class Sink:
 class Engine:
     """An engine with a queue in a temporary directory; each run queues a job and delivers it."""
 
-    def __init__(self, sink: Sink, window: int, count: int) -> None:
+    def __init__(self, sink: Sink, window: int, count: int, *, has_events: bool = True) -> None:
         self.sink = sink
         self.count = count
+        self._has_events = has_events
         #: messages of all runs
         self.sent = 0
         self._window = window
         self._directory = tempfile.mkdtemp(prefix="outrider-bench-")
         self._last = Timing(0, 0.0)
+        #: CPU time of a run for one recipient: what it takes to start and to stop, a worker's interpreter most of all
+        self._start_cpu_s: float | None = None
+        #: CPU time of the workers of the last run
+        self.workers_s = 0.0
         #: takes a profile of the next run
         self.profile: Profile | None = None
 
     def run(self) -> Timing:
-        """Deliver to everybody; the time of queueing is left out."""
-        text = CONFIGURATION.format(
+        """Deliver to everybody; the time of queueing is left out, and so is what it takes to start and to stop."""
+        if self._start_cpu_s is None:
+            self._start_cpu_s = self._run(1).cpu_s
+        timing = self._run(self.count)
+        return replace(timing, cpu_s=timing.cpu_s - self._start_cpu_s)
+
+    def _run(self, count: int) -> Timing:
+        text = (CONFIGURATION + (EVENTS if self._has_events else "")).format(
             directory=self._directory, port=self.sink.port, nameserver=self.sink.nameserver, window=self._window
         )
+        profile = self.profile if count > 1 else None
         with app.open_engine(loads(text.encode())) as core:
             new_job = NewJob(
                 _SENDER,
@@ -199,25 +224,32 @@ class Engine:
                 options=JobOptions(salt=b"bench").to_mapping(),
             )
             store = core.database.store
-            job = load(store, core.engine.owner, new_job, _composer(time.time()), self._recipients(), now=time.time).job
-            sink_cpu_s = self.sink.cpu_s
-            with self.profile or contextlib.nullcontext(), Stopwatch() as watch:
+            recipients = itertools.islice(self._recipients(), count)
+            job = load(store, core.engine.owner, new_job, _composer(time.time()), recipients, now=time.time).job
+            sink_cpu_s, workers_s = self.sink.cpu_s, _children_s()
+            with profile or contextlib.nullcontext(), Stopwatch() as watch:
                 trio.run(_deliver, core, job.id)
-            self._last = Timing(self.count, watch.wall_s, self.sink.cpu_s - sink_cpu_s, self.count)
-            delivered = store.counts(job.id).delivered
-        assert delivered == self.count, f"{delivered} of {self.count} were delivered"
+            self._last = Timing(count, watch.wall_s, self.sink.cpu_s - sink_cpu_s, count)
+            self.workers_s = _children_s() - workers_s
+            delivered, waiting = store.counts(job.id).delivered, store.outbox_size()
+        assert delivered == count, f"{delivered} of {count} were delivered"
+        assert not waiting, f"{waiting} events were left"
         self.sent += delivered
-        return watch.timing(self.count, delivered)
+        return watch.timing(count, delivered)
 
     def sink_share(self) -> Timing:
         """What the sink needed for the run before."""
         return self._last
 
-    def check_log(self) -> None:
-        """See that the main log has a verified delivery for each recipient."""
+    def check(self) -> None:
+        """See that the main log has a verified delivery for each recipient, and that each event was recorded once."""
         log = (Path(self._directory) / "main.log").read_text()
         lines = set(re.findall(rf"^\S+ \S+ \S+ => (\S+) .* H={re.escape(_HOST)} .* X=TLS1\.3:\S+ CV=dane ", log, re.M))
         assert len(lines) == self.count, f"{len(lines)} verified deliveries in the log"
+        rows = [json.loads(row) for row in (Path(self._directory) / "events.jsonl").read_text().splitlines()]
+        assert len(rows) == len({row["id"] for row in rows}) == self.sent, (
+            f"{len(rows)} events for {self.sent} messages"
+        )
 
     def _recipients(self) -> Iterator[Recipient]:
         for number in range(self.count):
@@ -246,6 +278,11 @@ def _composer(created_at: float) -> Composer:
         host_name="sender.example",
         created_at=created_at,
     )
+
+
+def _children_s() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 async def _deliver(core: Core, job_id: int) -> None:
