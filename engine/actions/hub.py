@@ -372,6 +372,9 @@ class Hub:
         return await link.evaluate(program, values, state, deadline - trio.current_time())
 
     async def _wait_for_link(self, group: _Group, deadline: float) -> Link:
+        link = group.least_loaded()
+        if link is not None:
+            return link
         with trio.move_on_at(deadline):
             while (link := group.least_loaded()) is None:
                 await self._changed.wait()
