@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Self
 import trio
 from OpenSSL import SSL
 
-from engine.net.session import SessionOptions, open_session
+from engine.net.opener import open_session
+from engine.net.session import SessionOptions
 from engine.policy.hosts import Host
 from engine.policy.plan import Plan, TlsLevel
 from engine.smtp import HostMemory

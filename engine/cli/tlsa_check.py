@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..delivery.routing.search import find_hosts
 from ..errors import DeliveryError
-from ..net.session import SessionOptions, open_session
+from ..net.opener import open_session
+from ..net.session import SessionOptions
 from ..policy.answers import Status
 from ..policy.hosts import Deferral, HostList
 from ..policy.mx import HostSearch, SearchOptions

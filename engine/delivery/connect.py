@@ -20,7 +20,8 @@ import trio
 
 from ..errors import ConfigError, DeliveryError, ExpandError, LocalProtocolError, TlsPolicyError
 from ..logs.facts import Fact, FactKind
-from ..net.session import SessionOptions, open_session
+from ..net.opener import open_session
+from ..net.session import SessionOptions
 from ..policy.builder import PlanBuilder
 from ..policy.plan import CLEAR, Plan, TlsLevel
 from ..policy.requirement import STARTTLS_NOT_SUPPORTED, VALIDATION_FAILURE, Decision, Refusal

@@ -9,12 +9,12 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from typing import Final, NewType
+from typing import Final
 
 import trio
 
 from ..errors import DeliveryError, Scope
-from .stream import tune
+from .tcp import TcpStream, tune
 
 #: flag in `more_errno`: it was the connect that timed out (11.6)
 CONNECT_TIMEOUT_FLAG: Final = 256
@@ -22,11 +22,8 @@ CONNECT_TIMEOUT_FLAG: Final = 256
 #: error number -> name that retry rules match (RT-7); what is not here is matched by `*` only
 _RETRY_NAMES: Final = {errno.ECONNREFUSED: "refused", errno.ETIMEDOUT: "timeout_connect"}
 
-#: an IP address and a port
-Endpoint = NewType("Endpoint", tuple[str, int])
 
-
-async def dial(address: str, port: int, *, timeout_s: float, interface: str | None = None) -> trio.SocketStream:
+async def dial(address: str, port: int, *, timeout_s: float, interface: str | None = None) -> TcpStream:
     """Open a TCP connection.
 
     Args:
@@ -41,6 +38,13 @@ async def dial(address: str, port: int, *, timeout_s: float, interface: str | No
             LOCAL if this machine has run out of descriptors or memory.
         ValueError: `address` or `interface` is not an IP address, or they are of different families.
     """
+    with trio.move_on_after(timeout_s):
+        return await reach(address, port, interface=interface)
+    raise timed_out()
+
+
+async def reach(address: str, port: int, *, interface: str | None = None) -> TcpStream:
+    """`dial` for who sees to the time limit himself; see `timed_out`."""
     family, target = _sockaddr(address, port)
     source = None
     if interface is not None:
@@ -55,39 +59,29 @@ async def dial(address: str, port: int, *, timeout_s: float, interface: str | No
         connection.setblocking(False)
         if source is not None:
             connection.bind(source)
-        with trio.move_on_after(timeout_s) as scope:
-            await _connect(connection, target)
-        if scope.cancelled_caught:
-            raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+        tune(connection)
+        await trio.lowlevel.checkpoint_if_cancelled()
+        code = connection.connect_ex(target)
+        if code == errno.EINPROGRESS:
+            # what is near may be there already, and then there is nothing to wait for
+            code = connection.connect_ex(target)
+        if code in (errno.EALREADY, errno.EINPROGRESS):
+            await trio.lowlevel.wait_writable(connection)
+            code = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code and code != errno.EISCONN:
+            raise OSError(code, os.strerror(code))
     except OSError as error:
         connection.close()
         raise _error(error, Scope.HOST) from error
     except BaseException:
         connection.close()
         raise
-    stream = trio.SocketStream(trio.socket.from_stdlib_socket(connection))
-    tune(stream)
-    return stream
+    return TcpStream(connection)
 
 
-def local_endpoint(stream: trio.SocketStream) -> Endpoint:
-    """Our address and port on a connection ($sending_ip_address, $sending_port).  May raise OSError once it is dead."""
-    return Endpoint(stream.socket.getsockname()[:2])
-
-
-def peer_endpoint(stream: trio.SocketStream) -> Endpoint:
-    """The peer's address and port on a connection.  May raise OSError once it is dead."""
-    return Endpoint(stream.socket.getpeername()[:2])
-
-
-async def _connect(connection: socket.socket, target: tuple[object, ...]) -> None:
-    await trio.lowlevel.checkpoint_if_cancelled()
-    code = connection.connect_ex(target)
-    if code == errno.EINPROGRESS:
-        await trio.lowlevel.wait_writable(connection)
-        code = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-    if code:
-        raise OSError(code, os.strerror(code))
+def timed_out() -> DeliveryError:
+    """The error for a connection that was not made in time."""
+    return _error(TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)), Scope.HOST)
 
 
 def _sockaddr(address: str, port: int) -> tuple[int, tuple[object, ...]]:

@@ -10,13 +10,17 @@ from __future__ import annotations
 import errno
 import os
 import select
+from typing import TYPE_CHECKING
 
 import trio
 
 from ..errors import TlsPolicyError
 from ..smtp.failure import CLOSED, ERRNO_CLOSED, Loss, LossKind
-from .dial import local_endpoint
-from .stream import TcpStream, TlsStream
+from .stream import TlsStream
+from .tcp import TcpStream
+
+if TYPE_CHECKING:
+    import socket
 
 
 async def receive(stream: trio.abc.Stream) -> bytes | Loss:
@@ -50,20 +54,18 @@ def send_loss(error: trio.BrokenResourceError) -> Loss:
     return Loss(LossKind.SEND_FAILED, cause.errno, os.strerror(cause.errno))
 
 
-def _socket_of(stream: trio.abc.Stream) -> trio.SocketStream | None:
+def _socket_of(stream: trio.abc.Stream) -> socket.socket | trio.socket.SocketType | None:
     transport = stream.transport if isinstance(stream, TlsStream) else stream
-    if isinstance(transport, TcpStream):
-        return transport.socket_stream
-    return transport if isinstance(transport, trio.SocketStream) else None
+    return transport.socket if isinstance(transport, TcpStream | trio.SocketStream) else None
 
 
 def is_readable(stream: trio.abc.Stream) -> bool:
     """Whether the peer has sent something, or closed; False for a stream that is no socket."""
     connection = _socket_of(stream)
-    if connection is None or connection.socket.fileno() < 0:
+    if connection is None or connection.fileno() < 0:
         return False
     poll = select.poll()
-    poll.register(connection.socket.fileno(), select.POLLIN)
+    poll.register(connection.fileno(), select.POLLIN)
     return bool(poll.poll(0))
 
 
@@ -73,7 +75,7 @@ def local_address(stream: trio.abc.Stream) -> str:
     if connection is None:
         return ""
     try:
-        address, port = local_endpoint(connection)
-    except OSError:
+        address, port = connection.getsockname()[:2]
+    except (OSError, ValueError):
         return ""
     return f"[{address}]:{port}"

@@ -1,7 +1,7 @@
-"""Drive one SMTP connection: open it, send messages over it, close it.
+"""Drive one SMTP connection that is open: send messages over it, close it.
 
 Layer: adapter.  Spec: events-dane 8.1, 8.2, 11.1, 11.4; bulk-sending section 5; RFC 5321 §4.5.3.2 (timeouts).
-The protocol is `smtp.opening` and `smtp.client`; here are octets, deadlines and the errors of the system.
+The protocol is `smtp.client`; here are octets, deadlines and the errors of the system.
 
 One task drives a session, and no task or cancel scope is made for a message: all that may be sent goes out in one
 write, all replies that have come are read at once, and one deadline moves with the replies.  It moves when a reply is
@@ -14,22 +14,18 @@ than that does not get to say it, and runs into the deadline of the write.
 
 from __future__ import annotations
 
-import errno
 import math
-import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
-from ..errors import DeliveryError, EventRefusal, LocalProtocolError, Scope
+from ..errors import LocalProtocolError
 from ..smtp import commands
-from ..smtp.client import Client
 from ..smtp.failure import CANCELLED, TIMEOUT, Loss
-from ..smtp.opening import Opening, OpeningAction, OpeningStage
-from .dial import dial
-from .losses import is_readable, local_address, receive, send_loss
-from .stream import TcpStream, TlsStream, start_tls
+from .losses import is_readable, receive, send_loss
+from .stream import TlsStream
+from .tcp import TcpStream
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -37,15 +33,14 @@ if TYPE_CHECKING:
     from ..policy.mx import Host
     from ..policy.plan import Plan
     from ..smtp import Capabilities, HostMemory, Reply, Transaction, TransactionResult
-    from ..tls.context import TlsContexts, TlsOptions
-    from ..tls.facts import Decide, TlsFacts
+    from ..smtp.client import Client
+    from ..smtp.opening import OpeningStage
+    from ..tls.facts import TlsFacts
 
 #: octets handed to the stream at a time; each has `data_timeout_s`
 BLOCK_OCTETS: Final = 64 * 1024
 #: octets of replies kept while a write is under way
 EARLY_OCTETS: Final = 256 * 1024
-#: errno of a refusal by the event `smtp:connect` (11.6)
-ERRNO_EXPANSION: Final = -27
 #: seconds for what a server still says after 421, and for its answer to QUIT
 PARTING_TIMEOUT_S: Final = 5.0
 
@@ -119,160 +114,8 @@ class SessionFacts:
     greeting: str = ""
 
 
-async def open_session(
-    host: Host,
-    port: int,
-    options: SessionOptions,
-    contexts: TlsContexts,
-    memory: HostMemory,
-    *,
-    decide: Decide | None = None,
-    tls_options: TlsOptions | None = None,
-    watch: Watch | None = None,
-) -> Session:
-    """Connect to a host and get ready to send: banner, EHLO or HELO, STARTTLS and EHLO again, AUTH.
-
-    A refused STARTTLS where the plan allows clear text stays in clear on the same connection (TL-3).  After a failed
-    handshake the connection is closed; to come again in clear (TL-7) is the caller's decision: call again with a plan
-    of level CLEAR.
-
-    Args:
-        host: whom to connect to; its name is what the log and the TLS session cache know it by.
-        port: TCP port.
-        memory: what has been learned about this host; shared by its sessions.
-        decide: sees the certificate chain before any octet of SMTP follows the handshake; needed for a DANE plan.
-        tls_options: None for those of `contexts`.
-        watch: is told what happens; `Watch.on_closed` is the caller's to call where this raises.
-
-    Raises:
-        EventRefusal: `watch` ended the connection after the banner (-27).
-        DeliveryError: scope HOST (RT-1), with `permanent` for 5xx on the banner or on HELO; -38 where TLS is
-            required and not offered or refused, -42 where authentication is required and not possible; scope
-            LOCAL when this machine has run out of something or `helo_name` cannot be said.  Texts are those of 7.5 and
-            11.5.
-        TlsPolicyError: the handshake failed or the certificate does not prove what the plan demands (-37).
-        ConfigError: a file of the TLS options is not usable.
-    """
-    try:
-        connection = await dial(host.address, port, timeout_s=options.connect_timeout_s, interface=options.interface)
-    except ValueError as error:
-        raise DeliveryError(str(error), errno=errno.EAFNOSUPPORT) from error
-    stream = TcpStream(connection)
-    return await open_session_on(
-        stream, host, port, options, contexts, memory, decide=decide, tls_options=tls_options, watch=watch
-    )
-
-
-async def open_session_on(
-    stream: trio.abc.Stream,
-    host: Host,
-    port: int,
-    options: SessionOptions,
-    contexts: TlsContexts,
-    memory: HostMemory,
-    *,
-    decide: Decide | None = None,
-    tls_options: TlsOptions | None = None,
-    watch: Watch | None = None,
-) -> Session:
-    """`open_session` on a stream that is connected already; it is closed when this raises."""
-    peer = f"{host.name} [{host.address}]"
-    try:
-        commands.ehlo(options.helo_name)
-    except LocalProtocolError as error:
-        await trio.aclose_forcefully(stream)
-        raise DeliveryError(str(error), scope=Scope.LOCAL) from error
-    opening = Opening(
-        options.helo_name,
-        options.plan,
-        peer=peer,
-        nonce=secrets.token_urlsafe(18),
-        auth=options.auth,
-        auth_required=options.auth_required,
-        auth_mechanisms=options.auth_mechanisms,
-        auth_in_clear=options.auth_in_clear,
-    )
-    tls: TlsFacts | None = None
-    try:
-        local = local_address(stream)
-        if watch is not None:
-            opening.heard = []
-            await watch.on_connected(local)
-        while True:
-            await _open_step(stream, opening, options, watch)
-            if opening.action is OpeningAction.READY:
-                break
-            secured = await start_tls(
-                stream,
-                options.plan,
-                contexts,
-                host_name=host.name,
-                timeout_s=options.command_timeout_s,
-                decide=decide,
-                options=tls_options,
-                leave_last=True,
-                examine=watch.examine if watch is not None else None,
-            )
-            stream = secured
-            tls = secured.facts
-            opening.on_tls()
-    except BaseException:
-        await trio.aclose_forcefully(stream)
-        raise
-    client = Client(opening.capabilities, memory, window=options.window, peer=peer, greeting=opening.greeting)
-    facts = SessionFacts(host, port, local, tls, opening.authenticator, opening.greeting)
-    return Session(stream, client, facts, options, watch)
-
-
-async def _open_step(
-    stream: trio.abc.Stream, opening: Opening, options: SessionOptions, watch: Watch | None = None
-) -> None:
-    """Talk until TLS is due or all is done; each command and its reply have `command_timeout_s`."""
-    while True:
-        problem: DeliveryError | None = None
-        with trio.move_on_after(options.command_timeout_s) as scope:
-            output = opening.take_output()
-            if output:
-                try:
-                    await stream.send_all(output)
-                except trio.BrokenResourceError as error:
-                    raise opening.on_lost(send_loss(error)) from error
-            while opening.action is OpeningAction.RECEIVE and not opening.has_output:
-                octets = await receive(stream)
-                if isinstance(octets, Loss):
-                    raise opening.on_lost(octets)
-                try:
-                    opening.receive(octets)
-                except DeliveryError as error:
-                    problem = error
-                    break
-        if scope.cancelled_caught:
-            raise opening.on_lost(TIMEOUT)
-        if watch is not None:
-            await _tell(stream, opening, watch)
-        if problem is not None:
-            raise problem
-        if opening.action is not OpeningAction.RECEIVE:
-            return
-
-
-async def _tell(stream: trio.abc.Stream, opening: Opening, watch: Watch) -> None:
-    """Tell of the replies that came; nothing is sent meanwhile.  Raises EventRefusal."""
-    heard, opening.heard = opening.heard or (), []
-    for stage, mechanism, reply in heard:
-        refusal = await watch.on_reply(stage, mechanism, reply)
-        if refusal and stage is OpeningStage.BANNER:
-            with trio.move_on_after(PARTING_TIMEOUT_S):
-                try:
-                    await stream.send_all(commands.QUIT)
-                    await receive(stream)
-                except trio.BrokenResourceError:
-                    pass
-            raise EventRefusal(refusal, errno=ERRNO_EXPANSION)
-
-
 class Session:
-    """One connection that is ready to send; made by `open_session`.  Used by one task at a time.
+    """One connection that is ready to send; made by `opener.open_session`.  Used by one task at a time.
 
     Attributes:
         facts: what is the same for every message.

@@ -26,7 +26,8 @@ import trio
 from ..errors import StoreError, TlsPolicyError
 from ..smtp.server import Action, Counts, Received, ServerOptions, SinkProtocol
 from .sink_store import DuplicateTracker, MessageStore
-from .stream import TcpStream, TlsStream, serve_tls, tune
+from .stream import TlsStream, serve_tls
+from .tcp import TcpStream, tune
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -168,7 +169,7 @@ class Sink:
     async def _serve(self, socket_stream: trio.SocketStream) -> None:
         self.counts.connections += 1
         number = self.counts.connections
-        tune(socket_stream)
+        tune(socket_stream.socket)
         stream = TcpStream(socket_stream)
         try:
             if self._open_connections >= self.options.max_connections:

@@ -1,17 +1,13 @@
-"""TLS and TCP streams over trio that cost little a message.
+"""TLS streams over trio that cost little a message.
 
 Layer: adapter.  Spec: RFC 8446 §6.1 (close_notify), R41, R43; trio's Stream contract.
 
-Facts.  A trio socket call that need not wait still goes once round the scheduler, which costs more than the
-system call.  An SMTP flight is one write, which nearly always fits the socket's buffer, and one read, which nearly
-always has to wait for the peer.  The TLS library turns plaintext into records whose order on the wire must be the order
-in which they came out of it, and it may want to send while it reads (key updates, alerts).
+Facts.  The TLS library turns plaintext into records whose order on the wire must be the order in which they came out of
+it, and it may want to send while it reads (key updates, alerts).
 
-What it means.  Every operation first tries the system call on the non-blocking descriptor, and waits only
-if the kernel says so; it is always a cancellation point, and after `yield_every` operations in a row that did not wait
-it yields to other tasks even so.  An operation does one blocking thing at a time: it sends what the library
-wants sent, and only then waits for the peer.  `start_send` is the half of `send_all` that does not wait: who must read
-while he writes needs a second task only if it says that something is left for `finish_send`.
+What it means.  As with `net.tcp`, every operation first tries and then waits; of operations in a row that did not wait
+every `yield_every`-th is a checkpoint.  An operation does one blocking thing at a time: it sends what the library wants
+sent, and only then waits for the peer.
 
 Order.  Between taking ciphertext out of the library and either handing it to the kernel or queueing for the lock
 there is no await, and trio's lock is first in, first out. Whoever fails or is cancelled with ciphertext in hand
@@ -21,15 +17,11 @@ What we do not do.  No half-close: after `aclose` nothing is read.  No renegotia
 close_notify is an error (`trio.BrokenResourceError`) unless the stream was told to take it for an end
 (`ragged_eof_ok`): whoever cuts the connection could be anybody, and only a caller that has seen its last reply (221)
 may shrug.
-
-Long because both streams and the two ways to make the one from the other share what these paragraphs say.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
-import socket
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -37,6 +29,7 @@ import trio
 from ..errors import TlsPolicyError
 from ..tls.context import engine_for_server
 from ..tls.engine import WRITE_OCTETS, TlsEngine, tls_error
+from .tcp import YIELD_EVERY, TcpStream
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,168 +37,11 @@ if TYPE_CHECKING:
     from OpenSSL import SSL
 
     from ..policy.plan import Plan
-    from ..tls.context import ClientHandshake, TlsContexts, TlsOptions
+    from ..tls.context import TlsContexts, TlsOptions
     from ..tls.facts import Decide, Examine, TlsFacts
 
-#: octets asked of the kernel at a time; four full flights of a window of 16 KiB messages
-RECEIVE_OCTETS: Final = 256 * 1024
-#: operations in a row that may do without a turn of the scheduler; arbitrary, a flight is two
-YIELD_EVERY: Final = 16
-#: octets the kernel takes ahead of the wire; trio's 16 KiB would cut a window of messages into many writes
-NOTSENT_LOWAT_OCTETS: Final = 256 * 1024
 #: seconds that `aclose` gives a peer that does not read to take our close_notify
 CLOSE_TIMEOUT_S: Final = 0.5
-
-
-def tune(stream: trio.SocketStream) -> None:
-    """Set the options of a connected TCP socket: no Nagle delay, room for a whole window of messages."""
-    _set_option(stream, socket.TCP_NODELAY, 1)
-    if hasattr(socket, "TCP_NOTSENT_LOWAT"):
-        _set_option(stream, socket.TCP_NOTSENT_LOWAT, NOTSENT_LOWAT_OCTETS)
-
-
-def _set_option(stream: trio.SocketStream, option: int, value: int) -> None:
-    try:
-        stream.setsockopt(socket.IPPROTO_TCP, option, value)
-    except OSError:
-        pass  # not a TCP socket, such as a socketpair in a test
-
-
-class TcpStream(trio.abc.HalfCloseableStream):
-    """A `trio.SocketStream` that tries before it waits; see the header.
-
-    Args:
-        stream: belongs to this object from now on.
-        yield_every: operations in a row that may go without a turn of the scheduler; 1 keeps trio's strict rule.
-    """
-
-    def __init__(self, stream: trio.SocketStream, *, yield_every: int = YIELD_EVERY) -> None:
-        self.socket_stream = stream
-        self._fileno = stream.socket.fileno
-        self._yield_every = yield_every
-        self._quick_count = 0
-        self._sending = False
-        self._receiving = False
-        self._held: bytes | memoryview = b""
-
-    def start_send(self, data: bytes | memoryview) -> bool:
-        """Hand over what the kernel takes at once; no cancellation point.
-
-        Returns:
-            Whether that was everything.  If not, `finish_send` must follow; `data` must not change before it is done.
-
-        Raises:
-            trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError.
-        """
-        if self._sending:
-            raise trio.BusyResourceError("another task is sending on this stream")
-        sent = self._send_nowait(data)
-        if sent == len(data):
-            return True
-        self._held = memoryview(data)[sent:]
-        self._sending = True
-        return False
-
-    async def finish_send(self) -> None:
-        """Send what `start_send` left; raises as `send_all` does."""
-        try:
-            self._quick_count = 0
-            await self.socket_stream.send_all(self._held)
-        finally:
-            self._held = b""
-            self._sending = False
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Send everything; trio's contract.
-
-        Raises:
-            trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError.
-        """
-        if self._sending:
-            raise trio.BusyResourceError("another task is sending on this stream")
-        if self._fileno() == -1:
-            raise trio.ClosedResourceError("this stream was closed")
-        self._sending = True
-        try:
-            await trio.lowlevel.checkpoint_if_cancelled()
-            sent = self._send_nowait(data)
-            if sent == len(data):
-                await self._fair()
-                return
-            self._quick_count = 0
-            with memoryview(data) as view, view[sent:] as rest:
-                await self.socket_stream.send_all(rest)
-        finally:
-            self._sending = False
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Octets from the peer, at most `max_bytes`; empty at the end.  Trio's contract.
-
-        Raises:
-            trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError, ValueError.
-        """
-        size = RECEIVE_OCTETS if max_bytes is None else max_bytes
-        if size < 1:
-            raise ValueError("max_bytes must be at least 1")
-        if self._receiving:
-            raise trio.BusyResourceError("another task is receiving on this stream")
-        self._receiving = True
-        try:
-            await trio.lowlevel.checkpoint_if_cancelled()
-            while True:
-                fd = self._fileno()
-                if fd == -1:
-                    raise trio.ClosedResourceError("this stream was closed")
-                try:
-                    data = os.read(fd, size)
-                except BlockingIOError:
-                    self._quick_count = 0
-                    await trio.lowlevel.wait_readable(fd)
-                except OSError as error:
-                    raise trio.BrokenResourceError(f"socket connection broken: {error}") from error
-                else:
-                    await self._fair()
-                    return data
-        finally:
-            self._receiving = False
-
-    async def wait_send_all_might_not_block(self) -> None:
-        """Wait until `send_all` would have room."""
-        if self._sending:
-            raise trio.BusyResourceError("another task is sending on this stream")
-        await self.socket_stream.wait_send_all_might_not_block()
-
-    async def send_eof(self) -> None:
-        """Close our direction only."""
-        if self._sending:
-            raise trio.BusyResourceError("another task is sending on this stream")
-        await self.socket_stream.send_eof()
-
-    async def aclose(self) -> None:
-        """Close both directions at once."""
-        await self.socket_stream.aclose()
-
-    def _send_nowait(self, data: bytes | bytearray | memoryview) -> int:
-        """Hand the kernel what it takes at once and return how much that was."""
-        fd = self._fileno()
-        if fd == -1:
-            raise trio.ClosedResourceError("this stream was closed")
-        if self.socket_stream.socket.did_shutdown_SHUT_WR:
-            raise trio.ClosedResourceError("this stream was half-closed")
-        if not data:
-            return 0
-        try:
-            return os.write(fd, data)
-        except BlockingIOError:
-            return 0
-        except OSError as error:
-            raise trio.BrokenResourceError(f"socket connection broken: {error}") from error
-
-    async def _fair(self) -> None:
-        self._quick_count += 1
-        if self._quick_count >= self._yield_every:
-            self._quick_count = 0
-            await trio.lowlevel.cancel_shielded_checkpoint()
 
 
 class TlsStream(trio.abc.Stream):
@@ -303,7 +139,10 @@ class TlsStream(trio.abc.Stream):
         self._check_usable()
         self._sending = True
         try:
-            await trio.lowlevel.checkpoint_if_cancelled()
+            self._quick_count += 1
+            if self._quick_count >= self._yield_every:
+                await self._checkpoint()
+                self._check_usable()
             if len(data) <= WRITE_OCTETS:
                 await self._transmit(self._encrypt(data))
             else:
@@ -313,7 +152,6 @@ class TlsStream(trio.abc.Stream):
                         with view[start : start + WRITE_OCTETS] as part:
                             ciphertext = self._encrypt(part)
                         await self._transmit(ciphertext)
-            await self._fair()
         finally:
             self._sending = False
 
@@ -333,11 +171,13 @@ class TlsStream(trio.abc.Stream):
         self._check_usable()
         self._receiving = True
         try:
-            await trio.lowlevel.checkpoint_if_cancelled()
+            self._quick_count += 1
+            if self._quick_count >= self._yield_every:
+                await self._checkpoint()
+                self._check_usable()
             while True:
                 data = self._decrypt(max_bytes)
                 if data is not None:
-                    await self._fair()
                     return data
                 await self._exchange()
                 self._check_usable()
@@ -485,11 +325,9 @@ class TlsStream(trio.abc.Stream):
         with trio.move_on_after(CLOSE_TIMEOUT_S):
             await self._transmit(ciphertext)
 
-    async def _fair(self) -> None:
-        self._quick_count += 1
-        if self._quick_count >= self._yield_every:
-            self._quick_count = 0
-            await trio.lowlevel.cancel_shielded_checkpoint()
+    async def _checkpoint(self) -> None:
+        self._quick_count = 0
+        await trio.lowlevel.checkpoint()
 
     def _check_usable(self) -> None:
         if self._closed:
@@ -511,11 +349,12 @@ async def start_tls(
     contexts: TlsContexts,
     *,
     host_name: str,
-    timeout_s: float,
+    timeout_s: float | None,
     decide: Decide | None = None,
     options: TlsOptions | None = None,
     leave_last: bool = False,
     examine: Examine | None = None,
+    endpoint: tuple[object, ...] | None = None,
 ) -> TlsStream:
     """Turn a connection on which STARTTLS was answered with 220 into a TLS stream.
 
@@ -527,52 +366,46 @@ async def start_tls(
         plan: what TLS must prove.
         contexts: contexts and sessions of the engine.
         host_name: the host as routing knows it.
-        timeout_s: seconds for the handshake.
+        timeout_s: seconds for the handshake; None where the caller sees to it.
         decide: sees the chain after the handshake and before any octet of SMTP; required for a DANE plan.
         options: options of this host, None for those of `contexts`.
         leave_last: leave our last flight of the handshake to go out with what is sent next, or before anything is
             waited for: a packet and a system call less for who speaks first.
         examine: has the last word on a handshake that would do.
+        endpoint: what tells servers of this name apart; None for the address and port of the peer.
 
     Raises:
         TlsPolicyError: the handshake failed or timed out, or the certificate does not prove what the plan demands.
         ConfigError: a file that the options name is not usable.
     """
     try:
-        handshake = contexts.handshake(plan, host_name=host_name, endpoint=_endpoint(stream), options=options)
-        return await _conclude(stream, handshake, decide, examine, timeout_s=timeout_s, leave_last=leave_last)
+        handshake = contexts.handshake(
+            plan, host_name=host_name, endpoint=_endpoint(stream) if endpoint is None else endpoint, options=options
+        )
+        tls = TlsStream(stream, handshake.engine, on_first_read=handshake.keep_session)
+        try:
+            if timeout_s is None:
+                await tls.do_handshake(leave_last=leave_last)
+            else:
+                with trio.move_on_after(timeout_s) as scope:
+                    await tls.do_handshake(leave_last=leave_last)
+                if scope.cancelled_caught:
+                    raise handshake.engine.error("timed out")
+        except BaseException:
+            handshake.fail()
+            raise
+        try:
+            tls.facts = handshake.conclude(decide)
+            if examine is not None:
+                tls.facts = handshake.amend(await examine(tls.facts, handshake.engine.verified_chain))
+        except TlsPolicyError:
+            handshake.fail()
+            # Be polite to the peer: it may log why.  There is no session to keep.
+            tls._on_first_read = tls._keep_session = None
+            await tls.aclose()
+            raise
     except BaseException:
         await trio.aclose_forcefully(stream)
-        raise
-
-
-async def _conclude(
-    stream: trio.abc.Stream,
-    handshake: ClientHandshake,
-    decide: Decide | None,
-    examine: Examine | None,
-    *,
-    timeout_s: float,
-    leave_last: bool,
-) -> TlsStream:
-    tls = TlsStream(stream, handshake.engine, on_first_read=handshake.keep_session)
-    try:
-        with trio.move_on_after(timeout_s) as scope:
-            await tls.do_handshake(leave_last=leave_last)
-        if scope.cancelled_caught:
-            raise handshake.engine.error("timed out")
-    except TlsPolicyError:
-        handshake.fail()
-        raise
-    try:
-        tls.facts = handshake.conclude(decide)
-        if examine is not None:
-            tls.facts = handshake.amend(await examine(tls.facts, handshake.engine.verified_chain))
-    except TlsPolicyError:
-        handshake.fail()
-        # Be polite to the peer: it may log why.  There is no session to keep.
-        tls._on_first_read = tls._keep_session = None
-        await tls.aclose()
         raise
     return tls
 
@@ -601,9 +434,7 @@ async def serve_tls(stream: trio.abc.Stream, context: SSL.Context, *, timeout_s:
 
 def _endpoint(stream: trio.abc.Stream) -> tuple[object, ...]:
     """Address and port of the peer, where the transport has such things."""
-    if isinstance(stream, TcpStream):
-        stream = stream.socket_stream
-    if isinstance(stream, trio.SocketStream):
+    if isinstance(stream, TcpStream | trio.SocketStream):
         try:
             return tuple(stream.socket.getpeername()[:2])
         except OSError:

@@ -19,7 +19,7 @@ from ..policy.plan import Plan, TlsLevel
 from ..tls.context import SYSTEM, TlsContexts, TlsOptions
 from ..tls.names import has_dns_names
 from .dial import dial
-from .stream import TcpStream, start_tls
+from .stream import start_tls
 
 if TYPE_CHECKING:
     from .resolver import Resolver
@@ -100,9 +100,7 @@ class StsFetcher:
             # The handshake goes on with any certificate, so that one that does not verify can be told from a server
             # that does not speak TLS; nothing is sent before it was looked at.
             try:
-                tls = await start_tls(
-                    TcpStream(tcp), _plan(host), self._contexts, host_name=host, timeout_s=_CONNECT_TIMEOUT_S
-                )
+                tls = await start_tls(tcp, _plan(host), self._contexts, host_name=host, timeout_s=_CONNECT_TIMEOUT_S)
             except TlsPolicyError as error:
                 reason = f"{host} [{address}]: {error.message}"
                 continue

@@ -8,6 +8,7 @@ after STARTTLS (RFC 3207 §4.2): the caller asks again.
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from .replies import Reply
 
 _KEYWORD: Final = re.compile(rb"[A-Za-z0-9][A-Za-z0-9-]*")
+#: what hosts offer, kept once taken apart: so many different offers of at most so many octets; arbitrary
+_KEPT_OFFERS: Final = 512
+_KEPT_OCTETS: Final = 1024
 _NUMBER: Final = re.compile(r"[0-9]{1,18}")
 
 
@@ -24,7 +28,8 @@ class Capabilities:
     """What one EHLO offered.
 
     Attributes:
-        keywords: upper-case keyword -> its parameters as text; the last line of a keyword wins.
+        keywords: upper-case keyword -> its parameters as text; the last line of a keyword wins.  Not to be changed:
+            hosts that offer the same share it.
         auth: upper-case names of the mechanisms of AUTH.
         size_limit: octets of the largest message, or None if the server names no limit.
         mail_max: messages on this connection; rcpt_max: recipients of a message; rcpt_domain_max: different domains of
@@ -54,9 +59,17 @@ NONE: Final = Capabilities({})
 
 def parse_capabilities(reply: Reply) -> Capabilities:
     """Read a positive reply to EHLO.  Never raises; at most the first 200 lines are looked at."""
+    # the first line has names; the others are the same for many hosts
+    _, _, offers = reply.raw.partition(b"\n")
+    return _parse_offers(offers) if len(offers) <= _KEPT_OCTETS else _parse_offers.__wrapped__(offers)
+
+
+@functools.lru_cache(maxsize=_KEPT_OFFERS)
+def _parse_offers(offers: bytes) -> Capabilities:
     keywords: dict[str, str] = {}
     mechanisms: dict[str, None] = {}
-    for line in reply.lines[1:200]:
+    for coded_line in offers.split(b"\n", 199)[:199]:
+        line = coded_line[4:]
         found = _KEYWORD.match(line)
         if not found:
             continue

@@ -30,7 +30,7 @@ def ehlo(name: str, *, extended: bool = True) -> bytes:
     Raises:
         LocalProtocolError: `name` is empty or has a space, a control character or something outside ASCII.
     """
-    if not name or not all("!" <= char <= "~" for char in name):
+    if not (name.isascii() and name.isprintable()) or not name or " " in name:
         raise LocalProtocolError(f"{name!r} cannot be said in EHLO")
     return f"{'EHLO' if extended else 'HELO'} {name}\r\n".encode("ascii")
 

@@ -128,7 +128,7 @@ class Opening:
         """Take octets of the server.
 
         Raises:
-            DeliveryError: the connection cannot be used; see `net.session.open_session`.
+            DeliveryError: the connection cannot be used; see `net.opener.open_session`.
             TlsPolicyError: TLS is required and cannot be had, or the server spoke between its 220 and the handshake.
         """
         parser = self._parser

@@ -53,8 +53,8 @@ _MODE_ENABLE_PARTIAL_WRITE: Final = 1
 
 #: hosts whose group is remembered; arbitrary, a name and an address each
 _GROUP_LIMIT: Final = 16384
-#: group that a host took -> the library's own groups in its own order, with a share for that one; names that it does not
-#: know are passed over.  A list that it cannot parse is refused, and nothing changes.
+#: group that a host took -> the library's own groups in its own order, with a share for that one.  Names that it does
+#: not know are passed over; a list that it cannot parse is refused, and nothing changes.
 _SHARES: Final = {
     "X25519MLKEM768": b"?*X25519MLKEM768:?SecP256r1MLKEM768:?curveSM2MLKEM768/?X25519:?secp256r1:DEFAULT",
     "x25519": b"?X25519MLKEM768:?SecP256r1MLKEM768:?curveSM2MLKEM768/?*X25519:?secp256r1:DEFAULT",

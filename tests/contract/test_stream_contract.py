@@ -10,7 +10,8 @@ import pytest
 import trio
 import trio.testing
 
-from engine.net.stream import TcpStream, TlsStream, start_tls
+from engine.net.stream import TlsStream, start_tls
+from engine.net.tcp import TcpStream
 from engine.tls.context import TlsContexts
 from fakes.tls_pairs import MANDATORY, NAME, Pairs, leaf, socket_pair
 

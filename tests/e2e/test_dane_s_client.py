@@ -10,7 +10,8 @@ import pytest
 import trio
 
 from engine.errors import TlsPolicyError
-from engine.net.session import SessionOptions, open_session
+from engine.net.opener import open_session
+from engine.net.session import SessionOptions
 from engine.net.sink import SinkOptions, open_sink
 from engine.policy.hosts import Host
 from engine.policy.plan import Plan, TlsLevel

@@ -8,7 +8,8 @@ from typing import Any
 import trio
 
 from engine.errors import DeliveryError
-from engine.net.session import Session, SessionOptions, open_session_on
+from engine.net.opener import open_session_on
+from engine.net.session import Session, SessionOptions
 from engine.policy.mx import Host
 from engine.policy.plan import CLEAR, Plan, TlsLevel
 from engine.smtp import HostMemory, Transaction, TransactionResult

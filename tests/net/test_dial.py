@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from engine.errors import DeliveryError, Scope
-from engine.net.dial import CONNECT_TIMEOUT_FLAG, dial, local_endpoint, peer_endpoint
+from engine.net.dial import CONNECT_TIMEOUT_FLAG, dial
 
 
 def listening(address: str = "127.0.0.1", backlog: int = 8) -> socket.socket:
@@ -39,9 +39,9 @@ async def test_a_connection_is_tuned_and_knows_its_ends(listener: socket.socket)
     address, port = listener.getsockname()[:2]
     stream = await dial(address, port, timeout_s=5)
     async with stream:
-        assert peer_endpoint(stream) == (address, port)
-        assert local_endpoint(stream)[0] == address
-        assert stream.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert stream.socket.getpeername()[:2] == (address, port)
+        assert stream.socket.getsockname()[0] == address
+        assert stream.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         connection, _ = listener.accept()
         with connection:
             connection.sendall(b"220 hello\r\n")
@@ -53,7 +53,7 @@ async def test_an_interface_is_bound_to() -> None:
         port = listener.getsockname()[1]
         # the whole of 127/8 is this machine
         async with await dial("127.0.0.1", port, timeout_s=5, interface="127.0.0.3") as stream:
-            assert local_endpoint(stream)[0] == "127.0.0.3"
+            assert stream.socket.getsockname()[0] == "127.0.0.3"
 
 
 async def test_an_interface_that_is_not_ours_is_an_error_of_the_host() -> None:

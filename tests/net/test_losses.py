@@ -7,7 +7,7 @@ import trio
 import trio.testing
 
 from engine.net.losses import is_readable, local_address, receive, send_loss
-from engine.net.stream import TcpStream
+from engine.net.tcp import TcpStream
 from engine.smtp.failure import CLOSED, Loss, LossKind, loss_error
 from engine.tls.engine import tls_error
 from fakes.tls_pairs import socket_pair

@@ -6,7 +6,8 @@ import pytest
 import trio
 
 from engine.errors import DeliveryError, LocalProtocolError, Scope, StoreError
-from engine.net.session import BLOCK_OCTETS, open_session
+from engine.net.opener import open_session
+from engine.net.session import BLOCK_OCTETS
 from engine.net.sink import SinkOptions, open_sink
 from engine.policy.plan import CLEAR, Plan
 from engine.smtp import Content, HostMemory, Rung, Transaction, TransactionResult

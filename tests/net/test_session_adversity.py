@@ -6,7 +6,8 @@ import pytest
 import trio
 
 from engine.errors import Scope
-from engine.net.session import Session, open_session
+from engine.net.opener import open_session
+from engine.net.session import Session
 from engine.smtp import Content, HostMemory, Rung, Transaction
 from engine.tls.context import TlsContexts
 from fakes.scripted_mx import in_memory, on_loopback

@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from engine.errors import DeliveryError, Scope, TlsPolicyError
-from engine.net.session import open_session
+from engine.net.opener import open_session
 from engine.net.sink import SinkOptions, open_sink
 from engine.policy.mx import Host
 from engine.policy.plan import CLEAR, Plan, TlsLevel

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from engine.net.session import open_session
+from engine.net.opener import open_session
 from engine.policy.mx import Host
 from engine.policy.plan import Plan, TlsLevel
 from engine.smtp import Content, HostMemory, Rung

@@ -176,9 +176,8 @@ async def quit_in_order(client: TlsStream, peer: TlsStream) -> None:
 
 async def reset_by_peer(client: TlsStream, peer: TlsStream) -> None:
     assert peer._tcp is not None
-    raw = peer._tcp.socket_stream
-    raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-    await raw.aclose()
+    peer._tcp.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    await peer._tcp.aclose()
     with pytest.raises(trio.BrokenResourceError):
         await client.receive_some()
     await client.aclose()

@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 import pytest
 import trio
 
-from engine.net.stream import TcpStream, TlsStream
+from engine.net.stream import TlsStream
+from engine.net.tcp import TcpStream
 from fakes.tls_pairs import Pairs
 
 #: more than the kernel takes, in pieces of this size

@@ -21,8 +21,6 @@ def test_every_suite_that_openssl_offers_for_mail_has_its_registered_name() -> N
     assert {row[2]: registered_name(row[2]) for row in rows} == {row[2]: row[0] for row in rows}
 
 
-@pytest.mark.parametrize(
-    "name", ["", "NULL-SHA", "PSK-AES128-CBC-SHA", "AES128-", "AES128-GCM-SHA256 "]
-)
+@pytest.mark.parametrize("name", ["", "NULL-SHA", "PSK-AES128-CBC-SHA", "AES128-", "AES128-GCM-SHA256 "])
 def test_what_is_no_suite_for_mail_has_no_name(name: str) -> None:
     assert registered_name(name) == ""
