@@ -1,4 +1,4 @@
-"""aiosmtplib: as many connections as the load says, each a loop of `sendmail` over messages that were composed before."""
+"""aiosmtplib: as many connections as the load says, each a loop of `sendmail` over messages composed beforehand."""
 
 from __future__ import annotations
 
