@@ -33,7 +33,7 @@ from . import commands, replies
 from ._wire import ReplyParser, build_group
 from .ending import Ending, is_connection_limit, lose
 from .failure import ERRNO_CLOSED, Loss, LossKind, loss_error
-from .flight import MAX_FLIGHT_OCTETS, Flight, choose_style, named_recipients, why_not
+from .flight import MAX_FLIGHT_OCTETS, ONE, Flight, choose_style, named_recipients, why_not
 from .ladder import Rung
 from .state import Answer, Stage, Style
 
@@ -85,6 +85,9 @@ class Client:
         self.reply_count = 0
         self.written_octets = 0
         self._window = window
+        self._pipelining = capabilities.pipelining
+        self._mail_max = capabilities.mail_max
+        self._rcpt_max = capabilities.rcpt_max
         self._peer = peer
         self._parser = ReplyParser()
         self._flights: deque[Flight] = deque()
@@ -108,21 +111,22 @@ class Client:
     @property
     def is_over(self) -> bool:
         """Whether no further transaction can be begun on this connection, ever."""
-        limit = self.capabilities.mail_max
+        limit = self._mail_max
         return self._is_over or self.closing is not None or (limit is not None and self.begun >= limit)
 
     @property
     def can_begin(self) -> bool:
         """Whether `begin` may be called now."""
-        if not self._flights:
+        flights = self._flights
+        if not flights:
             return not self.is_over and self._probe is None
         return (
-            len(self._flights) < self._window
+            len(flights) < self._window
             and self._flight_octets < MAX_FLIGHT_OCTETS
-            and self._flights[-1].written
+            and flights[-1].written
             and self._finished > 0
             and self.memory.rung is Rung.WINDOWED
-            and self.capabilities.pipelining
+            and self._pipelining
             and not self.is_over
         )
 
@@ -143,8 +147,10 @@ class Client:
     @property
     def recipient_limit(self) -> int | None:
         """Recipients of a transaction, by announcement or by experience."""
-        known = [limit for limit in (self.capabilities.rcpt_max, self.memory.recipient_limit) if limit is not None]
-        return min(known, default=None)
+        announced, learned = self._rcpt_max, self.memory.recipient_limit
+        if announced is None or learned is None:
+            return learned if announced is None else announced
+        return min(announced, learned)
 
     # Sending
 
@@ -159,21 +165,19 @@ class Client:
         """
         if not self.can_begin:
             raise LocalProtocolError("a transaction cannot be begun now")
-        if not transaction.recipients:
+        count = len(transaction.recipients)
+        if not count:
             raise LocalProtocolError("a transaction without recipients")
         capabilities = self.capabilities
         style, rung = choose_style(
             transaction, capabilities, self.memory, window=self._window, flight_octets=self._flight_octets
         )
-        flight = Flight(transaction, style, named_recipients(transaction, capabilities, self.recipient_limit))
-        flight.rung = rung
+        asked = ONE if count == 1 else named_recipients(transaction, capabilities, self.recipient_limit)
+        flight = Flight(transaction, style, asked, rung, self.begun + 1)
         result = flight.result
-        result.pipelined = not flight.is_lock_step
-        result.chunked = flight.is_chunked
-        result.number = self.begun + 1
-        if len(flight.asked) < len(transaction.recipients):
-            named = set(flight.asked)
-            result.rest = [index for index in range(len(transaction.recipients)) if index not in named]
+        if len(asked) < count:
+            named = set(asked)
+            result.rest = [index for index in range(count) if index not in named]
         refusal = why_not(transaction, capabilities, self._peer)
         if refusal is None:
             try:
@@ -205,15 +209,14 @@ class Client:
             last = commands.bdat(len(content))
         elif style is Style.GROUP_DATA:
             last = commands.DATA
-        parameters = commands.mail_parameters(transaction, capabilities)
-        flight.result.mail_line = b"MAIL FROM:<" + transaction.sender + b">" + parameters
+        parameters = flight.result.mail_parameters = commands.mail_parameters(transaction, capabilities)
         group = build_group(
             commands.RSET if rset else b"",
             transaction.sender,
             parameters,
             tuple(recipients) if len(asked) == len(recipients) else tuple(recipients[index] for index in asked),
-            commands.rcpt_parameters(transaction, capabilities, asked),
-            commands.rcpt_suffix(transaction, capabilities),
+            commands.rcpt_parameters(transaction, capabilities, asked) if capabilities.dsn else None,
+            commands.rcpt_suffix(transaction, capabilities) if capabilities.dsn else b"",
             last,
             content,
             transaction.smtputf8,
@@ -291,7 +294,15 @@ class Client:
         parser = self._parser
         if self.failure is not None:
             return []
-        for reply in parser.receive(data):
+        found = parser.receive(data)
+        at = 0
+        while at < len(found):
+            clean = self._take_clean(found, at)
+            if clean:
+                at += clean
+                continue
+            reply = found[at]
+            at += 1
             self.reply_count += 1
             if self._output and reply.code != _SHUTTING_DOWN:
                 # Only the last in the line writes, so the command that this would answer has not been sent.
@@ -310,6 +321,47 @@ class Client:
             self._fail(parser.problem, parser.evidence)
         results, self._results = self._results, []
         return results
+
+    def _take_clean(self, found: list[Reply], at: int) -> int:
+        """Take the replies to a whole glued transaction from `found` if each of them says yes, as nearly all do.
+
+        It does what `_on_reply` does for one after the other, at a fraction of the cost.
+
+        Returns:
+            How many there were; 0 if it is not as simple as that.
+        """
+        if not self._flights or self._output or self._probe is not None or self.closing is not None:
+            return 0
+        flight = self._flights[0]
+        if flight.style is not Style.GLUED or flight.stage > Stage.MAIL:
+            return 0
+        first = at if flight.stage is Stage.MAIL else at + 1
+        end = first + 2 + len(flight.asked)
+        if end > len(found):
+            return 0
+        taken = found[at:end]
+        for code, _ in taken:
+            if not 200 <= code <= 299:
+                return 0
+        result = flight.result
+        result.mail = found[first]
+        if len(flight.asked) == 1:
+            result.recipients[flight.asked[0]] = found[first + 1]
+        else:
+            for index, reply in zip(flight.asked, found[first + 1 : end - 1], strict=True):
+                result.recipients[index] = reply
+        result.final = found[end - 1]
+        flight.accepted = flight.decided = flight.answered = len(flight.asked)
+        flight.stage = Stage.DONE
+        self._finished += 1
+        self.reply_count += len(taken)
+        self._flights.popleft()
+        self._flight_octets -= flight.octets
+        self._needs_rset = False
+        if flight.rung is not None and flight.rung is self.memory.rung:
+            self.memory.on_clean()
+        self._results.append(result)
+        return len(taken)
 
     def _fail(self, text: str, evidence: bytes) -> None:
         self.failure = Loss(LossKind.MALFORMED, text=text, evidence=evidence)

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 #: octets that may be in flight when a further transaction is begun, and of content that is glued; bulk-sending rule 3
 MAX_FLIGHT_OCTETS: Final = 64 * 1024
-_ONE: Final = (0,)
+#: number of the only recipient
+ONE: Final = (0,)
+_LOCK_STEP: Final = tuple(style.is_lock_step for style in Style)
+_CHUNKED: Final = tuple(style.is_chunked for style in Style)
 
 
 class Flight:
@@ -44,17 +47,19 @@ class Flight:
         "written",
     )
 
-    def __init__(self, transaction: Transaction, style: Style, asked: tuple[int, ...]) -> None:
+    def __init__(
+        self, transaction: Transaction, style: Style, asked: tuple[int, ...], rung: Rung | None, number: int
+    ) -> None:
         self.transaction = transaction
         self.style = style
-        self.is_lock_step = style.is_lock_step
-        self.is_chunked = style.is_chunked
+        self.is_lock_step = is_lock_step = _LOCK_STEP[style]
+        self.is_chunked = is_chunked = _CHUNKED[style]
         self.transitions = NEXT[style]
         #: numbers of the recipients that are named in this transaction
         self.asked = asked
         self.stage = Stage.MAIL
         #: the step of the ladder that this exercises, None if it proves nothing
-        self.rung: Rung | None = None
+        self.rung = rung
         #: recipients answered, accepted, and accepted or refused for good
         self.answered = 0
         self.accepted = 0
@@ -70,7 +75,13 @@ class Flight:
         self.group = b""
         #: it was begun while others were in flight
         self.was_windowed = False
-        self.result = TransactionResult(transaction, [None] * len(transaction.recipients))
+        self.result = TransactionResult(
+            transaction,
+            [None] * len(transaction.recipients),
+            pipelined=not is_lock_step,
+            chunked=is_chunked,
+            number=number,
+        )
 
 
 def choose_style(
@@ -103,8 +114,6 @@ def named_recipients(transaction: Transaction, capabilities: Capabilities, limit
     """Numbers of the recipients that the host's limits allow in one transaction; `limit` is that of their number."""
     count = len(transaction.recipients)
     if capabilities.rcpt_domain_max is None:
-        if count == 1:
-            return _ONE
         return tuple(range(count if limit is None else min(count, limit)))
     named: list[int] = []
     domains: set[bytes] = set()

@@ -75,7 +75,7 @@ class TransactionResult:
             another connection at once, without penalty.
         pipelined: MAIL, RCPT and DATA went in one group (`L` in the log); chunked: BDAT was used (`K`).
         number: of the transaction on its connection, from 1.
-        mail_line: the command as sent, without CRLF.
+        mail_parameters: what followed the sender in MAIL, with its leading space.
     """
 
     transaction: Transaction
@@ -90,12 +90,13 @@ class TransactionResult:
     pipelined: bool = False
     chunked: bool = False
     number: int = 0
-    mail_line: bytes = b""
+    mail_parameters: bytes = b""
 
     @property
     def mail_command(self) -> str:
         """As in the log: ``MAIL FROM:<a@example.org> SIZE=1234``."""
-        return self.mail_line.decode("utf-8", "backslashreplace")
+        line = b"MAIL FROM:<" + self.transaction.sender + b">" + self.mail_parameters
+        return line.decode("utf-8", "backslashreplace")
 
     @property
     def accepted(self) -> list[int]:
