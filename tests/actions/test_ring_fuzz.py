@@ -1,0 +1,36 @@
+"""Rubbish in a ring, also while it is read: the compiled ends under AddressSanitizer, in a process of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fakes.peers import PROJECT
+from fakes.sanitized import build_kernel, fuzz, sanitized_environment
+
+FUZZER = "fuzz_ring.py"
+MODULE = "engine.actions._ring"
+SOURCE = PROJECT / "_speedups/ring.pyx"
+#: how long the fuzzer runs under the sanitizer, in seconds
+SECONDS = 3
+
+
+def test_rubbish_is_read_as_the_reference_reads_it() -> None:
+    counts = fuzz(FUZZER, {"SECONDS": "1", "SEED": "7"}, timeout_s=50)
+    assert counts["rounds"] >= 100
+    assert counts["frames"] > 100
+    assert counts["errors"] > 10
+    assert counts["raced_errors"] > 10
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_rubbish_does_no_harm_under_address_sanitizer(tmp_path: Path) -> None:
+    # every buffer is then an allocation of its own, with forbidden octets on both sides
+    environment = sanitized_environment(PYTHONMALLOC="malloc", SECONDS=str(SECONDS))
+    built = build_kernel(MODULE, SOURCE, tmp_path)
+    counts = fuzz(FUZZER, {"KERNEL": str(built), "KERNEL_MODULE": MODULE, **environment}, timeout_s=SECONDS + 60)
+    assert counts["kernel"] == str(built), "the rings that ran are not those that were built"
+    assert counts["rounds"] >= 100
+    assert counts["raced_errors"] > 10
