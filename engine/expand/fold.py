@@ -2,7 +2,9 @@
 
 Layer: sans-I/O.  Spec: expansion.md 10.2; X-11 (a branch that is not taken does nothing).
 Input: a tree.  Output: a smaller one that gives the same octets, the same errors and the same effects.
-Two kinds of node appear only here and behind: `true` and `false`, conditions that are decided.
+Two kinds of node appear only here and behind: `true` and `false`, conditions that are decided.  A `match` or `inlist`
+of constants that holds is not one of them, since it sets `$1` or `$value`: it goes with its `if`, where nothing can see
+what it has set, and otherwise stays (X-19).
 Nothing that could fail is dropped unless it would not have been evaluated; an operator that fails on a constant stays
 and fails when it is evaluated.
 """
@@ -13,7 +15,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ..errors import ExpandError
-from . import conditions, items, operators, tree, variables
+from . import conditions, items, operators, regexes, tree, variables
+from ._evaluate import split_list
+from .closed import answer_of, is_closed, value_of
 from .tree import Node
 
 if TYPE_CHECKING:
@@ -34,6 +38,8 @@ _TOTAL: Final = frozenset(
 _QUIET: Final = frozenset(
     [variables.Source.SCOPE, variables.Source.OUTSIDE, variables.Source.VALUE, variables.Source.ITEM]
 )
+#: conditions that set `$1` or `$value` where they hold
+_SETTING: Final = frozenset(["match", "inlist", "inlisti"])
 _TEXT_ORDER: Final = frozenset(["eq", "eqi", "lt", "lti", "le", "lei", "gt", "gti", "ge", "gei"])
 
 
@@ -139,7 +145,108 @@ def _compare(node: Node) -> Node:
     return node
 
 
+def _call_sg(node: Node) -> Node:
+    if node.data != "sg":
+        return _call(node)
+    return _closed(node)
+
+
+def _closed(node: Node) -> Node:
+    """An item over lists or patterns that looks at nothing."""
+    if not is_closed(node):
+        return node
+    value = value_of(node)
+    return node if value is None else tree.text(value, node.column)
+
+
+def _each(node: Node) -> Node:
+    answer = answer_of(node) if is_closed(node) else None
+    return node if answer is None else TRUE if answer else FALSE
+
+
+def _holds(node: Node) -> bool | None:
+    """Whether a `match` or `inlist` of constants holds; None where that is not known."""
+    known = _text_of(node.parts)
+    if known is None:
+        return None
+    subject, wanted = known
+    if node.data == "match":
+        try:
+            return regexes.compile_regex(wanted).search(subject) is not None
+        except ExpandError:
+            return None
+    if b"$" in wanted or b"\\" in wanted:  # expanded a second time
+        return None
+    compare = "eqi" if node.data == "inlisti" else "eq"
+    return any(conditions.compare(compare, subject, item) for item in split_list(wanted))
+
+
+def _answer(test: Node) -> bool | None:
+    """What a condition answers, if all of it that will be looked at is known."""
+    match test.kind:
+        case "true" | "false":
+            return test.kind == "true"
+        case "wrapped":
+            return _answer(test.parts[0])
+        case "test" if test.data in _SETTING:
+            return _holds(test)
+        case "not":
+            inner = _answer(test.parts[0])
+            return None if inner is None else not inner
+        case "and" | "or":
+            for part in test.parts:
+                found = _answer(part)
+                if found is not (test.kind == "and"):
+                    return found
+            return test.kind == "and"
+    return None
+
+
+def _sees_settings(node: Node) -> bool:
+    """Whether `node` may look at `$1` or `$value`."""
+    return any(
+        part.kind in ("group", "acl", "aclcond")
+        or (part.kind == "var" and variables.source_of(part.data) is variables.Source.VALUE)
+        or (part.kind == "lookup" and part.data.type.name.endswith("wildlsearch"))
+        or _expanded_again(part) is not None
+        for part in node.walk()
+    )
+
+
+def _with_groups(test: Node, yes: Node) -> Node:
+    """What follows a `match` of constants that holds, with what it sets `$1` to in place of that."""
+    if test.kind != "test" or test.data != "match" or any(map(_sets_groups, yes.walk())):
+        return yes
+    subject, pattern = (part.data for part in test.parts)
+    groups = regexes.compile_regex(pattern).search(subject)
+    return yes if groups is None else fold(_substitute_groups(yes, groups))
+
+
+def _sets_groups(node: Node) -> bool:
+    return node.kind == "matchlist" or node.data in ("match", "sg")
+
+
+def _substitute_groups(node: Node, groups: tuple[bytes, ...]) -> Node:
+    if node.kind == "group":
+        return tree.text(groups[node.data], node.column) if node.data < len(groups) else node
+    return Node(node.kind, tuple([_substitute_groups(part, groups) for part in node.parts]), node.data, node.column)
+
+
+def _decide(test: Node) -> Node:
+    """A condition with what is known of `match` and `inlist` in place of them."""
+    if test.kind == "test" and test.data in _SETTING:
+        found = _holds(test)
+        return test if found is None else TRUE if found else FALSE
+    if test.kind not in ("and", "or", "not", "wrapped"):
+        return test
+    parts = tuple([_decide(part) for part in test.parts])
+    return _RULES[test.kind](Node(test.kind, parts, test.data, test.column))
+
+
 def _test(node: Node) -> Node:
+    if node.data in _SETTING:
+        # one that does not hold sets nothing
+        return FALSE if _holds(node) is False else node
     known = _text_of(node.parts)
     function = conditions.TESTS.get(node.data)
     if known is None or function is None:
@@ -192,6 +299,14 @@ def _if(node: Node) -> Node:
     if node.data == "value":  # certextract of what is no certificate: fails while the first part is evaluated
         return node
     yes, no = _value_of(yes, b"true"), _value_of(no, b"")
+    answer = _answer(test)
+    if answer is not None:
+        yes = _with_groups(test, yes)
+        if not _sees_settings(yes if answer else no):
+            return yes if answer else no
+        yes, no = (yes, tree.EMPTY) if answer else (tree.EMPTY, no)
+    elif not any(map(_sees_settings, (test, yes, no))):
+        test = _decide(test)
     if test.kind == "true":
         return yes
     if test.kind == "false":
@@ -235,7 +350,7 @@ def _choice(node: Node) -> Node:
 _RULES: Final = {
     "seq": _seq,
     "op": _op,
-    "call": _call,
+    "call": _call_sg,
     "wrapped": _wrapped,
     "compare": _compare,
     "test": _test,
@@ -246,6 +361,10 @@ _RULES: Final = {
     "if": _if,
     "extract": _extract,
     "choice": _choice,
+    "each": _each,
+    "filter": _closed,
+    "map": _closed,
+    "reduce": _closed,
 }
 
 

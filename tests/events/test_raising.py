@@ -68,6 +68,42 @@ def test_an_event_nobody_listens_to_is_never_built() -> None:
     assert compiled(either).keys() == {"tcp:close", "smtp:ehlo"}
 
 
+MSG = frozenset(name for name in BY_NAME if name.startswith("msg:") and BY_NAME[name].option is not Option.MAIN)
+DONE = frozenset(["msg:delivery", "msg:fail:delivery"])
+
+
+@pytest.mark.parametrize(
+    ("text", "events"),
+    [
+        ("${if match{$event_name}{^msg:}{${acl{x}}}}", MSG),
+        ("${if match{$event_name}{^msg:}{${acl{x}{$event_name}}}{}}", MSG),
+        (r"${if match{$event_name}{\N^msg:(.*)$\N}{${acl{x}{$1}}}}", MSG),
+        (r"${if match{$event_name}{\N^(\w+):\N}{${if eq{$1}{msg}{${acl{x}}}}}}", MSG),
+        ("${if !match{$event_name}{^msg:}{}{${acl{x}}}}", MSG),
+        ("${if and{{match{$event_name}{^msg:}}{match{$domain}{^(.*)[.]}}}{${acl{x}{$1}}}}", MSG),
+        ("${if eq{${sg{$event_name}{:.*}{}}}{msg}{${acl{x}}}}", MSG),
+        ("${if eq{${extract{1}{:}{$event_name}}}{msg}{${acl{x}}}}", MSG),
+        ("${if eq{${substr_0_4:$event_name}}{msg:}{${acl{x}}}}", MSG),
+        ("${if inlist{$event_name}{<; msg:delivery ; msg:fail:delivery}{${acl{x}}}}", DONE),
+        ("${if inlisti{$event_name}{<; MSG:delivery;msg:fail:delivery}{${acl{x}{$value}}}}", DONE),
+        ("${if forany{<; msg:delivery; msg:fail:delivery}{eq{$item}{$event_name}}{${acl{x}}}}", DONE),
+        ("${if or{{eq{$event_name}{msg:delivery}}{eq{$event_name}{msg:fail:delivery}}}{${acl{x}}}}", DONE),
+        ("${if eq{$event_name}{msg:delivery}{a}{${if eq{msg:fail:delivery}{$event_name}{${acl{b}}}}}}", DONE),
+        ("${if match{$event_name}{^msg:(fail:)?delivery\\$}{${acl{x}}}}", DONE),
+    ],
+)
+def test_the_usual_ways_to_choose_events_fold(text: str, events: frozenset[str]) -> None:
+    """An event that the string ignores is never raised, however it says so."""
+    assert compiled(text).keys() == events
+
+
+def test_what_a_folded_match_has_set_is_right() -> None:
+    text = r"${if match{$event_name}{\N^(\w+):(.*)$\N}{$2 of $1 ${if match{$domain}{^(.)}{$1}} $1}}"
+    assert raised(text) == Result(b"delivery of msg e msg")
+    assert raised(text, "tcp:close") == Result(b"close of tcp e tcp")
+    assert raised("${if inlist{$event_name}{<; x; msg:delivery}{$value!}}") == Result(b"msg:delivery!")
+
+
 def test_variables_that_an_event_never_has_fold_too() -> None:
     assert "tcp:connect" not in compiled("$event_data")
     assert "msg:delivery" not in compiled("${if !={$event_defer_errno}{0}{x}}")

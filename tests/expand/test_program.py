@@ -44,7 +44,33 @@ ${if eq {msg:delivery}{$event_name} \\
         ("${extract{k}{k=v}{<$value>}}", None),
         ("${eval:1/0}", None),
         ("${randint:1}", None),
-        ("${sg{a}{a}{b}}", None),
+        ("${sg{a}{a}{b}}", b"b"),
+        ("${sg{abab}{\\N(a)(b)\\N}{\\$2\\$1}}", b"baba"),
+        ("${sg{a}{a}{$domain}}", None),
+        ("${sg{a}{a}{\\$domain}}", None),
+        # a match that holds and one that does not; what it sets
+        ("${if match{msg:x}{^msg:}{y}{$domain}}", b"y"),
+        ("${if match{tcp:x}{^msg:}{$domain}{n}}", b"n"),
+        ("${if !match{tcp:x}{^msg:}{y}{$domain}}", b"y"),
+        ("${if match{msg:x}{\\N^(\\w+):(.)\\N}{$2$1$0}}", b"xmsgmsg:x"),
+        ("${if match{msg:x}{\\N^(\\w+):\\N}{${if match{$1}{(s)}{$1}}}}", None),
+        ("${if match{msg:x}{\\N^(\\w+):\\N}{<${if match{$domain}{(s)}{$1}}>}}", None),
+        ("${if match{msg:x}{\\N^(\\w+):\\N}{$3}}", None),
+        ("${if match{msg:x}{(}{y}}", None),
+        ("${if and{{match{msg:x}{^msg}}{eq{$domain}{}}}{y}{y}}", b"y"),
+        ("${if and{{match{tcp:x}{^msg}}{match{$domain}{(.)}}}{$1}}", b""),
+        ("${if inlist{b}{a:b}{y}{$domain}}", b"y"),
+        ("${if inlist{b}{a:b}{$value}}", None),
+        ("${if inlisti{B}{<; a ; b}{y}{n}}", b"y"),
+        ("${if inlist{c}{a:b}{$domain}{n}}", b"n"),
+        ("${if inlist{c}{\\$domain}{y}{n}}", None),
+        ("${if forany{a:b}{eq{$item}{b}}{y}{$domain}}", b"y"),
+        ("${if forall{a:b}{eq{$item}{$domain}}{y}{n}}", None),
+        ("${filter{a:b:a}{!eq{$item}{a}}}", b"b"),
+        ("${map{a:b}{${uc:$item}$domain}}", None),
+        ("${reduce{1:2:3}{0}{${eval:$value+$item}}}", b"6"),
+        ("${reduce{<, 1,x}{0}{${eval:$value+$item}}}", None),
+        ("${map{a:b}{${randint:9}}}", None),
         ("\\x00after", b""),
     ],
 )
@@ -54,6 +80,11 @@ def test_what_is_known_is_computed_once(text: str, constant: bytes | None) -> No
 
 @given(expand_grammar.expressions())
 @example("${if and{{def:domain}{>{x}{1}}}{y}{n}}")
+@example("${if match{$local_part}{(o)(m)}{<${if match{$domain}{(x)}{$1}{$1$2}}>$1}{$1}}$1")
+@example("${if or{{match{$local_part}{(m)}}{match{$local_part}{(o)}}}{$1}{${if match{$domain}{^()}{$1}}}}")
+@example("${if and{{match{$local_part}{(m)}}{match{$local_part}{(o)}}}{$1$value}}")
+@example("${if inlist{$local_part}{Some::User}{$value${if inlist{$domain}{<; ; a}{$value}}$value}}$value")
+@example("${if !match{$local_part}{^(tcp|Some)}{x$1}{y$1}}")
 def test_a_specialised_program_does_what_the_program_does(text: str) -> None:
     """Folding changes no value and no error."""
     try:
