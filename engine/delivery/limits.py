@@ -227,12 +227,16 @@ class Limits:
 
     def must_leave(self, place: Place) -> bool:
         """Whether a connection to `place` has to end for the sake of other engines; one that is told so does end."""
-        if not self.over or (place not in self.over and EVERYWHERE not in self.over):
+        if EVERYWHERE in self.over:
+            self._let_leave(EVERYWHERE)
+        elif place not in self.over:
             return False
-        for freed in (place, EVERYWHERE):
-            self._leaving[freed] = self._leaving.get(freed, 0) + 1
-            self._check_surplus(freed)
+        self._let_leave(place)
         return True
+
+    def _let_leave(self, place: Place) -> None:
+        self._leaving[place] = self._leaving.get(place, 0) + 1
+        self._check_surplus(place)
 
     def _check_surplus(self, place: Place) -> None:
         if self._open.get(place, 0) - self._leaving.get(place, 0) > self._granted.get(place, 0):
