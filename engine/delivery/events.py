@@ -208,7 +208,7 @@ class Events:
             if action.is_pure:
                 result = run(action, scope)
             else:
-                result = await trio.to_thread.run_sync(run, action, scope, limiter=self._core.threads)
+                result = await self._run_in_thread(action, scope)
         if result.error:
             facts.append(self.failure(action, result, it.message_id))
         for fact in facts:
@@ -225,14 +225,27 @@ class Events:
             packed = Packed(pack_values(values.values()))
             answer = await hub.evaluate(program, packed, state, timeout_s=options.event_timeout)
         except ActionError as error:
-            if options.event_timeout_action == "refuse" and action.row.is_veto:
-                return Result(f"no answer in {options.event_timeout}s".encode())
-            return Result(b"", str(error))
+            return self._silence(action, str(error))
         variables.acl_m.update(answer.state.get("acl_m", {}))
         variables.acl_c.update(answer.state.get("acl_c", {}))
         if answer.status is AnswerStatus.DONE:
             return Result(answer.text)
         return Result(b"", answer.text.decode("utf-8", "surrogateescape"), answer.status is AnswerStatus.DEFERRED)
+
+    async def _run_in_thread(self, action: Action, scope: Scope) -> Result:
+        """Run a string that may block, where there are no workers."""
+        timeout_s = self._core.config.actions.event_timeout
+        with trio.move_on_after(timeout_s):
+            # what is too late goes on without us, and nothing else is run in its thread meanwhile
+            return await trio.to_thread.run_sync(run, action, scope, limiter=self._core.threads, abandon_on_cancel=True)
+        return self._silence(action, f"no answer in {timeout_s}s")
+
+    def _silence(self, action: Action, error: str) -> Result:
+        """What it means that a string has not been expanded in time (`event_timeout_action`)."""
+        options = self._core.config.actions
+        if options.event_timeout_action == "refuse" and action.row.is_veto:
+            return Result(f"no answer in {options.event_timeout}s".encode())
+        return Result(b"", error)
 
     async def _hand_over(
         self, hub: Hub, row: EventRow, choice: tuple[str, ...] | None, it: Happening, is_refused: bool

@@ -93,6 +93,10 @@ async def run(core: Core, *, job_id: int | None = None, drain: bool = True, wait
     except* Exception as group:
         # strict groups hide the one error that ended the run inside nurseries that know of no other
         raise _only(group) from None
+    with trio.move_on_after(core.config.main.shutdown_timeout):
+        # an expansion that nobody waits for any more may still be looking something up
+        async with core.threads:
+            pass
     if outbox is None:
         await core.settlement.drain_outbox()
     else:
