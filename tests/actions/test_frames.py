@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,8 @@ from engine.errors import FrameError
 from engine.expand.certificates import Certificate
 from engine.expand.taint import Tainted, is_tainted, quoter_of, taint
 from fakes.action_links import Told, puppet
-from fakes.peers import PROJECT, require
+from fakes.compilers import compile_c
+from fakes.peers import PROJECT
 
 SHAPE = ("local_part", "event_defer_errno", "tls_out_dane", "tls_out_ocsp", "router_name")
 STATE = {"acl_m": {"acl_m_x": b"y"}}
@@ -76,9 +76,10 @@ async def test_the_stock_library_reads_every_frame() -> None:
     assert [frames.check_from_engine_untrusted(frame) for frame in read] == read
 
 
-def test_what_the_stock_library_writes_is_what_a_worker_says() -> None:
+def said_by_workers() -> list[tuple[Any, frames.FromWorker]]:
+    """One of each frame of a worker, and what it means."""
     ready = Ready(frames.VERSION, 17, "crm", (("record", "msg:*"),), (Veto("tls:cert", 0.2, True),))
-    said = [
+    return [
         (ready_frame(ready), ready),
         (ack_frame([3, 1, 2, 7]), frames.Ack(((1, 3), (7, 1)))),
         ((67, 5, 0, b"no", STATE), frames.Answer(5, Status.DONE, b"no", STATE)),
@@ -86,7 +87,10 @@ def test_what_the_stock_library_writes_is_what_a_worker_says() -> None:
         ((69, 7, b"line", ("panic", "main")), frames.Log(b"line", frozenset(["main", "panic"]), 7)),
         ((70,), frames.Alive()),
     ]
-    for frame, meaning in said:
+
+
+def test_what_the_stock_library_writes_is_what_a_worker_says() -> None:
+    for frame, meaning in said_by_workers():
         octets = msgpack.packb(frame)
         assert octets == _ring.pack(frame)
         assert frames.from_worker_untrusted(_ring.unpack(octets)) == meaning
@@ -103,13 +107,21 @@ def test_acknowledgements_are_runs(seqs: set[int]) -> None:
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The program in C."""
-    compiler = shutil.which("cc")
-    require(compiler, "no C compiler")
-    program = tmp_path_factory.mktemp("reader") / "ring_reader"
-    source = PROJECT / "tests/isolated/ring_reader.c11"
-    flags = ["-O1", "-Wall", "-Wextra", "-Werror", "-std=c11"]
-    subprocess.run([str(compiler), *flags, "-x", "c", str(source), "-o", str(program)], check=True, timeout=50)
-    return program
+    return compile_c(PROJECT / "tests/isolated/ring_reader.c11", tmp_path_factory.mktemp("reader") / "ring_reader")
+
+
+@pytest.mark.slow
+async def test_a_program_in_c_reads_every_frame(reader: Path) -> None:
+    octets = [*await written(), *(_ring.pack(frame) for frame, _ in said_by_workers())]
+    end, _, (memory, *others) = make_pair(4096)
+    try:
+        for one in octets:
+            assert end.put(_ring.Packed(one))
+        assert run(reader, memory) == [shown(_ring.unpack(one)) for one in octets]
+    finally:
+        end.close()
+        for fd in (memory, *others):
+            os.close(fd)
 
 
 @pytest.mark.slow
@@ -160,6 +172,8 @@ def shown(value: Any) -> str:
         return value.hex()
     if isinstance(value, str):
         return f'"{value}"'
+    if isinstance(value, float):
+        return f"{value:g}"
     names = {"None": "nil", "True": "true", "False": "false"}
     return names.get(str(value), str(value))
 
