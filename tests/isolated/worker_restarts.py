@@ -53,7 +53,7 @@ class Engine:
     def on_done(self, events: list[Outgoing]) -> None:
         self.done += [event.id for event in events]
 
-    def log(self, text: bytes, logs: frozenset[str]) -> None:
+    def log(self, text: bytes, logs: frozenset[str], event: Outgoing | None = None, /) -> None:
         line = text.decode()
         if not CLEAR.fullmatch(line):
             self.unclear.append(line)
