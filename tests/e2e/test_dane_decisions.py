@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import trio
@@ -20,6 +21,7 @@ from engine.queue.model import RecipientState
 from engine.tls.selfmade import Identity, make_authority, make_leaf
 from fakes.dane_world import MailHost, MailHosts, dane_world, log_lines, record, wrong
 from fakes.dnssec import SignedDns, Signing, Zone, tlsa_name
+from fakes.event_probe import PLACE, QUIET, Recorder
 
 NOW = datetime.datetime.now(datetime.UTC)
 D, Q, F = RecipientState.DELIVERED, RecipientState.QUEUED, RecipientState.FAILED
@@ -364,6 +366,21 @@ def failures(field_: Field) -> None:
     field_.row("R4 one MX", field_.sent("r4a.s.test", "mx2.r4a.s.test", host, "dane"))
 
 
+#: the data of `dane:fail` -> the rows that have it, once for each host that is given up; all others have none (7.6)
+FAILS = {
+    "validation-failure": [
+        *("danebroken2", "danebroken7", "agility", "R13, no match", "R42, next host", "7.5 hosts_avoid_tls"),
+    ],
+    "starttls-not-supported": ["R41, next host", "7.5 no STARTTLS"],
+    "dane-required": [
+        *("dane.no.1", "dane.no.3", "danebroken1", "danebroken1", "danebroken4", "danebroken6", "R13, required"),
+    ],
+    "dnssec-invalid": ["mxdanelazy", "mxdanelazy", "R15b error", "R4, next host"],
+    # beyond Exim, where such records end in the first row
+    "tlsa-invalid": ["unusable, required"],
+}
+
+
 def build() -> Field:
     made = Field()
     for part in (matching, records_or_not, unusable, ways, failures):
@@ -381,6 +398,8 @@ class Run:
     lines: list[str]
     states: dict[str, tuple[RecipientState, float, int, str]]
     asked: list[tuple[str, str]]
+    #: domain -> the data of each `dane:fail` raised for its recipient
+    fails: dict[str, list[str]]
 
 
 @pytest.fixture(scope="module")
@@ -395,7 +414,9 @@ async def _deliver(nameserver: str, directory: Path) -> Run:
         # DN-10: what DANE puts aside would refuse every one of these certificates
         'tls_verify_certificates = "system"\ntls_crl = "/nonexistent"\ntls_sni = "sni.example"\n'
         'tls_try_verify_hosts = ":"\n'
+        f"event_action = '{QUIET}'\n"
     )
+    recorder = Recorder()
     domains = [row.domain for row in FIELD.rows.values()]
     async with FIELD.hosts.listening():
         with dane_world(directory, nameserver, FIELD.port, transport=transport, retry="F,1h,5m") as world:
@@ -409,9 +430,21 @@ async def _deliver(nameserver: str, directory: Path) -> Run:
 
             world.core.tlsa._resolver.query = watch  # type: ignore[method-assign, assignment]  # to see what is asked
             world.add_job(*[f"user@{domain}" for domain in domains])
-            await world.run()
+            with mock.patch.object(*PLACE, recorder):
+                await world.run()
             states = {domain: world.state(f"user@{domain}") for domain in domains}
-            return Run(log_lines(world), states, asked)
+            fails: dict[str, list[str]] = {}
+            for event in recorder.all_of("dane:fail"):
+                fails.setdefault(event["domain"], []).append(event.data)
+            return Run(log_lines(world), states, asked, fails)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", FIELD.rows)
+def test_dane_fail_tells_why_a_host_is_given_up(ran: Run, key: str) -> None:
+    """7.6, in every form, through real zones, a real resolver and real TLS servers."""
+    expected = [data for data, keys in FAILS.items() for _ in range(keys.count(key))]
+    assert ran.fails.get(FIELD.rows[key].domain, []) == expected
 
 
 @pytest.mark.slow
