@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 #: octets of an error that are worth keeping
 _MAX_ERROR = 2000
+#: programs whose end is told together: what is done again when the worker dies
+_ACKNOWLEDGED = 20
 #: the logs of an expansion that failed (EV-5)
 _BOTH = frozenset(["main", "panic"])
 
@@ -214,6 +216,9 @@ class ProgramDesk(Desk):
             seq, program, values, state = item
             if not self._evaluate(seq, program, values, state, done):
                 break
+            if len(done) >= _ACKNOWLEDGED:
+                self._ledger.done(done)
+                done.clear()
         self._ledger.done(done)
 
     def _evaluate(

@@ -458,11 +458,24 @@ class Hub:
                     return False
         return True
 
-    async def wait_for_worker(self, group: str, *, timeout_s: float) -> None:
-        """Wait until a worker has come for what waits for one of a group, but not longer than that."""
-        with trio.move_on_after(timeout_s):
-            while self._group(group).waiting:
-                await self._changed.wait()
+    async def wait_done(self, group: str, *, timeout_s: float, patience_s: float) -> None:
+        """Wait until workers are done with all they have, as long as some of it gets done.
+
+        Args:
+            group: one whose workers come again when they die: what waits for them is waited for.
+            timeout_s: how long they may take to come; patience_s: how long they may get nothing done.
+        """
+        while any(link.load for each in self._groups.values() for link in each.links) or self._group(group).waiting:
+            if self._group(group).waiting and not self._group(group).ready_links():
+                with trio.move_on_after(timeout_s) as waiting:
+                    await self._changed.wait()
+                if waiting.cancelled_caught:
+                    return
+                continue
+            with trio.move_on_after(patience_s) as working:
+                await self._room.wait()
+            if working.cancelled_caught and self._group(group).ready_links():
+                return
 
     def forget(self) -> None:
         """Forget every event that is held; no link may be left."""

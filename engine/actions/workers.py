@@ -11,7 +11,7 @@ from; a worker that does not end costs no more than the time that `stop` was giv
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from .channel import Outgoing
     from .programs import Settings
     from .supervisor import SocketOptions
+
+
+#: seconds that workers may get nothing done at the end of a run before they are told to end: what they do then is try
+#: again what cannot be done now
+_PATIENCE_S: Final = 2.0
 
 
 class Workers:
@@ -96,8 +101,8 @@ class Workers:
         """Let every worker finish what it can at once, and end; False if for so long nothing was done."""
         self._no_more.set()
         if self.count:
-            # one that is starting, or starting again
-            await self.hub.wait_for_worker(MAIN, timeout_s=timeout_s)
+            # those that die meanwhile are started again, which they are not in a drain
+            await self.hub.wait_done(MAIN, timeout_s=timeout_s, patience_s=min(timeout_s, _PATIENCE_S))
         return self._supervisor is None or await self._supervisor.stop(timeout_s=timeout_s)
 
     def _log(self, text: bytes, logs: frozenset[str], event: Outgoing | None = None, /) -> None:

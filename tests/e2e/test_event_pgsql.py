@@ -1,12 +1,15 @@
 """The example of the event documentation as it stands, pasted into a configuration, against a real PostgreSQL.
 
-One call for each recipient that is delivered, with its seven values as they were, and none that a cache has swallowed.
+One call for each recipient that is delivered, with its seven values as they were, and none that a cache has swallowed;
+in the thread of the engine, and in action workers.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
 import sqlite3
 import time
 from collections import Counter
@@ -22,6 +25,7 @@ from fakes.peers import free_port
 from fakes.searching import in_thread
 
 pytestmark = pytest.mark.slow
+in_either = pytest.mark.parametrize("workers", [0, 2])
 
 #: as the documentation lays it out, but for the name of the function's schema
 EXAMPLE = r"""
@@ -65,16 +69,19 @@ def rows(database: Postgresql) -> list[tuple[str, ...]]:
     return database.run("SELECT a, b, c, d, e, f, g FROM delivered ORDER BY number")
 
 
-def user_with(directory: Path, port: int, server: str) -> Outrider:
+def user_with(directory: Path, port: int, server: str, workers: int = 0) -> Outrider:
     user = Outrider(directory, port, transport=EXAMPLE)
     text = user.config.read_text()
-    user.config.write_text(f'{text}\n[actions]\npgsql_servers = ["{server}"]\n')
+    user.config.write_text(f'{text}\n[actions]\nworkers = {workers}\npgsql_servers = ["{server}"]\n')
     return user
 
 
-def test_each_delivered_recipient_is_one_call_with_its_values(tmp_path: Path, database: Postgresql) -> None:
+@in_either
+def test_each_delivered_recipient_is_one_call_with_its_values(
+    tmp_path: Path, database: Postgresql, workers: int
+) -> None:
     with SinkProcess() as sink:
-        user = user_with(tmp_path, sink.port, database.server())
+        user = user_with(tmp_path, sink.port, database.server(), workers)
         lines = [json.dumps({"email": f"{local_part}@d.example"}) for local_part in ODD]
         (tmp_path / "r.jsonl").write_text("\n".join(lines) + "\n")
         done = user.send("r.jsonl", user.message())
@@ -98,27 +105,33 @@ def test_what_is_refused_or_fails_is_not_called_for(tmp_path: Path, database: Po
     assert len(rows(database)) == len(delivered)
 
 
-async def test_a_database_that_comes_back_gets_every_call(tmp_path: Path, database: Postgresql) -> None:
+@in_either
+async def test_a_database_that_comes_back_gets_every_call(tmp_path: Path, database: Postgresql, workers: int) -> None:
     """What cannot be recorded now stays in the queue, whole; the next engine records it."""
     port = free_port()
     with SinkProcess() as sink:
-        user = user_with(tmp_path, sink.port, database.server(port))
+        user = user_with(tmp_path, sink.port, database.server(port), workers)
         done = user.send(user.recipients(30), user.message())
         assert done.returncode == 0, "the mail does not wait for the action"
         assert rows(database) == []
         log = user.log_text()
-        assert log.count("failed to expand event_action msg:delivery in remote_smtp: ") == 1
+        told = log.count("failed to expand event_action msg:delivery in remote_smtp: ")
+        assert 1 <= told <= max(1, workers), "not once an event"
+        assert "events wait in the queue for " in log
         async with open_fault_proxy("127.0.0.1", POSTGRESQL_PORT, listen_port=port):
             again = await in_thread(user.run, "run", "--config", "outrider.toml", "--drain")
             assert again.returncode == 0, again.stderr
     assert sorted(row[3] for row in rows(database)) == sorted(f"user{number}" for number in range(30))
 
 
-def test_an_engine_that_is_killed_loses_no_event_and_invents_none(tmp_path: Path, database: Postgresql) -> None:
+@in_either
+def test_an_engine_that_is_killed_loses_no_event_and_invents_none(
+    tmp_path: Path, database: Postgresql, workers: int
+) -> None:
     """`kill -9` again and again: everyone who got the message is recorded, once or again, and nobody else."""
     count = 600
     with SinkProcess("--delay", "0.01") as sink:
-        user = user_with(tmp_path, sink.port, database.server())
+        user = user_with(tmp_path, sink.port, database.server(), workers)
         arguments = user.send_arguments(user.recipients(count), user.message(TEMPLATE), "--template")
         for _ in range(4):
             with user.started(*arguments) as process:
@@ -136,5 +149,32 @@ def test_an_engine_that_is_killed_loses_no_event_and_invents_none(tmp_path: Path
     recorded = Counter(row[3] for row in rows(database))
     assert set(recorded) == {f"user{number}" for number in range(count)}
     assert counts["unique"] == count
+    with contextlib.closing(sqlite3.connect(tmp_path / "queue.db")) as queue:
+        assert queue.execute("SELECT count(*) FROM outbox").fetchone() == (0,)
+
+
+def test_workers_that_are_killed_lose_no_event_and_invent_none(tmp_path: Path, database: Postgresql) -> None:
+    """`kill -9` of each worker in turn, with the engine at work: another one takes over what it had."""
+    count = 1500
+    with SinkProcess("--delay", "0.005") as sink:
+        user = user_with(tmp_path, sink.port, database.server(), workers=2)
+        with user.started(
+            *user.send_arguments(user.recipients(count), user.message(TEMPLATE), "--template")
+        ) as process:
+            killed = 0
+            deadline = time.monotonic() + 40
+            while process.poll() is None and time.monotonic() < deadline:
+                living = user.workers_of(process)
+                if killed < 3 and living and len(rows(database)) >= 100 * (killed + 1):
+                    os.kill(living[0], signal.SIGKILL)
+                    killed += 1
+                time.sleep(0.01)
+            assert process.returncode == 0, user.log_text()[-2000:]
+        counts = sink.stop()
+    assert counts["unique"] == count
+    recorded = Counter(row[3] for row in rows(database))
+    assert set(recorded) == {f"user{number}" for number in range(count)}
+    log = user.log_text()
+    assert log.count("is gone: it died (signal 9); the next one starts in") == killed == 3
     with contextlib.closing(sqlite3.connect(tmp_path / "queue.db")) as queue:
         assert queue.execute("SELECT count(*) FROM outbox").fetchone() == (0,)

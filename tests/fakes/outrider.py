@@ -158,6 +158,18 @@ class Outrider:
                 process.kill()
                 process.wait(10)
 
+    # who works for it
+
+    def workers_of(self, process: subprocess.Popen[bytes]) -> list[int]:
+        """The process ids of the action workers that a command has started, as far as they live."""
+        try:
+            # they are listed with the thread that started them
+            lists = [path.read_text() for path in Path(f"/proc/{process.pid}/task").glob("*/children")]
+            pids = [int(pid) for pid in " ".join(lists).split()]
+            return [pid for pid in pids if b"worker" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")]
+        except FileNotFoundError:
+            return []
+
     # what a user looks at
 
     def log(self) -> list[LogLine]:
