@@ -394,14 +394,16 @@ class Events:
         return it
 
     def on_delivered(
-        self, contact: Contact, work: Work, claim: Claim, text: str, content: bytes, lines: Sequence[Fact]
+        self, contact: Contact, work: Work, claim: Claim, text: str, content: bytes, line: Fact
     ) -> Raised:
-        """A recipient is delivered; `lines` are those that tell of it, and perhaps of the end of its message."""
+        """A recipient is delivered; `line` tells of it, and perhaps of the end of its message."""
         raised = Raised()
-        row, rest = lines[0], lines[1:]
-        raised.facts.append(row)
+        raised.facts.append(line)
         self._recipient(contact, "msg:delivery", work, claim, text[:_MAX_CONFIRMATION], raised, content)
-        raised.facts += rest
+        if line.completes and len(raised.facts) > 1:
+            # the message ends after what the action wrote
+            line.completes = False
+            raised.facts.append(line.completion())
         self._completed_with(work.context, claim, work.message_id, raised, content)
         return raised
 
