@@ -33,7 +33,7 @@ from .hosterrors import (
     place_of,
     settle_without_host,
 )
-from .outcome import EXPIRED_TEXT, End, endings
+from .outcome import EXPIRED_TEXT, End, confirmation, endings
 from .settlement import Deferral
 from .watch import contact_for, contact_of
 
@@ -83,7 +83,11 @@ class Carrier:
             self._host_label = label_for(self._host_label, site.transport.name)
             self._contact = contact_of(session) or contact_for(site, number, self._facts.port)
         self._from_mx = site.hosts[number].from_mx
-        self._max_messages = site.transport.options.connection_max_messages
+        #: transactions after which the connection is closed
+        self._limit = min(
+            (limit for limit in (site.transport.options.connection_max_messages, session.max_messages) if limit),
+            default=math.inf,
+        )
         self._journal = core.engine.journal
         self._place = place_of(site, number)
         #: of the rate at which messages may be begun; None where there is no limit
@@ -150,13 +154,12 @@ class Carrier:
 
     def _is_worn_out(self) -> bool:
         session = self._session
-        if session.sent_count and trio.current_time() >= session.use_until:
+        begun = session.sent_count
+        if begun and (begun >= self._limit or trio.current_time() >= session.use_until):
             return True  # R46, R47: the TLSA records that it was proved by have had their time
         if self._must_leave or (self._core.limits.over and self._core.limits.must_leave(self._place)):
             self._must_leave = True
-            return True
-        limits = [limit for limit in (self._max_messages, session.max_messages) if limit]
-        return bool(limits) and session.sent_count >= min(limits)
+        return self._must_leave
 
     async def _wait_for_work(self) -> bool:
         """Whether work came before patience, the host's or ours, ran out."""
@@ -224,9 +227,9 @@ class Carrier:
             work.claims = [claim for claim in work.claims if self._still_holds(claim, now)]
             if not work.claims:
                 return None
-        limit = self._session.max_recipients
-        if limit is not None and len(work.claims) > limit:
-            self._split(work, limit)
+            limit = self._session.max_recipients
+            if limit is not None and len(work.claims) > limit:
+                self._split(work, limit)
         capabilities = self._session.capabilities
         context = work.context
         try:
@@ -244,17 +247,18 @@ class Carrier:
                     return None
             else:
                 smtputf8 = True
+        requiretls = context.wish is Wish.REQUIRE
         return Transaction(
-            sender=context.sender,
-            recipients=recipients,
-            content=self._content(rendered.content),
-            is_8bit=rendered.is_8bit,
-            smtputf8=smtputf8,
-            requiretls=context.wish is Wish.REQUIRE,
+            context.sender,
+            recipients,
+            self._content(rendered.content),
+            rendered.is_8bit,
+            smtputf8,
+            requiretls,
             # RFC 8689 §4.2.3: what says that it was not delivered must not tell what it said
-            ret="HDRS" if context.wish is Wish.REQUIRE else context.ret,
-            envid=context.envid,
-            notify=context.notify,
+            "HDRS" if requiretls else context.ret,
+            context.envid,
+            context.notify,
             tag=work,
         )
 
@@ -329,6 +333,12 @@ class Carrier:
         """Settle the recipients of one transaction; the replies that it had go to `known`."""
         work: Work = result.transaction.tag  # type: ignore[assignment]  # set by _begin
         self._ended += not result.untouched
+        text = confirmation(result)
+        if text is not None:
+            for claim in work.claims:
+                known.append((claim.recipient_id, claim.epoch, OutcomeKind.DELIVERED, text))
+                self._deliver(work, claim, text, result, first=claim is work.claims[0])
+            return
         ended = endings(result, from_mx=self._from_mx)
         again: list[Claim] = []
         elsewhere: list[tuple[Claim, Ending]] = []
@@ -343,7 +353,7 @@ class Carrier:
             match ending.end:
                 case End.DELIVERED:
                     known.append((claim.recipient_id, claim.epoch, OutcomeKind.DELIVERED, ending.text))
-                    self._deliver(work, claim, ending, result, first=first)
+                    self._deliver(work, claim, ending.text, result, first=first)
                     first = False
                 case End.FAILED:
                     known.append((claim.recipient_id, claim.epoch, OutcomeKind.FAILED, ending.text))
@@ -390,33 +400,36 @@ class Carrier:
 
     # endings
 
-    def _deliver(self, work: Work, claim: Claim, ending: Ending, result: TransactionResult, *, first: bool) -> None:
+    def _deliver(self, work: Work, claim: Claim, text: str, result: TransactionResult, *, first: bool) -> None:
         core, site, context = self._core, self._site, work.context
+        job = context.job
         now = core.clock()
-        fact = core.fact(
+        content = result.transaction.content.octets
+        fact = Fact(
             FactKind.DELIVERED,
-            context,
-            claim,
-            message_id=work.message_id,
-            router=site.router,
-            transport=site.transport.name,
-            connection=self._facts,
-            text=ending.text,
-            size_octets=len(result.transaction.content),
+            now,
+            work.message_id,
+            claim.address,
+            job.sender,
+            site.router,
+            site.transport.name,
+            self._facts,
+            text,
+            size_octets=len(content),
             first=first,
             reused=result.number > 1,
             pipelined=result.pipelined,
             chunked=result.chunked,
-            queue_time_s=now - context.job.created_at,
+            completes=context.is_personalised,
+            queue_time_s=now - job.created_at,
             deliver_time_s=now - work.taken_at,
+            job=context.label,
         )
         outcome = claim.outcome(OutcomeKind.DELIVERED)
-        facts = core.completed(fact, context)
         if core.events is None:
-            core.settlement.settle(claim, outcome, site.label, *facts)
+            core.settlement.settle(claim, outcome, site.label, fact)
         else:
-            content = result.transaction.content.octets
-            raised = core.events.on_delivered(self._contact, work, claim, ending.text, content, facts)
+            raised = core.events.on_delivered(self._contact, work, claim, text, content, fact)
             core.settlement.settle(claim, outcome, site.label, *raised.facts, events=raised.events)
         if claim.attempts:
             self._forget_retries(work, claim)

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Final
 
 from ..errors import DeliveryError, Scope
 from ..queue.rules import Failure
+from ..smtp import Reply
 
 if TYPE_CHECKING:
-    from ..smtp import Reply, TransactionResult
+    from ..smtp import TransactionResult
 
 
 #: what a recipient is told whose job has expired (LG-4 has the other way to run out of time)
@@ -119,6 +120,19 @@ def endings(result: TransactionResult, *, from_mx: bool | None = None) -> list[E
         else:
             found.append(_refused(RCPT, answer, result.recipient_error_text(index)))
     return found
+
+
+def confirmation(result: TransactionResult) -> str | None:
+    """The confirmation where all recipients have their message, as nearly all have; None for any other end."""
+    final, mail = result.final, result.mail
+    if final is None or not 200 <= final.code <= 299 or result.untouched or result.rest:
+        return None
+    if mail is not None and not 200 <= mail.code <= 299:
+        return None
+    for answer in result.recipients:
+        if not isinstance(answer, Reply) or not 200 <= answer.code <= 299:
+            return None
+    return final.text
 
 
 def _of_whole(result: TransactionResult, from_mx: bool | None) -> Ending:

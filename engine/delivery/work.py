@@ -29,7 +29,7 @@ class JobContext:
         envid, ret: DSN parameters of MAIL (RFC 3461), or None; notify: of each RCPT.
         wish: what the message asks of TLS (RFC 8689).
         is_personalised: whether each recipient has a message of its own.
-        ids: of its messages.
+        ids: of its messages; label: the job in the log.
     """
 
     job: Job
@@ -42,8 +42,10 @@ class JobContext:
     wish: Wish = Wish.USUAL
     is_personalised: bool = field(init=False)
     ids: MessageIds = field(init=False)
+    label: str = field(init=False)
 
     def __post_init__(self) -> None:
+        self.label = str(self.job.id)
         self.is_personalised = self.job.personalised or self.job.is_template
         self.ids = MessageIds(self.job.created_at, self.salt, self.job.id)
 

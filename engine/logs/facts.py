@@ -9,6 +9,10 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
 
 
 class FactKind(enum.Enum):
@@ -68,6 +72,7 @@ class Fact:
         pipelined, chunked: the transaction used PIPELINING (L), CHUNKING (K).
         with_host: whether a deferral's line names the host (the `H=` of LG-2).
         is_panic: it goes to the panic log, too.
+        completes: the message is complete with it, and the line that says so follows (LG-6); see `completion`.
         queue_time_s, deliver_time_s: seconds since queued and of the attempt.
     """
 
@@ -88,6 +93,21 @@ class Fact:
     chunked: bool = False
     with_host: bool = True
     is_panic: bool = False
+    completes: bool = False
     queue_time_s: float = 0.0
     deliver_time_s: float = 0.0
     job: str = ""
+
+    def completion(self) -> Fact:
+        """What ends the message after this."""
+        return Fact(
+            FactKind.COMPLETED, self.at, message_id=self.message_id, queue_time_s=self.queue_time_s, job=self.job
+        )
+
+
+def spread(facts: Iterable[Fact]) -> Iterator[Fact]:
+    """The facts, with the end of its message after each that completes one."""
+    for fact in facts:
+        yield fact
+        if fact.completes:
+            yield fact.completion()

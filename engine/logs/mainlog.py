@@ -16,7 +16,7 @@ from ..errors import ConfigError
 from .facts import ConnectionFacts, Fact, FactKind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 #: selector name -> on by default (LG-1, LG-2)
 SELECTORS: Final = {
@@ -108,7 +108,12 @@ class MainLogFormat:
         self._localtime = localtime
         self._second = -1
         self._stamp = ""
-        self._connections: dict[tuple[ConnectionFacts, bool], tuple[str, str]] = {}
+        #: by the number of the object, which is kept with it: to hash one costs as much as to render a line
+        self._connections: dict[int, tuple[ConnectionFacts, str, str, str]] = {}
+        self._with_sender = not selectors.isdisjoint(("sender_on_delivery", "return_path_on_delivery"))
+        self._with_size = "delivery_size" in selectors
+        self._with_pipelining = "pipelining" in selectors
+        self._with_confirmation = "smtp_confirmation" in selectors
         self._render: dict[FactKind, Callable[[Fact], str]] = {
             FactKind.DELIVERED: self._delivered,
             FactKind.DEFERRED: self._deferred,
@@ -119,8 +124,19 @@ class MainLogFormat:
             FactKind.NOTE: lambda fact: printable(fact.text),
         }
 
+    def lines(self, facts: Iterable[Fact]) -> list[str]:
+        """The lines for `facts`, with that of the end of its message after each that completes one."""
+        lines: list[str] = []
+        for fact in facts:
+            line = self.line(fact)
+            if line:
+                lines.append(line)
+            if fact.completes:
+                lines.append(f"{self._time(fact.at)} {fact.message_id} {self._completed(fact)}")
+        return lines
+
     def line(self, fact: Fact) -> str:
-        """The line for `fact` without its newline; "" when the selectors leave it out."""
+        """The line for `fact` alone, without its newline; "" when the selectors leave it out."""
         body = self._render[fact.kind](fact)
         if not body:
             return ""
@@ -136,13 +152,13 @@ class MainLogFormat:
 
     def _connection(self, connection: ConnectionFacts, reused: bool) -> tuple[str, str]:
         """The ` H=…` part and the ` X=… CV=… A=…` part."""
-        key = (connection, reused)
-        parts = self._connections.get(key)
-        if parts is None:
+        kept = self._connections.get(id(connection))
+        if kept is None or kept[0] is not connection:
             if len(self._connections) >= _CACHE_SIZE:
                 self._connections.clear()
-            parts = self._connections[key] = (self._host(connection, reused), self._tls(connection))
-        return parts
+            hosts = self._host(connection, False), self._host(connection, True)
+            kept = self._connections[id(connection)] = (connection, *hosts, self._tls(connection))
+        return (kept[2] if reused else kept[1]), kept[3]
 
     def _host(self, connection: ConnectionFacts, reused: bool) -> str:
         on = self._on
@@ -187,19 +203,22 @@ class MainLogFormat:
         return text
 
     def _delivered(self, fact: Fact) -> str:
-        on = self._on
-        text = f"{'=>' if fact.first else '->'} {printable(fact.address)}{self._sender(fact)}{self._route(fact)}"
-        if "delivery_size" in on:
+        text = "=> " if fact.first else "-> "
+        text += printable(fact.address)
+        if self._with_sender:
+            text += self._sender(fact)
+        text += self._route(fact)
+        if self._with_size:
             text += f" S={fact.size_octets}"
         if fact.connection is not None:
             host, tls = self._connection(fact.connection, fact.reused)
             text += host + tls
-        if fact.pipelined and "pipelining" in on:
+        if fact.pipelined and self._with_pipelining:
             text += " L"
         if fact.chunked:
             text += " K"
-        if fact.text and "smtp_confirmation" in on:
-            text += f" C={_quoted(fact.text)}"
+        if fact.text and self._with_confirmation:
+            text += " C=" + _quoted(fact.text)
         return text + self._queue_time(fact) + self._deliver_time(fact)
 
     def _deferred(self, fact: Fact) -> str:

@@ -16,6 +16,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
+from .facts import spread
 from .records import record
 
 if TYPE_CHECKING:
@@ -114,11 +115,11 @@ class LogWriter:
     def write(self, facts: Sequence[Fact]) -> None:
         """Write the lines of `facts` in order.  Blocks on the disk; never raises."""
         if self._main is not None:
-            lines = [line for line in map(self._format.line, facts) if line]
+            lines = self._format.lines(facts)
             if lines:
                 self._main.write("\n".join(lines) + "\n")
         if self._records is not None and facts:
-            self._records.write("\n".join(map(record, facts)) + "\n")
+            self._records.write("\n".join(map(record, spread(facts))) + "\n")
         if self._panic is not None:
             lines = [self._format.line(fact) for fact in facts if fact.is_panic]
             if lines:

@@ -125,8 +125,7 @@ class Journal:
         octets = _encode([_BEGIN, host, fresh])
         with self._lock:
             self._append(octets)
-            for recipient, epoch in fresh:
-                self._open[recipient, epoch] = host, None, ""
+            self._open.update(dict.fromkeys(fresh, (host, None, "")))
 
     def finish(self, results: Iterable[tuple[int, int, OutcomeKind, str]]) -> None:
         """Note replies that are known and not committed yet.

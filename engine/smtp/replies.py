@@ -50,7 +50,10 @@ class Reply(NamedTuple):
     @property
     def text(self) -> str:
         """The whole reply with its codes, lines joined by LF, for the log; octets that are not UTF-8 as ``\\xNN``."""
-        return self.raw[: 4 * MAX_TEXT_CHARACTERS].decode("utf-8", "backslashreplace")[:MAX_TEXT_CHARACTERS]
+        raw = self.raw
+        if len(raw) <= MAX_TEXT_CHARACTERS and raw.isascii():
+            return raw.decode("ascii")
+        return raw[: 4 * MAX_TEXT_CHARACTERS].decode("utf-8", "backslashreplace")[:MAX_TEXT_CHARACTERS]
 
     @property
     def lines(self) -> tuple[bytes, ...]:

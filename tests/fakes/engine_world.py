@@ -21,7 +21,7 @@ from engine.delivery.loading import load
 from engine.delivery.progress import Progress
 from engine.delivery.run import run
 from engine.delivery.settlement import Settlement
-from engine.logs.facts import Fact
+from engine.logs.facts import Fact, spread
 from engine.logs.mainlog import MainLogFormat, parse_selector
 from engine.logs.writer import LogWriter
 from engine.policy.wishes import Wish
@@ -57,7 +57,7 @@ class RecordingLog(LogWriter):
         self.facts: list[Fact] = []
 
     def write(self, facts: Sequence[Fact]) -> None:
-        self.facts += facts
+        self.facts += spread(facts)
 
     @property
     def lines(self) -> list[str]:
