@@ -51,6 +51,7 @@ _SUBJECTS: Final = (
     ("/engine/compose/", "", "compose"),
     ("/jinja2/", "", "compose"),
     ("/engine/net/stream.py", "", "TLS"),
+    ("/engine/net/tcp.py", "", "TLS"),
     ("/engine/net/losses.py", "", "TLS"),
     ("/engine/tls/", "", "TLS"),
     ("/OpenSSL/", "", "TLS"),
