@@ -20,6 +20,12 @@ lie between what is known of it and what is possible.  A length is loaded once a
 every length inside the msgpack.  Before one side sleeps it raises a flag and looks again; the other one, having stored
 its position, looks at the flag: the two sequentially consistent fences make it impossible that both miss.
 
+Layout, in octets and the order of the machine.  0: "OUTRING" and the version; 8 and 16: the capacities of ring 0, which
+the engine writes, and of ring 1, which the worker writes.  Ring r has four words of eight octets: at 512 * (1 + r) its
+tail; 128 behind that its head; 256 behind, the flag of a consumer that sleeps; 384 behind, of a producer that waits for
+room.  The data of ring 0 begins at 4096, that of ring 1 behind it.  A record: its length (4), its position divided by 8
+(4), the msgpack, padding.  Whoever finds a flag raised takes it down and writes 1 to the other side's eventfd.
+
 A frame can also be looked at where it lies: `Consumer.frames` gives `Frame`s, whose buffers are counted.  `release`
 refuses (BufferError) as long as one is out, and a `Frame` that outlives its `release` refuses to give one.
 
@@ -716,26 +722,29 @@ cdef class Consumer(_End):
     cdef Py_ssize_t _exports
     # where frames that lie there to be looked at end; `_own` if there are none
     cdef uint64_t _next
-    cdef int _row_kind
+    # kinds of frames with a row, a bit each, and where they have it
+    cdef uint64_t[2] _row_kinds
     cdef int _row_place
 
     def __init__(self, memory, int number):
         _End.__init__(self, memory, number)
-        self._row_kind = -1
+        self._row_kinds[0] = self._row_kinds[1] = 0
         self._own = self._seen = self._next = RING_LOAD(self._control.head)
         if self._own & (_WORD - 1):
             self.close()
             raise FrameError("the shared memory has impossible positions")
 
-    def set_rows(self, int kind, int place):
-        """From now on `take` gives an array as a `Row`, if it is item `place` of a frame that begins with `kind`.
+    def set_rows(self, int place, *kinds):
+        """From now on `take` gives an array as a `Row`, if it is item `place` of a frame that begins with such a kind.
 
         Raises:
             ValueError: that cannot be: a kind is from 0 to 127, a place from 1 to 15.
         """
-        if not (0 <= kind <= 127 and 1 <= place <= 15):
+        if not 1 <= place <= 15 or not all(0 <= kind <= 127 for kind in kinds):
             raise ValueError("no such kind or place")
-        self._row_kind = kind
+        self._row_kinds[0] = self._row_kinds[1] = 0
+        for kind in kinds:
+            self._row_kinds[<int>kind >> 6] |= <uint64_t>1 << (<int>kind & 63)
         self._row_place = place
 
     def take(self, Py_ssize_t limit=512):
@@ -755,7 +764,7 @@ cdef class Consumer(_End):
         try:
             while len(found) < limit and self._record(&source):
                 # an array of at most fifteen items is one octet, and a kind is another
-                if source.end - source.at > 2 and source.at[1] == self._row_kind and source.at[0] & 0xF0 == 0x90:
+                if source.end - source.at > 2 and source.at[0] & 0xF0 == 0x90 and self._has_row(source.at[1]):
                     value = self._with_row(&source)
                 else:
                     value = _unpack(&source, 0)
@@ -843,6 +852,9 @@ cdef class Consumer(_End):
         self._check()
         self._look()
         return self._seen - self._own
+
+    cdef inline bint _has_row(self, uint8_t kind) noexcept:
+        return kind <= 0x7F and (self._row_kinds[kind >> 6] >> (kind & 63)) & 1
 
     cdef object _with_row(self, In *source):
         # the mark is looked at again, and counts: the memory may have changed

@@ -63,9 +63,9 @@ HELLO: Final = 1
 SHAPE: Final = 2
 PROGRAM: Final = 3
 EVENT: Final = 4
-#: place of the values in an EVENT
-EVENT_VALUES: Final = 4
 ASK: Final = 5
+#: place of the values in an EVENT and an ASK
+VALUES_PLACE: Final = 4
 EVALUATE: Final = 6
 RUN: Final = 7
 DRAIN: Final = 8
@@ -311,28 +311,15 @@ _FROM_ENGINE: Final[Mapping[int, tuple[str, tuple[type, ...]]]] = {
 
 def check_from_engine_untrusted(frame: object) -> tuple[Any, ...]:
     """A frame of the engine, with a known kind and fields of the right types.  Raises FrameError."""
-    # nearly all frames are this one, and most have no handlers: the same checks, without a loop
+    # nearly all frames are an EVENT, mostly without handlers, and somebody waits for the answer to an ASK: the same
+    # checks, without a loop
     if (
         type(frame) is tuple
         and len(frame) == 6
-        and type(frame[0]) is int
-        and frame[0] == EVENT
-        and type(frame[1]) is type(frame[2]) is int
+        and type(frame[0]) is type(frame[1]) is type(frame[2]) is int
         and type(frame[3]) is bytes
         and type(frame[4]) in (Row, tuple)
-        and frame[5] is None
-    ):
-        return frame
-    # and for an answer to this one somebody waits
-    if (
-        type(frame) is tuple
-        and len(frame) == 6
-        and type(frame[0]) is int
-        and frame[0] == ASK
-        and type(frame[1]) is type(frame[2]) is int
-        and type(frame[3]) is bytes
-        and type(frame[4]) in (Row, tuple)
-        and type(frame[5]) is float
+        and ((frame[0] == EVENT and frame[5] is None) or (frame[0] == ASK and type(frame[5]) is float))
     ):
         return frame
     if not isinstance(frame, tuple) or not frame or type(frame[0]) is not int:

@@ -7,7 +7,8 @@ nothing to read says so with `sleep`, waits for `fileno()` to be readable, and s
 readable only if it sleeps.
 Invariants: no system call is made for a frame while the other side is awake (rings); memory that is shared can be
 neither shrunk nor grown by anybody, so that looking at it cannot kill (SIGBUS); nothing waits for the other side, even
-if it plays with flags of descriptors that both have.
+if it plays with flags of descriptors that both have (but for one that makes its eventfd blocking, and fills it, between
+a look at the flags and the next system call: no kernel writes an eventfd with a flag of the moment).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ..errors import FrameError
 from . import _ring
-from .frames import EVENT, EVENT_VALUES
+from .frames import ASK, EVENT, VALUES_PLACE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -119,7 +120,7 @@ class Rings:
             raise
         if writes == 1:
             # what handlers do not look at need not become an object
-            self.consumer.set_rows(EVENT, EVENT_VALUES)
+            self.consumer.set_rows(VALUES_PLACE, EVENT, ASK)
         self.max_frame: int = self.producer.max_frame
         self.put = self.producer.put
         self.put_many = self.producer.put_many

@@ -304,7 +304,7 @@ def test_an_eventfd_is_neither_written_nor_read_where_that_would_wait() -> None:
 def row_of(values: Any) -> Any:
     shared = memory(1 << 16)
     writer, reader = _ring.Producer(shared, 0), _ring.Consumer(shared, 0)
-    reader.set_rows(4, 2)
+    reader.set_rows(2, 4, 70)
     assert writer.put((4, 1, values, b"behind"))
     ((kind, number, row, behind),) = reader.take()
     assert (kind, number, behind) == (4, 1, b"behind")
@@ -330,15 +330,20 @@ def test_a_row_gives_each_value_when_it_is_asked_for(values: tuple[Any, ...]) ->
 def test_only_an_array_in_its_place_is_a_row() -> None:
     shared = memory()
     writer, reader = _ring.Producer(shared, 0), _ring.Consumer(shared, 0)
-    reader.set_rows(4, 2)
+    reader.set_rows(2, 4, 70)
     frames: list[Any] = [(4, 1), (4, 1, b"x"), (5, 1, (1,)), (4, 1, {1: 2}), {4: (1, 2)}, 4, (4,), (), (1,) * 20]
     writer.put_many(frames)
     assert [type(frame[2]) if isinstance(frame, tuple) and len(frame) > 2 else None for frame in reader.take()] == [
         None, bytes, tuple, dict, None, None, None, None, int,
     ]  # fmt: skip
-    for kind, place in ((-1, 1), (128, 1), (1, 0), (1, 16)):
+    for place, kind in ((1, -1), (1, 128), (0, 1), (16, 1)):
         with pytest.raises(ValueError, match="no such"):
-            reader.set_rows(kind, place)
+            reader.set_rows(place, 1, kind)
+    writer.put_many([(kind, 1, (1,)) for kind in (0, 5, 6, 69, 70, 127)])
+    assert [type(frame[2]) is _ring.Row for frame in reader.take()] == [False] * 4 + [True, False]
+    reader.set_rows(2, 0, 127)
+    writer.put_many([(kind, 1, (1,)) for kind in (0, 5, 70, 127)])
+    assert [type(frame[2]) is _ring.Row for frame in reader.take()] == [True, False, False, True]
     with pytest.raises(TypeError):
         _ring.Row()
 
@@ -347,7 +352,7 @@ def test_only_an_array_in_its_place_is_a_row() -> None:
 def test_a_row_of_garbage_is_an_error_at_once_or_when_it_is_looked_at(octets: bytes) -> None:
     shared = memory()
     writer, reader = _ring.Producer(shared, 0), _ring.Consumer(shared, 0)
-    reader.set_rows(4, 2)
+    reader.set_rows(2, 4, 70)
     writer.put((4, 1, (b"x" * max(len(octets) - 3, 0),)))
     at = 4096 + 8 + 3
     shared[at : at + len(octets)] = octets

@@ -113,7 +113,7 @@ def _round(rng: random.Random, tally: dict[str, int]) -> None:
     rows = rng.random() < 0.5
     fast, slow = kernel.Consumer(shared, number), reference.Consumer(twin, number)
     if rows:
-        fast.set_rows(4, 4)
+        fast.set_rows(4, 4, 100)
     ours, theirs = _taken(fast, rows), _taken(slow, rows)
     if rows and ours != theirs:
         # a row that is bad is found when it is looked at, behind others of the same batch
@@ -175,7 +175,7 @@ def _race(rng: random.Random, tally: dict[str, int]) -> None:
 
 def _race_once(rng: random.Random, memory: Any, number: int, tally: dict[str, int]) -> None:
     producer, consumer = kernel.Producer(memory, number), kernel.Consumer(memory, number)
-    consumer.set_rows(4, 4)
+    consumer.set_rows(4, 4, 100)
     held: list[Any] = []
     try:
         for _ in range(20):
