@@ -66,8 +66,8 @@ cdef extern from *:
     #include <sys/uio.h>
     #include <unistd.h>
 
-    /* Copy the few octets that a value has.  Compilers make `rep movs` of a memcpy whose size is known to be small, which
-       takes longer to begin than most values to be copied. */
+    /* Copy the few octets that a value has.  Of a memcpy whose size is known to be small compilers make `rep movs`,
+       which takes longer to begin than most values to be copied. */
     static inline void ring_copy(char *to, const char *from, size_t size)
     {
         if (size > 16) {
