@@ -129,11 +129,11 @@ def test_an_engine_that_is_killed_loses_no_event_and_invents_none(
     tmp_path: Path, database: Postgresql, workers: int
 ) -> None:
     """`kill -9` again and again: everyone who got the message is recorded, once or again, and nobody else."""
-    count = 600
+    count = 400
     with SinkProcess("--delay", "0.01") as sink:
         user = user_with(tmp_path, sink.port, database.server(), workers)
         arguments = user.send_arguments(user.recipients(count), user.message(TEMPLATE), "--template")
-        for _ in range(4):
+        for _ in range(3):
             with user.started(*arguments) as process:
                 before = len(rows(database))
                 deadline = time.monotonic() + 10
