@@ -30,14 +30,13 @@ from ..actions.frames import state_frame
 from ..errors import ActionError, DataError
 from ..events import BY_NAME, CATALOGUE, NOTHING, Contact, Granularity, Happening, Option, Result, run
 from ..events.fields import FIELDS
-from ..events.fields import values_of as handed
 from ..events.happening import NOBODY
 from ..logs.facts import Fact, FactKind
 from ..policy.answers import Status
 from ..queue.model import PROGRAM, OutboxEvent, RecoveryKind
 from ..queue.schedule import TIMED_OUT_TEXT
 from .raised import Raised
-from .stored import pack, pack_values
+from .stored import pack, pack_fields, pack_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, MutableMapping, Sequence
@@ -252,7 +251,7 @@ class Events:
     ) -> Refusal | None:
         """Send a live event to who wants it, and ask who may refuse it."""
         shape = hub.shape(row.name, FIELDS[row.name])
-        values = Packed(pack_values(handed(row, it)))
+        values = Packed(pack_fields(row, it))
         hub.publish(shape, values, handlers=choice)
         if is_refused or not row.is_veto or not hub.may_refuse(row.name, choice):
             return None
@@ -288,10 +287,10 @@ class Events:
                 if result.error:
                     raised.facts.append(self.failure(action, result, it.message_id))
             else:
-                payload = pack(transport, it.message_id, values, values.values(), headers)
+                payload = pack(transport, it.message_id, values, pack_values(values.values()), headers)
                 raised.events.append(OutboxEvent(event, key, payload, handler=PROGRAM))
         if listener.is_handed:
-            payload = pack(transport, it.message_id, FIELDS[event], handed(listener.row, it))
+            payload = pack(transport, it.message_id, FIELDS[event], pack_fields(listener.row, it))
             raised.events.append(OutboxEvent(event, key, payload))
 
     def run_stored(self, event: OutboxEvent, stored: Stored, facts: list[Fact]) -> Result:

@@ -17,9 +17,13 @@ from typing import TYPE_CHECKING, Any, Final
 from ..actions import _ring
 from ..actions.frames import arrived_untrusted, travelling
 from ..errors import FrameError
+from ..events.fields import FIELDS, HOST_FIELDS, values_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from ..events import Happening
+    from ..events.catalogue import EventRow
 
 _VERSION: Final = 2
 #: lists of names that are remembered; there are as many as events, and some for their strings
@@ -59,11 +63,42 @@ def pack_values(values: Iterable[object]) -> bytes:
     )
 
 
+def pack_fields(row: EventRow, it: Happening) -> bytes:
+    """The values of the fields of an event (events/fields.py), packed; those of the contact once for all its events."""
+    count = HOST_FIELDS[row.name]
+    if it.certificate is None:
+        contact = it.contact
+        state = contact.state()
+        if contact.kept[0] != state:
+            contact.kept = state, {}
+        kept = contact.kept[1]
+        host = kept.get(count)
+        if host is None:
+            host = kept[count] = _members(values_of(row, it, 0, count))
+    else:
+        host = _members(values_of(row, it, 0, count))
+    return _head(len(FIELDS[row.name])) + host + _members(values_of(row, it, count))
+
+
+def _head(count: int) -> bytes:
+    """What an array of so many members begins with in msgpack."""
+    return b"%c" % (0x90 | count) if count < 16 else b"\xdc" + count.to_bytes(2)
+
+
+def _members(values: tuple[object, ...]) -> bytes:
+    return pack_values(values)[len(_head(len(values))) :]
+
+
+@functools.lru_cache(maxsize=_MAX_NAMES)
+def _joined(names: tuple[str, ...]) -> str:
+    return " ".join(names)
+
+
 def pack(
-    transport: str, message_id: str, names: Iterable[str], values: Iterable[object], headers: tuple[bytes, ...] = ()
+    transport: str, message_id: str, names: Iterable[str], values: bytes, headers: tuple[bytes, ...] = ()
 ) -> bytes:
-    """The payload of an event."""
-    return _ring.pack((_VERSION, transport, message_id, " ".join(names), headers, pack_values(values)))
+    """The payload of an event; `values` are packed by `pack_values` or `pack_fields`."""
+    return _ring.pack((_VERSION, transport, message_id, _joined(tuple(names)), headers, values))
 
 
 def unpack(payload: bytes) -> Stored | None:

@@ -33,7 +33,7 @@ _MORE: Final = {
 _HOSTLESS: Final = (Granularity.MESSAGE, Granularity.LOOKUP)
 
 
-def _fields(row: EventRow) -> tuple[str, ...]:
+def _host_fields(row: EventRow) -> list[str]:
     found: list[str] = []
     if row.granularity is Granularity.LOOKUP:
         found += ["transport_name"]
@@ -41,6 +41,11 @@ def _fields(row: EventRow) -> tuple[str, ...]:
         found += _HOST
         if row.option is not Option.MAIN and row.name not in ("tcp:connect", "dane:fail"):
             found += _SESSION
+    return found
+
+
+def _fields(row: EventRow) -> tuple[str, ...]:
+    found = _host_fields(row)
     found.append("event_time")
     if row.data:
         found.append("event_data")
@@ -57,9 +62,12 @@ def _fields(row: EventRow) -> tuple[str, ...]:
 #: event -> names of its fields
 FIELDS: Final = {row.name: _fields(row) for row in CATALOGUE}
 
+#: event -> how many of them, the first ones, tell of nothing but the contact, unless it is about another certificate
+HOST_FIELDS: Final = {row.name: len(_host_fields(row)) for row in CATALOGUE}
+
 _MAKERS: Final[dict[str, Callable[[Happening], Value | float]]] = {**VARIABLES, "event_time": lambda it: it.now}
 
 
-def values_of(row: EventRow, it: Happening) -> tuple[Value | float, ...]:
-    """The values of the fields of an event; `event_time` in UTC epoch seconds."""
-    return tuple([_MAKERS[name](it) for name in FIELDS[row.name]])
+def values_of(row: EventRow, it: Happening, first: int = 0, end: int | None = None) -> tuple[Value | float, ...]:
+    """The values of the fields of an event, from number `first` to before `end`; `event_time` in UTC epoch seconds."""
+    return tuple([_MAKERS[name](it) for name in FIELDS[row.name][first:end]])

@@ -36,6 +36,7 @@ class Contact:
         tls: the session's facts; usage_mask: of its TLSA records.
         our_certificate: gives the DER of the certificate that we show, or None.
         refused_certificate: DER of the one for which verification failed, and with it the handshake.
+        kept: what others made of all this, with `state` as it was then.
     """
 
     router: str = ""
@@ -49,6 +50,11 @@ class Contact:
     usage_mask: int = 0
     our_certificate: Callable[[], bytes | None] | None = None
     refused_certificate: bytes | None = None
+    kept: tuple[tuple[object, ...], dict[int, bytes]] = ((), {})
+
+    def state(self) -> tuple[object, ...]:
+        """What is filled in as more becomes known; the same as before as long as nothing has changed."""
+        return self.tls, self.local_address, self.usage_mask, self.our_certificate, self.refused_certificate
 
 
 #: no host
