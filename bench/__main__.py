@@ -1,4 +1,4 @@
-"""Run the benchmarks: python -m bench [claim …] [--quick] [--json FILE] [--where] [--versions] [--list].
+"""Run the benchmarks: python -m bench [claim …] [--quick] [--full] [--json FILE] [--where] [--versions] [--list].
 
 Each claim runs in a process of its own, so that none leaves the next one a warm cache or a large heap.
 Exit status: 0 if everything ran and did right work, 1 if something failed, 2 for a wrong command line.  A target that
@@ -33,6 +33,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measure what Outrider claims.")
     parser.add_argument("claim", nargs="*", help="claims to measure; all of them by default")
     parser.add_argument("--quick", action="store_true", help="one short pair each: shows that everything still works")
+    parser.add_argument("--full", action="store_true", help="also what takes long, such as a million recipients")
     parser.add_argument("--json", metavar="FILE", help="write one JSON object a measurement; - for standard output")
     parser.add_argument("--where", action="store_true", help="tell where the time of one claim goes (deliver_warm)")
     parser.add_argument("--versions", action="store_true", help="print what a measurement is made with, and end")
@@ -54,18 +55,19 @@ def main() -> int:
     if options.json and options.json != "-":
         Path(options.json).write_text("")
     if options.where:
-        module = importlib.import_module(known[wanted[0]])
-        if len(wanted) != 1 or not hasattr(module, "where"):
+        claim = importlib.import_module(known[wanted[0]])
+        if len(wanted) != 1 or not hasattr(claim, "where"):
             parser.error("--where goes with one claim that can tell it, such as deliver_warm")
-        print(module.where(quick=options.quick))
+        print(claim.where(quick=options.quick))
         return 0
     if len(wanted) == 1:
-        return _measure(wanted[0], known[wanted[0]], quick=options.quick, json_file=options.json)
-    return _measure_each(wanted, quick=options.quick, json_file=options.json)
+        return _measure(wanted[0], known[wanted[0]], options)
+    return _measure_each(wanted, options)
 
 
-def _measure(name: str, module: str, *, quick: bool, json_file: str | None) -> int:
+def _measure(name: str, module: str, options: argparse.Namespace) -> int:
     """Measure one claim in this process; what goes wrong comes out as it is."""
+    json_file: str | None = options.json
     # the table makes way for the JSON lines when both would go to standard output
     human = sys.stderr if json_file == "-" else sys.stdout
     heading = ("", "")
@@ -94,7 +96,7 @@ def _measure(name: str, module: str, *, quick: bool, json_file: str | None) -> i
         note(f"the machine is busy (load {load_average():.1f}): the spread will tell")
     if is_debug_build():
         note("this is a debug build of Python: the figures mean nothing")
-    harness = Harness(name, quick=quick, emit=emit, note=note)
+    harness = Harness(name, quick=options.quick, full=options.full, emit=emit, note=note)
     began = time.perf_counter()
     importlib.import_module(module).run(harness)
     rows = [measurement.to_dict() for measurement in harness.measurements]
@@ -102,14 +104,16 @@ def _measure(name: str, module: str, *, quick: bool, json_file: str | None) -> i
     return 0
 
 
-def _measure_each(names: list[str], *, quick: bool, json_file: str | None) -> int:
+def _measure_each(names: list[str], options: argparse.Namespace) -> int:
     """Measure several claims, each in a process of its own, and end with the figure of each."""
+    json_file: str | None = options.json
+    flags = [flag for flag in ("--quick", "--full") if getattr(options, flag[2:])]
     human = sys.stderr if json_file == "-" else sys.stdout
     failed, figures = False, []
     for name in names:
         with tempfile.NamedTemporaryFile("r", suffix=".jsonl") as scratch:
-            command = [sys.executable, "-m", "bench", name, "--json", scratch.name]
-            child = subprocess.run([*command, "--quick"] if quick else command, cwd=PROJECT, stdout=human, check=False)
+            command = [sys.executable, "-m", "bench", name, "--json", scratch.name, *flags]
+            child = subprocess.run(command, cwd=PROJECT, stdout=human, check=False)
             text = scratch.read()
         if json_file == "-":
             sys.stdout.write(text)

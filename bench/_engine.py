@@ -26,7 +26,6 @@ from ._mail import SENDER
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from engine.config import Config
     from engine.delivery.core import Core
 
     from ._sink import Sink
@@ -102,7 +101,9 @@ class Engine:
         """
         work = self._work
         body = template(work.octets)
-        with app.open_engine(configuration(self._sink, work, f"{self._directory}/{next(self._runs)}")) as core:
+        directory = f"{self._directory}/{next(self._runs)}"
+        os.mkdir(directory)
+        with app.open_engine(loads(configuration_text(self._sink, work, directory).encode())) as core:
             composer = Composer.for_job(
                 body,
                 is_template=True,
@@ -129,10 +130,9 @@ class Engine:
         shutil.rmtree(self._directory, ignore_errors=True)
 
 
-def configuration(sink: Sink, work: Work, directory: str) -> Config:
-    """A configuration that sends everything to the sink; makes the directory."""
-    os.makedirs(directory)
-    text = _CONFIGURATION.format(
+def configuration_text(sink: Sink, work: Work, directory: str) -> str:
+    """A configuration that sends everything to the sink."""
+    return _CONFIGURATION.format(
         directory=directory,
         nameserver=sink.nameserver,
         port=sink.port,
@@ -140,7 +140,6 @@ def configuration(sink: Sink, work: Work, directory: str) -> Config:
         window=work.window,
         connections=work.connections,
     )
-    return loads(text.encode())
 
 
 def recipients(work: Work) -> Iterator[Recipient]:

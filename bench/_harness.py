@@ -50,12 +50,14 @@ class Timing:
         count: operations done; wall_s, cpu_s: what they took, set-up left out (CPU: user and system, children that
             ended included).
         check: what shows that the work was right, such as a count or a digest of the results.
+        more: what else the run tells, by name, for the metrics of its claim.
     """
 
     count: int
     wall_s: float
     cpu_s: float = 0.0
     check: object = None
+    more: dict[str, float] = field(default_factory=dict)
 
 
 class Stopwatch:
@@ -210,7 +212,7 @@ class Harness:
     """Takes the measurements of one claim.
 
     Args:
-        claim: its name; quick: one short pair, enough to see that everything still works.
+        claim: its name; quick: one short pair, enough to see that everything still works; full: also what takes long.
         emit: called with each measurement as it is made; note: called with each remark.
     """
 
@@ -219,11 +221,13 @@ class Harness:
         claim: str,
         *,
         quick: bool = False,
+        full: bool = False,
         emit: Callable[[Measurement], None] = lambda _: None,
         note: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.claim = claim
         self.quick = quick
+        self.full = full
         self.note = note
         self.measurements: list[Measurement] = []
         self._emit = emit
