@@ -59,7 +59,10 @@ class Ledger:
 
     def done(self, seqs: Iterable[int]) -> None:
         """One desk is done with these."""
-        finished = [seq for seq in seqs if seq and self._is_last(seq)]
+        finished = [seq for seq in seqs if seq]
+        with self._lock:
+            if self._shared:
+                finished = [seq for seq in finished if self._is_last(seq)]
         if finished:
             self._send(ack_frame(finished))
 
@@ -69,14 +72,10 @@ class Ledger:
         self.done([seq])
 
     def _is_last(self, seq: int) -> bool:
-        with self._lock:
-            if seq not in self._shared:
-                return True
-            self._shared[seq] -= 1
-            if self._shared[seq]:
-                return False
-            del self._shared[seq]
-            return True
+        left = self._shared.pop(seq, 1) - 1
+        if left:
+            self._shared[seq] = left
+        return not left
 
 
 class Desk:
