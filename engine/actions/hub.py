@@ -458,6 +458,14 @@ class Hub:
                     return False
         return True
 
+    async def wait_ready(self, group: str, *, timeout_s: float) -> bool:
+        """Wait until a group has a worker; False if none came in time."""
+        with trio.move_on_after(timeout_s):
+            while not self._group(group).ready_links():
+                await self._changed.wait()
+            return True
+        return False
+
     async def wait_done(self, group: str, *, timeout_s: float, patience_s: float) -> None:
         """Wait until workers are done with all they have, as long as some of it gets done.
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from .supervisor import SocketOptions
 
 
+#: seconds that an engine waits at its start for the first worker, if handlers want events that are not stored
+_START_S: Final = 5.0
 #: seconds that workers may get nothing done at the end of a run before they are told to end: what they do then is try
 #: again what cannot be done now
 _PATIENCE_S: Final = 2.0
@@ -70,11 +72,14 @@ class Workers:
             window=window,
             silence_s=silence_s,
         )
+        handlers = [
+            (name, pattern)
+            for name, options in settings.handlers.items()
+            for pattern in options.get("events") or ("*",)
+        ]
         if count:
-            handlers = settings.handlers.items()
-            self.hub.foretell(
-                MAIN, tuple((name, pattern) for name, options in handlers for pattern in options.get("events", ("*",)))
-            )
+            self.hub.foretell(MAIN, tuple(handlers))
+        self._wants_live = any(not pattern.startswith("msg:") for _, pattern in handlers)
         self._supervisor: Supervisor | None = None
         self._no_more = trio.Event()
 
@@ -92,6 +97,9 @@ class Workers:
                     serve = functools.partial(serve_socket, self.hub, socket, log=self._log, no_more=self._no_more)
                     await nursery.start(serve)
                 nursery.start_soon(self._supervisor.run)
+                if self.count and self._wants_live:
+                    # what is not stored is lost where nobody is there yet
+                    await self.hub.wait_ready(MAIN, timeout_s=_START_S)
                 task_status.started()
                 await trio.sleep_forever()
         finally:

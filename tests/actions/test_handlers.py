@@ -13,7 +13,6 @@ import secrets
 import sqlite3
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,8 @@ from engine.actions.handlers import build, register_all
 from engine.actions.handlers.sql import bind
 from engine.errors import ActionError, ConfigError
 from fakes.databases import Mariadb, Postgresql, RedisKeys
+from fakes.hook_receiver import Receiver, open_receiver
+from fakes.jetstream import NATS, with_stream
 from fakes.peers import require_service
 
 FIELDS = ("local_part", "domain", "host_port", "tls", "nothing")
@@ -217,49 +218,10 @@ def test_sql_in_sqlite(tmp_path: Path) -> None:
 # --- webhook ----------------------------------------------------------------------------------------------------------
 
 
-class Receiver(ThreadingHTTPServer):
-    """Keeps what is posted; answers with `statuses`, one after the other, and 204 when there are no more."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Answer)
-        self.got: list[tuple[str, dict[str, str], bytes]] = []
-        self.statuses: list[int] = []
-        self.clients: set[Any] = set()
-
-
-class _Answer(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: Receiver
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.got.append((self.path, dict(self.headers), body))
-        self.server.clients.add(self.client_address)
-        status = self.server.statuses.pop(0) if self.server.statuses else 204
-        if not status:
-            self.close_connection = True
-            return
-        self.send_response(status)
-        text = b"" if status == 204 else b"no thanks"
-        if status != 204:
-            self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
-
-    def log_message(self, format: str, *args: object) -> None: ...
-
-
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
-    server = Receiver()
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with open_receiver() as server:
+        yield server
 
 
 def hook(receiver: Receiver, **options: Any) -> Any:
@@ -351,38 +313,17 @@ def test_a_stream_can_be_bounded_and_errors_are_told(keys: RedisKeys) -> None:
 
 # --- NATS -------------------------------------------------------------------------------------------------------------
 
-NATS = "nats://127.0.0.1:4222"
-
-
-async def with_stream(name: str, subject: str, *, delete: bool = False) -> list[tuple[str, bytes]]:
-    """Make a stream, or read and delete it."""
-    connection = await nats.connect(NATS)
-    try:
-        stream = connection.jetstream(timeout=5)
-        if not delete:
-            await stream.add_stream(name=name, subjects=[f"{subject}.>"])
-            return []
-        found = []
-        info = await stream.stream_info(name)
-        for number in range(1, info.state.last_seq + 1):
-            message = await stream.get_msg(name, number)
-            found.append((message.subject or "", message.data or b""))
-        await stream.delete_stream(name)
-        return found
-    finally:
-        await connection.close()
-
 
 def test_events_become_messages_of_a_stream_and_repetitions_do_not() -> None:
     require_service("127.0.0.1", 4222, "NATS")
     name = f"outrider-{secrets.token_hex(4)}"
-    asyncio.run(with_stream(name, name))
+    asyncio.run(with_stream(name))
     handler = build("h", {"driver": "nats", "url": NATS, "subject": name, "timeout": 5})
     handler.handle(events(300))
     handler.handle(events(300))
     handler.handle(events(1, first=300, name="tcp:close", local_part=ODD))
     handler.close()
-    found = asyncio.run(with_stream(name, name, delete=True))
+    found = asyncio.run(with_stream(name, delete=True))
     assert [json.loads(data)["id"] for _, data in found] == [f"1vN-{number}" for number in range(301)]
     assert (found[0][0], found[300][0]) == (f"{name}.msg.delivery", f"{name}.tcp.close")
     assert json.loads(found[300][1])["local_part"] == ODD_SHOWN
