@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from ..errors import ConfigError, DeliveryError, ExpandError, LocalProtocolError, TlsPolicyError
+from ..events import Happening
+from ..events.happening import VARIABLES
 from ..logs.facts import Fact, FactKind
 from ..net.opener import open_session
 from ..net.session import SessionOptions
@@ -32,22 +34,26 @@ from ..tls.facts import ChainVerdict
 from ..tls.names import has_dns_names
 from .hosterrors import port_of, tell_host_deferred
 from .site import Policy
+from .transport import OF_CONNECTION
 from .watch import ConnectionWatch, contact_for, own_certificate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
+    from ..events import Contact
     from ..expand import Scope as ExpandScope
     from ..net.session import Session
     from ..policy.hosts import Host
     from ..tls.context import TlsOptions
     from ..tls.dane import Verdict
-    from ..tls.facts import Decide
+    from ..tls.facts import Decide, TlsFacts
     from ..tls.ocsp import Demand
     from .core import Core
     from .events import Events
     from .site import Site
     from .transport import HostDecisions
+
+    ChooseAuth = Callable[[str, TlsFacts | None], Awaitable[tuple[tuple[str, str] | None, bool]]]
 
 #: errno of an option that cannot be expanded, of a failed handshake, and of TLS that cannot be had (11.6)
 _ERRNO_EXPANSION: Final = -27
@@ -258,6 +264,24 @@ def _scope(core: Core, site: Site, number: int, more: Mapping[str, object] | Non
     return scope
 
 
+def _choose_auth(core: Core, site: Site, number: int, contact: Contact) -> ChooseAuth:
+    """Expands what is said for AUTH when it is known over what connection it is said."""
+    host, transport = site.hosts[number], site.transport
+
+    async def choose(local_address: str, tls: TlsFacts | None) -> tuple[tuple[str, str] | None, bool]:
+        contact.local_address, contact.tls = local_address, tls
+        it = Happening(contact)
+        scope = _scope(core, site, number, {name: VARIABLES[name](it) for name in OF_CONNECTION})
+        try:
+            if transport.is_pure:
+                return transport.auth(host, scope)
+            return await trio.to_thread.run_sync(transport.auth, host, scope, limiter=core.threads)
+        except ExpandError as error:
+            raise DeliveryError(error.message, errno=_ERRNO_EXPANSION) from error
+
+    return choose
+
+
 #: `$lookup_dnssec_authenticated` of a host (section 5)
 _AUTHENTICATED: Final = {True: b"yes", False: b"no", None: b""}
 
@@ -292,6 +316,10 @@ async def _open(
         interface=interface or None,
     )
     port, files, by_policy = port_of(site, number), _files_for(plan, decisions.files), site.sts.policy is not None
+    if site.transport.auth_is_late:
+        contact = contact_for(site, number, port)
+        contact.usage_mask, contact.our_certificate = usage_mask, own_certificate(files.certificate)
+        session_options = replace(session_options, choose_auth=_choose_auth(core, site, number, contact))
     if core.events is None or not core.events.has_any(site.transport.name):
         decide = _judge_by(plan, core.clock, note, by_policy=by_policy)
         return await open_session(host, port, session_options, core.contexts, memory, decide=decide, tls_options=files)

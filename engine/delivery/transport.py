@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..config import Kind
 from ..errors import ConfigError, ExpandError, ForcedFailure
+from ..events.happening import VARIABLES
 from ..expand import ExpandOptions, Program, Scope, compile_option
 from ..expand.lists import DomainList, HostList
 from ..policy.requirement import InsecureMx, TlsChoices
@@ -39,7 +40,8 @@ class HostDecisions:
         files: trust anchors, revocation lists, our certificate.
         helo_name: the name for EHLO.
         window: transactions in flight at most; 0 keeps to one command at a time.
-        auth: (user name, password) to authenticate with, or None; auth_required: no mail without it.
+        auth: (user name, password) to authenticate with, or None; auth_required: no mail without it.  Neither is known
+            where the transport's `auth_is_late`.
     """
 
     tls: TlsChoices
@@ -57,12 +59,14 @@ class Transport:
     Attributes:
         is_pure: deciding never blocks.
         is_fixed: what is decided for a host is the same each time.
+        auth_is_late: what is said for AUTH depends on the connection.
     """
 
     name: str
     options: TransportOptions
     is_pure: bool
     is_fixed: bool
+    auth_is_late: bool
     _programs: Mapping[str, Program]
     _hosts: Mapping[str, HostList]
     _domains: Mapping[str, DomainList]
@@ -97,7 +101,12 @@ class Transport:
             and all(program.reads <= _OF_HOST and b"randint" not in program.source for program in programs.values())
             and not any(b"$" in items.source for items in lists)
         )
-        return cls(name, options, is_pure, is_fixed, programs, hosts, domains)
+        auth_is_late = any(programs[name].reads & OF_CONNECTION for name in ("auth_username", "auth_password")) or any(
+            variable.encode() in hosts[name].source
+            for name in ("hosts_require_auth", "hosts_try_auth")
+            for variable in OF_CONNECTION
+        )
+        return cls(name, options, is_pure, is_fixed, auth_is_late, programs, hosts, domains)
 
     def decide(self, host: Host, scope: Scope) -> HostDecisions:
         """What holds for `host`.  Blocks if not `is_pure`.
@@ -105,7 +114,7 @@ class Transport:
         Raises:
             ExpandError: an option cannot be expanded now; the host cannot be used.
         """
-        auth, auth_required = self._auth(host, scope)
+        auth, auth_required = (None, False) if self.auth_is_late else self.auth(host, scope)
         anchors = self._text("tls_verify_certificates", scope)
         return HostDecisions(
             tls=self._tls(host, scope, has_anchors=bool(anchors)),
@@ -179,7 +188,12 @@ class Transport:
             return _default_demand(usage_mask)
         return Demand.REQUEST if self._listed("hosts_request_ocsp", host, scope) else Demand.NONE
 
-    def _auth(self, host: Host, scope: Scope) -> tuple[tuple[str, str] | None, bool]:
+    def auth(self, host: Host, scope: Scope) -> tuple[tuple[str, str] | None, bool]:
+        """See `HostDecisions.auth` and `auth_required`.  Blocks if not `is_pure`; raises ExpandError.
+
+        Args:
+            scope: with the variables `OF_CONNECTION` where the transport's `auth_is_late`.
+        """
         required = self._listed("hosts_require_auth", host, scope)
         if not required and not self._listed("hosts_try_auth", host, scope):
             return None, False
@@ -204,6 +218,8 @@ class Transport:
             return ""  # X-9: a forced failure leaves these options unset
 
 
+#: variables that are known once a connection is made and TLS is done: what is said for AUTH may depend on them
+OF_CONNECTION: Final = frozenset(name for name in VARIABLES if name.startswith(("tls_out_", "sending_")))
 #: variables that are the same whenever a host is decided on
 _OF_HOST: Final = frozenset(
     {

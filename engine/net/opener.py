@@ -126,11 +126,12 @@ class _Opener:
             options.helo_name,
             options.plan,
             peer=self._peer,
-            nonce=secrets.token_urlsafe(18) if options.auth is not None else "",
+            nonce=secrets.token_urlsafe(18) if options.auth is not None or options.choose_auth is not None else "",
             auth=options.auth,
             auth_required=options.auth_required,
             auth_mechanisms=options.auth_mechanisms,
             auth_in_clear=options.auth_in_clear,
+            asks_auth=options.choose_auth is not None,
         )
         self._stream: trio.abc.Stream | None = None
         self._scope = trio.CancelScope(deadline=trio.current_time() + options.connect_timeout_s)
@@ -171,6 +172,12 @@ class _Opener:
             await watch.on_connected(local)
         while True:
             await self._step(stream)
+            if opening.action is OpeningAction.ASK_AUTH and options.choose_auth is not None:
+                self._scope.deadline = math.inf
+                auth, is_required = await options.choose_auth(local, tls)
+                opening.on_auth(auth, required=is_required)
+                if opening.has_output:
+                    continue
             if opening.action is OpeningAction.READY:
                 break
             self._be_patient()

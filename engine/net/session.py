@@ -74,6 +74,8 @@ class SessionOptions:
         window: transactions in flight at most; 0 keeps to one command at a time (hosts_avoid_pipelining).
         auth: (user name, password) to authenticate with if a mechanism is offered, or None.
         auth_required: no mail without authentication (hosts_require_auth): DeliveryError -42.
+        choose_auth: gives these two where they depend on the connection, or None; called when TLS is done or done
+            without, with our end of the connection, ``[ip]:port``, and the facts of TLS.  May raise DeliveryError.
         auth_mechanisms: in order of preference; of SCRAM-SHA-256, PLAIN, LOGIN.
         auth_in_clear: authenticate without TLS too.
         connect_timeout_s: TCP; command_timeout_s: each reply, and the TLS handshake; data_timeout_s: each block of
@@ -86,6 +88,7 @@ class SessionOptions:
     window: int = 4
     auth: tuple[str, str] | None = None
     auth_required: bool = False
+    choose_auth: Callable[[str, TlsFacts | None], Awaitable[tuple[tuple[str, str] | None, bool]]] | None = None
     auth_mechanisms: tuple[str, ...] = ("SCRAM-SHA-256", "PLAIN", "LOGIN")
     auth_in_clear: bool = False
     connect_timeout_s: float = 300.0

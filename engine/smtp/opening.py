@@ -59,6 +59,8 @@ class OpeningAction(enum.Enum):
     RECEIVE = "receive"
     #: do a TLS handshake, then call `on_tls`
     START_TLS = "start-tls"
+    #: find out what is said for AUTH, then call `on_auth`
+    ASK_AUTH = "ask-auth"
     READY = "ready"
 
 
@@ -70,6 +72,7 @@ class Opening:
         plan: what TLS must prove.
         peer: ``name [address]``, for texts.
         auth, auth_required, auth_mechanisms, auth_in_clear: as in `SessionOptions`.
+        asks_auth: `auth` and `auth_required` are not known before the connection is; see `OpeningAction.ASK_AUTH`.
         nonce: printable ASCII without comma, unpredictable; for SCRAM.
 
     Attributes:
@@ -92,6 +95,7 @@ class Opening:
         auth_required: bool = False,
         auth_mechanisms: Sequence[str] = tuple(MECHANISMS),
         auth_in_clear: bool = False,
+        asks_auth: bool = False,
     ) -> None:
         self.action = OpeningAction.RECEIVE
         self.stage = OpeningStage.BANNER
@@ -107,6 +111,7 @@ class Opening:
         self._auth_required = auth_required
         self._auth_mechanisms = tuple(auth_mechanisms)
         self._auth_in_clear = auth_in_clear
+        self._asks_auth = asks_auth
         self._parser = ReplyParser()
         self._output = b""
         self._secure = False
@@ -159,6 +164,16 @@ class Opening:
         self.capabilities = capabilities.NONE
         self._ehlo_reply = None
         self._hello(OpeningStage.EHLO)
+
+    def on_auth(self, auth: tuple[str, str] | None, *, required: bool) -> None:
+        """What is said for AUTH, as in `SessionOptions`.
+
+        Raises:
+            DeliveryError: authentication is required and not possible.
+        """
+        self._auth, self._auth_required, self._asks_auth = auth, required, False
+        self.action = OpeningAction.RECEIVE
+        self._begin_auth()
 
     def on_lost(self, loss: Loss) -> DeliveryError:
         """The error to raise for a connection that ended while a reply was awaited."""
@@ -240,6 +255,10 @@ class Opening:
     # AUTH
 
     def _begin_auth(self) -> None:
+        if self._asks_auth:
+            self.stage = OpeningStage.NONE
+            self.action = OpeningAction.ASK_AUTH
+            return
         if self._auth is None and not self._auth_required:
             self._ready()
             return

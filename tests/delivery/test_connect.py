@@ -220,3 +220,83 @@ async def test_sessions_are_resumed_under_the_same_records_only(make_world: Make
         seen.append((session.facts.tls.resumed, session.facts.tls.dane))
         await session.quit()
     assert seen == [(False, True), (True, True), (False, True), (True, True), (False, False)]
+
+
+# --- AUTH, which is said when the connection is known ---------------------------------------------------------------
+
+#: what the variables of a connection are, one a line
+SEEN = "\n".join(
+    [
+        *("$tls_out_dane", "$tls_out_tlsa_usage", "$tls_out_certificate_verified", "$tls_out_ver", "$tls_out_sni"),
+        *("$tls_out_ocsp", "${if >={$tls_out_bits}{128}{strong}{weak}}", "$tls_out_peerdn", "$tls_out_peercert"),
+        *("${if def:tls_out_peercert{${sha256:$tls_out_peercert}}}", "${if def:tls_out_ourcert{ours}{none}}"),
+        *("${if def:tls_out_cipher{ciphers}{clear}}", "$sending_ip_address", "$lookup_dnssec_authenticated"),
+        *("$host", "${if =={$tls_out_resumption}{0}{0}{may}}"),
+    ]
+)
+FINGERPRINT = hashlib.sha256(IDENTITY.der).hexdigest().upper()
+OVER_DANE = [
+    *("yes", "8", "1", "TLS1.3", "mx.test", "0", "strong", "/CN=mx.test", "<cert>", FINGERPRINT, "none", "ciphers"),
+    *("127.0.0.1", "yes", "mx.test", "may"),
+]
+#: OC-2: asked for without DANE, and there is none
+OVER_TLS = ["no", "0", "0", "TLS1.3", "mx.test", "1", *OVER_DANE[6:]]
+IN_CLEAR = ["no", "0", "0", "", "", "0", "weak", "", "", "", "none", "clear", "127.0.0.1", "yes", "mx.test", "0"]
+
+
+@pytest.mark.parametrize(
+    ("records", "is_secure", "seen"),
+    [((RIGHT,), True, OVER_DANE), ((), True, OVER_TLS), ((), False, IN_CLEAR)],
+    ids=["dane", "tls", "clear"],
+)
+async def test_what_is_said_for_auth_depends_on_the_connection(
+    make_world: MakeWorld, records: tuple[bytes, ...], is_secure: bool, seen: list[str]
+) -> None:
+    """Section 5: the server takes the very password that the variables make."""
+    password = "/".join(seen)
+    server = ServerOptions(credentials=("me", password))
+    tls = server_context(IDENTITY) if is_secure else None
+    options = (
+        f"auth_username = 'me'\nauth_password = '''{SEEN.replace(chr(10), '/')}'''\nauth_in_clear = true\n"
+        'hosts_require_auth = "*"\nauth_mechanisms = ["PLAIN"]'
+    )
+    async with open_sink(SinkOptions(tls=tls, server=server)) as sink:
+        made = scene(make_world, sink.address[1], *records, transport=options)
+        assert made.site.transport.auth_is_late
+        session = await made.connect()
+        assert session.facts.authenticator == "PLAIN"
+        await session.quit()
+        # another session of the same host is asked anew
+        again = await made.connect()
+        assert again.facts.authenticator == "PLAIN"
+        await again.quit()
+
+
+@pytest.mark.parametrize("is_secure", [True, False])
+async def test_whom_we_authenticate_to_may_depend_on_tls(make_world: MakeWorld, is_secure: bool) -> None:
+    server = ServerOptions(credentials=("me", "secret"))
+    options = (
+        'auth_username = "me"\nauth_password = "secret"\nauth_in_clear = true\n'
+        'hosts_try_auth = "${if def:tls_out_cipher{*}{:}}"'
+    )
+    async with open_sink(SinkOptions(tls=server_context(IDENTITY) if is_secure else None, server=server)) as sink:
+        session = await scene(make_world, sink.address[1], transport=options).connect()
+        assert bool(session.facts.authenticator) is is_secure
+        await session.quit()
+
+
+async def test_a_password_that_cannot_be_expanded_is_an_error_of_the_host(make_world: MakeWorld, sink: Sink) -> None:
+    options = (
+        'hosts_try_auth = "*"\nauth_username = "me"\n'
+        "auth_password = '${extract{1}{:}{$tls_out_ver}{${lookup pgsql{SELECT 1}}}}'"
+    )
+    error = await scene(make_world, sink.address[1], transport=options).fail()
+    assert error.errno == -27
+    assert "pgsql" in error.message
+
+
+@pytest.mark.parametrize("password", ["secret", "$host"])
+def test_what_needs_no_connection_is_said_before_it(make_world: MakeWorld, password: str) -> None:
+    world = make_world(transport=f'auth_username = "me"\nauth_password = "{password}"\nhosts_try_auth = "*"')
+    transport = world.core.transports["smtp"]
+    assert (transport.auth_is_late, transport.is_fixed) == (False, True)
