@@ -14,13 +14,13 @@ from typer.testing import CliRunner, Result
 
 from engine.cli.events import app
 from engine.cli.exits import Exit
-from engine.delivery.stored import pack
+from engine.delivery.stored import pack, pack_values
 from engine.expand.certificates import Certificate
 from engine.queue.model import PROGRAM, DeadLetter
 from engine.queue.sqlite import SqliteStore
 
 VALUES = {"local_part": "a", "event_data": b"250 \xff", "host_port": 25, "tls_out_sni": None}
-PAYLOAD = pack("smtp", "1vN-1", [*VALUES, "tls_out_peercert"], [*VALUES.values(), Certificate(b"0\x82")])
+PAYLOAD = pack("smtp", "1vN-1", [*VALUES, "tls_out_peercert"], pack_values([*VALUES.values(), Certificate(b"0\x82")]))
 
 
 @dataclass
