@@ -16,17 +16,15 @@ from __future__ import annotations
 import ipaddress
 import struct
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-import dns.exception
 import dns.flags
-import dns.name
 import dns.rcode
 import dns.rdatatype
 
 from ..policy.answers import Mx
-from .dns_names import Garbled, Labels, NameReader, mix_case, name_to_text, to_wire
+from .dns_names import Garbled, Labels, NameReader, labels_of, mix_case, name_to_text, to_wire
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,10 +38,24 @@ UDP_PAYLOAD_OCTETS: Final = 1232
 
 _HEADER: Final = struct.Struct("!HHHHHH")
 _FIXED: Final = struct.Struct("!HHIH")
+_QUESTION: Final = struct.Struct("!HH")
 _IN: Final = 1
+#: flags of a header as numbers: what dnspython has is an enumeration, which is slow
+_QR, _AA, _TC, _RD, _RA, _AD = (
+    int(flag) for flag in (dns.flags.QR, dns.flags.AA, dns.flags.TC, dns.flags.RD, dns.flags.RA, dns.flags.AD)
+)
+_NOERROR: Final = int(dns.rcode.NOERROR)
+_FORMERR: Final = int(dns.rcode.FORMERR)
+_A: Final = int(dns.rdatatype.A)
+_AAAA: Final = int(dns.rdatatype.AAAA)
+_MX: Final = int(dns.rdatatype.MX)
+#: the types that are asked for at every domain
+_TYPES: Final = {name: int(dns.rdatatype.from_text(name)) for name in ("A", "AAAA", "CNAME", "MX", "TLSA", "TXT")}
 _OPT: Final = int(dns.rdatatype.OPT)
 _SOA: Final = int(dns.rdatatype.SOA)
 _CNAME: Final = int(dns.rdatatype.CNAME)
+#: at the end of a query: RFC 6891 §6.1.2, with DO (RFC 3225)
+_EDNS: Final = b"\0" + _FIXED.pack(_OPT, UDP_PAYLOAD_OCTETS, int(dns.flags.DO), 0)
 _EDE_OPTION: Final = 15
 #: RFC 8914 §4
 _EDE_NAMES: Final = {
@@ -142,21 +154,11 @@ def build_query(name: str, rdtype: str, query_id: int, *, edns: bool = True, cas
     Raises:
         ValueError: `name` cannot be a domain name.
     """
-    if not name.isascii():
-        raise ValueError(f"{name!r} is not ASCII")
-    try:
-        absolute = dns.name.from_text(name, origin=dns.name.root)
-    except dns.exception.DNSException as error:
-        raise ValueError(f"{name!r} is not a domain name: {error}") from None
-    rdtype_number = int(dns.rdatatype.from_text(rdtype))
-    labels = tuple(label.lower() for label in absolute.labels[:-1])
-    plain = to_wire(labels)
-    asked = mix_case(plain, case_bits) + struct.pack("!HH", rdtype_number, _IN)
-    flags = dns.flags.RD | dns.flags.AD
-    wire = _HEADER.pack(query_id, flags, 1, 0, 0, int(edns)) + asked
-    if edns:
-        wire += b"\0" + _FIXED.pack(_OPT, UDP_PAYLOAD_OCTETS, dns.flags.DO, 0)
-    return Question(query_id, labels, rdtype_number, asked, wire)
+    labels = labels_of(name)
+    rdtype_number = _TYPES.get(rdtype) or int(dns.rdatatype.from_text(rdtype))
+    asked = mix_case(to_wire(labels), case_bits) + _QUESTION.pack(rdtype_number, _IN)
+    wire = _HEADER.pack(query_id, _RD | _AD, 1, 0, 0, int(edns)) + asked
+    return Question(query_id, labels, rdtype_number, asked, wire + _EDNS if edns else wire)
 
 
 @dataclass(slots=True)
@@ -207,19 +209,19 @@ def parse_response(wire: bytes, question: Question) -> Response:
     if len(wire) < _HEADER.size:
         raise NotOurs("shorter than a header")
     query_id, flags, questions, answers, authorities, additionals = _HEADER.unpack_from(wire)
-    if query_id != question.id or not flags & dns.flags.QR:
+    if query_id != question.id or not flags & _QR:
         raise NotOurs("another id")
     reader = _Reader(wire)
     rcode = flags & 0xF
-    truncated = bool(flags & dns.flags.TC)
-    if questions == 0 and rcode == dns.rcode.FORMERR:
+    truncated = bool(flags & _TC)
+    if questions == 0 and rcode == _FORMERR:
         # a server that could not read our question cannot repeat it
         return Response(rcode, truncated, False)
     if questions != 1:
         raise Garbled(f"{questions} questions")
     is_case_kept = wire.startswith(question.asked, _HEADER.size)
     name = reader.name()
-    rdtype, rdclass = struct.unpack_from("!HH", wire, reader.take(4))
+    rdtype, rdclass = _QUESTION.unpack_from(wire, reader.take(4))
     if name != question.name or rdtype != question.rdtype or rdclass != _IN:
         raise NotOurs("another question")
     if flags & 0x7800:
@@ -230,19 +232,18 @@ def parse_response(wire: bytes, question: Question) -> Response:
     negative_ttl = _read_authorities(reader, authorities)
     extended_rcode, extended_error = _read_additionals(reader, additionals)
     rcode |= extended_rcode << 4
-    head = Response(
-        rcode,
-        False,
-        bool(flags & dns.flags.AD),
-        is_case_kept,
-        is_referral=rcode == dns.rcode.NOERROR
-        and not owners
-        and negative_ttl is None
-        and not flags & (dns.flags.AA | dns.flags.RA),
+    has_nothing = rcode == _NOERROR and not owners and negative_ttl is None
+    return _assemble(
+        reader,
+        question,
+        owners,
+        rcode=rcode,
+        ad=bool(flags & _AD),
+        is_case_kept=is_case_kept,
+        is_referral=has_nothing and not flags & (_AA | _RA),
         negative_ttl_s=negative_ttl,
         extended_error=extended_error,
     )
-    return _assemble(reader, question, owners, head)
 
 
 _Owners = dict[tuple[Labels, int], list[_Record]]
@@ -298,7 +299,18 @@ def _extended_errors(options: bytes) -> Iterator[str]:
             yield f"EDE {number} ({_EDE_NAMES.get(number, 'unknown')})" + (f": {printable}" if printable else "")
 
 
-def _assemble(reader: _Reader, question: Question, owners: _Owners, head: Response) -> Response:
+def _assemble(
+    reader: _Reader,
+    question: Question,
+    owners: _Owners,
+    *,
+    rcode: int,
+    ad: bool,
+    is_case_kept: bool,
+    is_referral: bool,
+    negative_ttl_s: int | None,
+    extended_error: str,
+) -> Response:
     """Follow the CNAME chain from the question to its records."""
     name = question.name
     seen = {name}
@@ -319,32 +331,37 @@ def _assemble(reader: _Reader, question: Question, owners: _Owners, head: Respon
     mx: dict[Mx, None] = {}
     addresses: dict[str, None] = {}
     rdata: dict[bytes, None] = {}
-    if question.rdtype == dns.rdatatype.MX and len(records) > MAX_RECORDS:
+    if question.rdtype == _MX and len(records) > MAX_RECORDS:
         # the preference stands first in the rdata
         records.sort(key=lambda record: reader.wire[record.start : min(record.start + 2, record.end)])
     for record in records[:MAX_RECORDS]:
         ttl = min(ttl, record.ttl)
         try:
-            match question.rdtype:
-                case dns.rdatatype.MX:
-                    mx[_read_mx(reader, record)] = None
-                case dns.rdatatype.A | dns.rdatatype.AAAA:
-                    addresses[_read_address(reader, record, question.rdtype)] = None
-                case _:
-                    rdata[_read_raw(reader, record)] = None
+            if question.rdtype == _MX:
+                mx[_read_mx(reader, record)] = None
+            elif question.rdtype in (_A, _AAAA):
+                addresses[_read_address(reader, record, question.rdtype)] = None
+            else:
+                rdata[_read_raw(reader, record)] = None
         except Garbled:
             continue
     if records and not (mx or addresses or rdata):
         raise Garbled("no record can be read")
     if question.rdtype == _CNAME and records:
         cnames.append(name_to_text(reader.name_at(records[0].start)[0]))
-    return replace(
-        head,
-        cnames=tuple(cnames),
-        mx=tuple(mx),
-        addresses=tuple(addresses),
-        rdata=tuple(rdata),
-        ttl_s=ttl if ttl != 0xFFFFFFFF else 0,
+    return Response(
+        rcode,
+        False,
+        ad,
+        is_case_kept,
+        is_referral,
+        tuple(cnames),
+        tuple(mx),
+        tuple(addresses),
+        tuple(rdata),
+        ttl if ttl != 0xFFFFFFFF else 0,
+        negative_ttl_s,
+        extended_error,
     )
 
 
@@ -359,9 +376,9 @@ def _read_mx(reader: _Reader, record: _Record) -> Mx:
 
 def _read_address(reader: _Reader, record: _Record, rdtype: int) -> str:
     octets = reader.wire[record.start : record.end]
-    if len(octets) != (4 if rdtype == dns.rdatatype.A else 16):
+    if len(octets) != (4 if rdtype == _A else 16):
         raise Garbled("address of the wrong size")
-    return str(ipaddress.ip_address(octets))
+    return ".".join(map(str, octets)) if rdtype == _A else str(ipaddress.IPv6Address(octets))
 
 
 #: offset of the one name in the rdata of types that may be compressed

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
+import dns.exception
 import dns.name
 
 #: labels of a name in lower case, without the empty one of the root
@@ -19,6 +20,8 @@ Labels = tuple[bytes, ...]
 #: RFC 1035 §2.3.4: 255 octets with the lengths, which is 127 labels at most
 _MAX_NAME_OCTETS: Final = 255
 _MAX_LABELS: Final = 127
+_MAX_LABEL_OCTETS: Final = 63
+_PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.?", re.ASCII)
 _PLAIN_LABEL: Final = re.compile(rb"[a-z0-9_-]+")
 
 
@@ -26,19 +29,42 @@ class Garbled(Exception):
     """The response to our question cannot be read: ask over TCP, or another server."""
 
 
+def labels_of(name: str) -> Labels:
+    """The labels of an absolute name as text, with or without trailing dot, escaped as in a zone file.
+
+    Raises:
+        ValueError: it cannot be a domain name.
+    """
+    if len(name) <= _MAX_NAME_OCTETS and _PLAIN_NAME.fullmatch(name):
+        labels = tuple(name.lower().removesuffix(".").encode("ascii").split(b"."))
+        if len(name) < _MAX_NAME_OCTETS - 1 and len(max(labels, key=len)) <= _MAX_LABEL_OCTETS:
+            return labels
+    if not name.isascii():
+        raise ValueError(f"{name!r} is not ASCII")
+    try:
+        absolute = dns.name.from_text(name, origin=dns.name.root)
+    except dns.exception.DNSException as error:
+        raise ValueError(f"{name!r} is not a domain name: {error}") from None
+    return tuple(label.lower() for label in absolute.labels[:-1])
+
+
 def to_wire(labels: Labels) -> bytes:
-    return b"".join(bytes((len(label),)) + label for label in (*labels, b""))
+    return b"".join([b"%c%b" % (len(label), label) for label in labels]) + b"\0"
+
+
+#: octet of random bits -> the bit of upper and lower case, for eight letters
+_CASE_OF_BITS: Final = tuple(bytes(0x20 if bits >> at & 1 else 0 for at in range(8)) for bits in range(256))
+#: letter in lower case -> that bit; every other octet -> none
+_CASE_OF_LETTER: Final = bytes(0x20 if 0x61 <= octet <= 0x7A else 0 for octet in range(256))
 
 
 def mix_case(name: bytes, case_bits: int) -> bytes:
     """`name` with a letter in upper case wherever its bit is set; lengths are below 64, which is no letter."""
-    if not case_bits:
-        return name
-    mixed = bytearray(name)
-    for at, octet in enumerate(name):
-        if 0x61 <= octet <= 0x7A and case_bits >> at & 1:
-            mixed[at] = octet - 32
-    return bytes(mixed)
+    size = len(name)
+    bits = (case_bits & (1 << size) - 1).to_bytes(-(-size // 8), "little")
+    wanted = b"".join([_CASE_OF_BITS[octet] for octet in bits])[:size]
+    changed = int.from_bytes(wanted) & int.from_bytes(name.translate(_CASE_OF_LETTER))
+    return (int.from_bytes(name) ^ changed).to_bytes(size)
 
 
 def name_to_text(labels: Labels) -> str:

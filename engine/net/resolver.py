@@ -25,7 +25,7 @@ import trio
 
 from ..policy.answers import Answer, Status
 from .dns_message import MAX_CNAMES, NotOurs, Question, Response, build_query, parse_response
-from .dns_names import Garbled
+from .dns_names import Garbled, labels_of
 from .dns_servers import Server, TrustAd, configured_servers, system_servers
 from .expiring import Expiring
 
@@ -44,6 +44,8 @@ PENALTY_S: Final = 30.0
 UNIT_OCTETS: Final = 1024
 #: octets that each record takes beside its data; about what CPython needs
 _RECORD_OCTETS: Final = 64
+#: random bits for the id of a query (RFC 1035 §4.1.1)
+_ID_BITS: Final = 16
 #: random bits for the case of the letters of a name, which has 255 octets at most
 _CASE_BITS: Final = 256
 #: how the time of one question is dealt out to the rounds over all servers
@@ -89,6 +91,9 @@ class _Said:
     response: Response | None
     status: Status
     error: str = ""
+
+
+_TIMED_OUT: Final = _Said(None, None, Status.TIMEOUT, "no reply in time")
 
 
 class Resolver:
@@ -161,8 +166,14 @@ class Resolver:
             # whoever asked was cancelled: ask again
         flight = self._flights[key] = _Flight()
         try:
-            async with self._turn:
+            try:
+                self._turn.acquire_nowait()
+            except trio.WouldBlock:
+                await self._turn.acquire()
+            try:
                 flight.answer = await self._look_up(*key)
+            finally:
+                self._turn.release()
             self._keep(key, flight.answer)
             return flight.answer
         finally:
@@ -196,31 +207,28 @@ class Resolver:
 
     async def _look_up(self, name: str, rdtype: str) -> Answer:
         """Ask, and ask on where a server stopped within a CNAME chain (R3: one insecure link makes all insecure)."""
-        said = _Said(None, None, Status.TIMEOUT, "no reply in time")
+        until = trio.current_time() + self._timeout_s
         cnames: tuple[str, ...] = ()
         secure = self.is_ad_trusted
         ttl_s = MAX_TTL_S
-        with trio.move_on_after(self._timeout_s):
-            asked = {name}
-            target = name
-            while True:
-                said = await self._ask(target, rdtype)
-                if said.response is None:
-                    break
-                response = said.response
-                cnames += response.cnames
-                secure = secure and response.ad
-                if response.cnames or response.has_records:
-                    ttl_s = min(ttl_s, response.ttl_s)
-                if not _stops_short(response, rdtype):
-                    break
-                target = response.cnames[-1]
-                if target in asked or len(cnames) > MAX_CNAMES:
-                    said = replace(said, response=None, status=Status.SERVFAIL, error="CNAME loop")
-                    break
-                asked.add(target)
-                # should the time run out, this stands
-                said = _Said(None, None, Status.TIMEOUT, "no reply in time")
+        asked = {name}
+        target = name
+        while True:
+            said = await self._ask(target, rdtype, until)
+            response = said.response
+            if response is None:
+                break
+            cnames += response.cnames
+            secure = secure and response.ad
+            if response.cnames or response.has_records:
+                ttl_s = min(ttl_s, response.ttl_s)
+            if not _stops_short(response, rdtype):
+                break
+            target = response.cnames[-1]
+            if target in asked or len(cnames) > MAX_CNAMES:
+                said = replace(said, response=None, status=Status.SERVFAIL, error="CNAME loop")
+                break
+            asked.add(target)
         return self._answer(name, rdtype, said, cnames, secure, ttl_s)
 
     def _answer(self, name: str, rdtype: str, said: _Said, cnames: tuple[str, ...], secure: bool, ttl_s: int) -> Answer:
@@ -253,21 +261,25 @@ class Resolver:
             server=server,
         )
 
-    async def _ask(self, name: str, rdtype: str) -> _Said:
-        """Put one question to the servers in turn, in rounds with longer and longer waits."""
+    async def _ask(self, name: str, rdtype: str, until: float) -> _Said:
+        """Put one question to the servers in turn, in rounds with longer and longer waits, but not beyond `until`."""
         try:
-            build_query(name, rdtype, 0)  # for the error alone
+            labels_of(name)
         except ValueError as error:
             # what cannot be a name does not exist
             return _Said(None, Response(dns.rcode.NXDOMAIN, False, False, extended_error=str(error)), Status.NXDOMAIN)
         now = self._clock()
-        in_play = sorted(self.servers, key=lambda server: self._penalties.get(server, 0.0) > now)
-        worst = _Said(None, None, Status.TIMEOUT, "no reply in time")
+        in_play = list(self.servers)
+        if self._penalties:
+            in_play.sort(key=lambda server: self._penalties.get(server, 0.0) > now)
+        worst = _TIMED_OUT
         for share in _ROUNDS:
             for server in tuple(in_play):
                 try:
-                    response = await self._ask_server(server, name, rdtype, share * self._timeout_s)
+                    response = await self._ask_server(server, name, rdtype, share * self._timeout_s, until)
                 except trio.TooSlowError:
+                    if trio.current_time() >= until:
+                        return _TIMED_OUT
                     self._penalties[server] = self._clock() + PENALTY_S
                     continue
                 except _Failed as failed:
@@ -275,25 +287,26 @@ class Resolver:
                     if worst.status is Status.TIMEOUT:
                         worst = _Said(server, None, Status.SERVFAIL, failed.text)
                     continue
-                self._penalties.pop(server, None)
+                if self._penalties:
+                    self._penalties.pop(server, None)
                 if response.rcode in _ANSWERS:
                     return _Said(server, response, Status.OK)
                 in_play.remove(server)
                 worst = _Said(server, None, Status.SERVFAIL, response.extended_error or _rcode_text(response.rcode))
         return worst
 
-    async def _ask_server(self, server: Server, name: str, rdtype: str, wait_s: float) -> Response:
+    async def _ask_server(self, server: Server, name: str, rdtype: str, wait_s: float, until: float) -> Response:
         """Ask one server, by UDP and if need be by TCP, with EDNS and if need be without.
 
         Raises:
-            trio.TooSlowError: no reply within `wait_s` seconds.
+            trio.TooSlowError: no reply within `wait_s` seconds, or by `until`.
             _Failed: no usable reply.
         """
         edns = server not in self._without_edns
-        response = await self._exchange(server, _question(name, rdtype, edns), wait_s)
+        response = await self._exchange(server, _question(name, rdtype, edns), wait_s, until)
         if edns and response.rcode in _WITHOUT_EDNS:
             # RFC 6891 §7: it may know no EDNS
-            response = await self._exchange(server, _question(name, rdtype, False), wait_s)
+            response = await self._exchange(server, _question(name, rdtype, False), wait_s, until)
             if response.rcode in _ANSWERS:
                 self._without_edns.add(server)
         if response.is_referral:
@@ -301,18 +314,21 @@ class Resolver:
             raise _Failed("the server does not resolve names for us")
         return response
 
-    async def _exchange(self, server: Server, question: Question, wait_s: float) -> Response:
+    async def _exchange(self, server: Server, question: Question, wait_s: float, until: float) -> Response:
         self.counts.queries += 1
         try:
-            with trio.fail_after(wait_s):
+            response: Response | None = None
+            with trio.CancelScope(deadline=min(until, trio.current_time() + wait_s)) as scope:
                 response = await _exchange_datagrams(server, question)
             has_wrong_case = response is not None and not response.is_case_kept and server not in self._folding_case
-            if response is None or response.truncated or has_wrong_case:
+            if not scope.cancelled_caught and (response is None or response.truncated or has_wrong_case):
                 self.counts.tcp += 1
-                with trio.fail_after(wait_s):
+                with trio.CancelScope(deadline=min(until, trio.current_time() + wait_s)) as scope:
                     response = await _exchange_stream(server, question)
-                if not response.is_case_kept:
-                    self._folding_case.add(server)
+                    if not response.is_case_kept:
+                        self._folding_case.add(server)
+            if scope.cancelled_caught or response is None:
+                raise trio.TooSlowError
         except Garbled as error:
             raise _Failed(f"garbled response: {error}") from None
         except OSError as error:
@@ -323,7 +339,8 @@ class Resolver:
 
 
 def _question(name: str, rdtype: str, edns: bool) -> Question:
-    return build_query(name, rdtype, secrets.randbits(16), edns=edns, case_bits=secrets.randbits(_CASE_BITS))
+    bits = secrets.randbits(_ID_BITS + _CASE_BITS)
+    return build_query(name, rdtype, bits & (1 << _ID_BITS) - 1, edns=edns, case_bits=bits >> _ID_BITS)
 
 
 def _octets(answer: Answer) -> int:
@@ -349,30 +366,29 @@ def _rcode_text(rcode: int) -> str:
     return f"response code {rcode}" if text.isdecimal() else text
 
 
-def _socket(server: Server, kind: socket.SocketKind) -> tuple[trio.socket.SocketType, tuple[str, int]]:
-    family = socket.AF_INET6 if ":" in server.address else socket.AF_INET
-    return trio.socket.socket(family, kind), (server.address, server.port)
-
-
 async def _exchange_datagrams(server: Server, question: Question) -> Response | None:
     """Send the query from a fresh port and wait for what matches it; None for a garbled response.
 
     Raises:
         OSError: the server refused.
     """
-    channel, address = _socket(server, socket.SOCK_DGRAM)
-    with channel:
+    family = socket.AF_INET6 if ":" in server.address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as channel:
+        channel.setblocking(False)
         # a connected socket takes datagrams of this server only (RFC 5452 §9.1)
-        await channel.connect(address)
-        await channel.send(question.wire)
-        while True:
-            wire = await channel.recv(_RECEIVE_OCTETS)
-            try:
-                return parse_response(wire, question)
-            except NotOurs:
-                continue
-            except Garbled:
-                return None
+        channel.connect((server.address, server.port))
+        channel.send(question.wire)
+        try:
+            while True:
+                await trio.lowlevel.wait_readable(channel)
+                try:
+                    return parse_response(channel.recv(_RECEIVE_OCTETS), question)
+                except (NotOurs, BlockingIOError):
+                    continue
+                except Garbled:
+                    return None
+        finally:
+            trio.lowlevel.notify_closing(channel)
 
 
 async def _exchange_stream(server: Server, question: Question) -> Response:
@@ -382,9 +398,9 @@ async def _exchange_stream(server: Server, question: Question) -> Response:
         OSError: no connection, or it broke.
         Garbled: another answer than ours, or one that cannot be read.
     """
-    channel, address = _socket(server, socket.SOCK_STREAM)
-    with channel:
-        await channel.connect(address)
+    family = socket.AF_INET6 if ":" in server.address else socket.AF_INET
+    with trio.socket.socket(family, socket.SOCK_STREAM) as channel:
+        await channel.connect((server.address, server.port))
         stream = trio.SocketStream(channel)
         try:
             await stream.send_all(len(question.wire).to_bytes(2, "big") + question.wire)

@@ -149,7 +149,9 @@ class StsPolicies:
             flight.done.set()
 
     async def _find(self, domain: str, recheck: bool) -> tuple[StsAnswer, float]:
-        stored, trouble = await trio.to_thread.run_sync(self._read, domain)
+        # nearly every domain has no file, which is known sooner than a thread begins
+        is_there = os.path.lexists(self._path(domain))
+        stored, trouble = await trio.to_thread.run_sync(self._read, domain) if is_there else (None, "")
         record = await self._resolver.query(f"_mta-sts.{domain}", "TXT")
         now = self._clock()
         id = record_id(record.rdata)

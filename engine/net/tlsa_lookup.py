@@ -72,6 +72,7 @@ class TlsaLookup:
         if not answer.is_error:
             octets = sum(map(len, answer.rdata))
             ttl_s = max(answer.ttl_s, MIN_TTL_S)
-            answer = replace(answer, ttl_s=ttl_s)
+            if ttl_s != answer.ttl_s:
+                answer = replace(answer, ttl_s=ttl_s)
             self._kept.put(name, answer, ttl_s, 1 + octets // _UNIT_OCTETS)
         return answer

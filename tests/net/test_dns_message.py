@@ -22,7 +22,7 @@ from engine.net.dns_message import (
     build_query,
     parse_response,
 )
-from engine.net.dns_names import Garbled, NameReader, name_to_text
+from engine.net.dns_names import Garbled, NameReader, labels_of, mix_case, name_to_text, to_wire
 from engine.policy.answers import Mx
 
 QUESTION = build_query("www.example.test", "MX", 0x1234)
@@ -319,3 +319,28 @@ def test_agrees_with_dnspython_on_changed_messages_that_both_can_read(changes: l
     }
     assert ours.rcode == theirs.rcode()
     assert {(mx.preference, mx.exchange or ".") for mx in ours.mx} == expected
+
+
+@given(
+    st.one_of(
+        st.text(alphabet='aZ9-_.\\"@ \n\t\x7f\u00e4', max_size=80),
+        st.lists(st.text(alphabet="aB1-", min_size=1, max_size=70), min_size=1, max_size=8).map(".".join),
+    )
+)
+def test_the_labels_of_a_name_are_those_of_dnspython(name: str) -> None:
+    try:
+        expected = dns.name.from_text(name, origin=dns.name.root) if name.isascii() else None
+    except dns.exception.DNSException:
+        expected = None
+    if expected is None:
+        with pytest.raises(ValueError, match="is not"):
+            labels_of(name)
+    else:
+        assert labels_of(name) == tuple(label.lower() for label in expected.labels[:-1])
+        assert to_wire(labels_of(name)) == expected.to_wire().lower()
+
+
+@given(st.binary(max_size=255), st.integers(0, 2**256 - 1))
+def test_each_letter_has_its_bit(name: bytes, bits: int) -> None:
+    expected = bytes(octet - 32 if 0x61 <= octet <= 0x7A and bits >> at & 1 else octet for at, octet in enumerate(name))
+    assert mix_case(name, bits) == expected
