@@ -71,6 +71,7 @@ class Sink:
         defer: probability that a recipient is deferred.
         track: look for duplicates.
         host_name: in the greeting and the certificate.
+        own_hosts: each domain has a mail host of its own, at the same address.
 
     Attributes:
         port: for SMTP; control_port: for questions.
@@ -86,8 +87,10 @@ class Sink:
         defer: float = 0.0,
         track: bool = True,
         host_name: str = "mx.bench.test",
+        own_hosts: bool = False,
     ) -> None:
         options = {"core": core, "tls": tls, "delay_s": delay_s, "defer": defer, "track": track, "host_name": host_name}
+        options["own_hosts"] = own_hosts
         command = [sys.executable, "-m", "bench._sink", json.dumps(options)]
         self._popen = subprocess.Popen(command, cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self._popen.stdout is not None
@@ -179,6 +182,7 @@ class _Process:
         identity = make_leaf([options["host_name"]], now=datetime.datetime.now(datetime.UTC))
         self._tlsa = identity.tlsa_record if options["tls"] else None
         self._host_name = options["host_name"]
+        self._own_hosts = options["own_hosts"]
         self._options = engine_sink.SinkOptions(
             server=ServerOptions(host_name=options["host_name"], defer=options["defer"]),
             tls=server_context(identity) if options["tls"] else None,
@@ -193,7 +197,7 @@ class _Process:
         """Serve until standard input closes."""
         async with (
             engine_sink.open_sink(self._options) as self._sink,
-            open_names(SinkNames(self._host_name, "127.0.0.1", self._sink.port, self._tlsa), "127.0.0.1", 0) as names,
+            open_names(self._names(), "127.0.0.1", 0) as names,
             trio.open_nursery() as nursery,
         ):
             self._mark = self._sink.counts.to_dict()
@@ -206,6 +210,9 @@ class _Process:
             print(json.dumps(told), flush=True)
             await trio.to_thread.run_sync(sys.stdin.read, abandon_on_cancel=True)
             nursery.cancel_scope.cancel()
+
+    def _names(self) -> SinkNames:
+        return SinkNames(self._host_name, "127.0.0.1", self._sink.port, self._tlsa, self._own_hosts)
 
     async def _answer(self, stream: trio.SocketStream) -> None:
         with contextlib.suppress(trio.BrokenResourceError):

@@ -47,22 +47,26 @@ class SinkNames:
         host_name: of the sink; every other name is a domain whose mail goes there.
         address: of the sink, IPv4 or IPv6; port: where it listens.
         tlsa: record of its certificate as text (``3 1 1 …``), None without TLS.
+        own_hosts: each domain has a mail host of its own, ``mx.`` and its name, at the same address.
     """
 
     host_name: str
     address: str
     port: int
     tlsa: str | None
+    own_hosts: bool = False
 
     def records(self, name: str, rdtype: str) -> tuple[str, ...]:
         """Rdata as text of a name in lower case without the last dot; empty if there is none."""
         host = self.host_name.lower()
+        if self.own_hosts and (found := name.partition("mx."))[1] and found[0] in ("", f"_{self.port}._tcp."):
+            host = f"mx.{found[2]}"
         if name == host:
             return (self.address,) if rdtype == self._address_type else ()
         if name == f"_{self.port}._tcp.{host}":
             return (self.tlsa,) if rdtype == "TLSA" and self.tlsa is not None else ()
         if rdtype == "MX" and name and not name.startswith("_"):
-            return (f"10 {self.host_name}.",)
+            return (f"10 mx.{name}." if self.own_hosts else f"10 {self.host_name}.",)
         return ()
 
     @property
