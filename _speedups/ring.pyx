@@ -573,9 +573,8 @@ cdef int _sized(Out *out, uint64_t size, uint8_t fixed, uint64_t below, uint8_t 
 
 
 cdef int _pack(Out *out, object value, int depth) except -1:
-    cdef Py_ssize_t size, index, length
+    cdef Py_ssize_t size
     cdef const char *text
-    cdef PyObject *item
     if PyBytes_CheckExact(<PyObject *>value):
         size = PyBytes_GET_SIZE(value)
         return _sized(out, size, 0, 0, 0xC4, 0xC5) and _copy(out, PyBytes_AS_STRING(value), size)
@@ -594,27 +593,50 @@ cdef int _pack(Out *out, object value, int depth) except -1:
     if depth >= _DEPTH:
         raise FrameError(f"nested more than {_DEPTH} deep")
     if PyTuple_CheckExact(value):
-        size = PyTuple_GET_SIZE(value)
-        if not _sized(out, size, 0x90, 16, 0, 0xDC):
-            return 0
-        for index in range(size):
-            # a tuple holds its items while we hold it
-            item = PyTuple_GET_ITEM(value, index)
-            if PyBytes_CheckExact(item) and PyBytes_GET_SIZE(<object>item) <= 0xFF:
-                # most values are short octets
-                length = PyBytes_GET_SIZE(<object>item)
-                if out.end - out.at < length + 2:
-                    return 0
-                out.at[0] = <char>0xC4
-                out.at[1] = <char>length
-                ring_copy(out.at + 2, PyBytes_AS_STRING(<object>item), length)
-                out.at += length + 2
-            elif not _pack(out, <object>item, depth + 1):
-                return 0
-        return 1
+        return _pack_tuple(out, value, depth)
     if PyList_CheckExact(value):
         return _pack(out, tuple(value), depth)
     return _pack_other(out, value, depth)
+
+
+cdef int _pack_tuple(Out *out, object value, int depth) except -1:
+    cdef Py_ssize_t size = PyTuple_GET_SIZE(value)
+    cdef Py_ssize_t index, length
+    cdef int overflow
+    cdef int64_t number
+    cdef PyObject *item
+    # here the compiler knows that what is written is not the place itself
+    cdef char *at
+    cdef char *end = out.end
+    if not _sized(out, size, 0x90, 16, 0, 0xDC):
+        return 0
+    at = out.at
+    for index in range(size):
+        # a tuple holds its items while we hold it
+        item = PyTuple_GET_ITEM(value, index)
+        if PyBytes_CheckExact(item) and PyBytes_GET_SIZE(<object>item) <= 0xFF:
+            # most values are short octets
+            length = PyBytes_GET_SIZE(<object>item)
+            if end - at < length + 2:
+                return 0
+            at[0] = <char>0xC4
+            at[1] = <char>length
+            ring_copy(at + 2, PyBytes_AS_STRING(<object>item), length)
+            at += length + 2
+            continue
+        if PyLong_CheckExact(<object>item) and at < end:
+            # and most numbers are small
+            number = PyLong_AsLongLongAndOverflow(<object>item, &overflow)
+            if 0 <= number <= 0x7F and not overflow:
+                at[0] = <char>number
+                at += 1
+                continue
+        out.at = at
+        if not _pack(out, <object>item, depth + 1):
+            return 0
+        at = out.at
+    out.at = at
+    return 1
 
 
 cdef int _pack_other(Out *out, object value, int depth) except -1:
