@@ -1,18 +1,19 @@
 """Hand stored events to who runs their actions, and take them out of the outbox once they have run.
 
 Layer: orchestration.  Spec: design.md "Events and action workers"; issue "Event actions", "Guarantees".
-Events were committed with the outcome they tell of.  They are read in the order of their commit and handed on: strings
-and handlers of workers to the hub, strings where there are no workers to the thread of local.py.  Both keep the events
-of one message in order, and try again what fails.  What is done is acknowledged in batches, so a crash between the two
-runs some again (at least once); what a handler has given up leaves the outbox as a dead letter, in the same commit.
+Events were committed with the outcome they tell of, and are handed on in the order of their commit: strings and
+handlers of workers to the hub, strings where there are no workers to the thread of local.py.  They come here from
+their commit as they are; only what there was no room for, and what other engines left, is read from the queue.  Hub and
+thread keep the events of one message in order, and try again what fails.  What is done is acknowledged in batches, so a
+crash between the two runs some again (at least once); what a handler has given up leaves the outbox as a dead letter,
+in the same commit.
 Invariants: delivery never waits for an action; the events held in memory are bounded; an event leaves the outbox only
 after its action has run; what is left at the end of a run is inherited by the next engine.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
 
@@ -42,8 +43,7 @@ ACKNOWLEDGE_S: Final = 0.05
 _ROOM_S: Final = 0.01
 
 
-@dataclass(frozen=True, slots=True)
-class _Token:
+class _Token(NamedTuple):
     """What the hub keeps of an event for us."""
 
     event: OutboxEvent
@@ -64,6 +64,8 @@ class Outbox:
         #: numbers of what was handed on and is not acknowledged
         self._held: set[int] = set()
         self._is_full = False
+        #: there may be something in the queue that was not handed on: nothing may overtake it
+        self._must_read = True
         self._done: list[int] = []
         self._dead: list[DeadLetter] = []
         self._to_acknowledge = trio.Event()
@@ -74,8 +76,20 @@ class Outbox:
             workers.on_done, workers.log = self._on_done, self._on_line
 
     def notify(self) -> None:
-        """Events were committed."""
+        """Events were committed that have to be read."""
+        self._must_read = True
         self._wake.set()
+
+    def on_stored(self, events: Sequence[OutboxEvent]) -> None:
+        """Events were committed by this engine, with these numbers."""
+        if self._must_read:
+            self._wake.set()
+            return
+        for event in events:
+            if not self._hand_on(event, is_ours=True):
+                self._is_full = self._must_read = True
+                return
+            self._after = event.id
 
     async def run(self) -> None:
         """Get everything run that comes, until cancelled."""
@@ -138,14 +152,16 @@ class Outbox:
         database, owner = self._core.database, self._core.engine.owner
         if await database.call(database.store.adopt_outbox, owner):
             # what other engines left may be older than all that we have seen
-            self._after = 0
+            self._after, self._must_read = 0, True
         self._is_full = False
         while events := await database.call(database.store.drain_outbox, owner, BATCH, self._after):
             for event in events:
                 if event.id not in self._held and not self._hand_on(event):
-                    self._is_full = True
+                    self._is_full = self._must_read = True
                     return False
-                self._after = event.id
+                self._after = max(self._after, event.id)
+        if not self._wake.is_set():
+            self._must_read = False
         return True
 
     def look_again(self) -> None:
@@ -153,9 +169,13 @@ class Outbox:
         self._after = 0
         self.notify()
 
-    def _hand_on(self, event: OutboxEvent) -> bool:
-        """Hand on one event; False if there is no room for it."""
-        stored = unpack(event.payload)
+    def _hand_on(self, event: OutboxEvent, *, is_ours: bool = False) -> bool:
+        """Hand on one event; False if there is no room for it.
+
+        Args:
+            is_ours: this process has just packed it.
+        """
+        stored = unpack(event.payload, is_ours=is_ours)
         self._held.add(event.id)
         is_taken = True
         if stored is None:

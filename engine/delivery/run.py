@@ -74,7 +74,7 @@ async def run(core: Core, *, job_id: int | None = None, drain: bool = True, wait
     workers = core.events.workers if core.events is not None else None
     core.settlement.on_cancelled = partial(raise_settled, core)
     if outbox is not None:
-        core.settlement.on_completed, core.settlement.on_stored = core.raise_completion_of_job, outbox.notify
+        core.settlement.on_completed, core.settlement.on_stored = core.raise_completion_of_job, outbox.on_stored
     try:
         async with trio.open_nursery() as service:
             if workers is not None:

@@ -122,14 +122,14 @@ class Settled:
         completed: jobs that are complete by it.
         counts: (label of the site, kind, whether it was deferred before, in doubt) -> recipients.
         epochs: epoch -> claims of it that are ours no more.
-        stored: events were committed.
+        stored: the events that were committed, in the order of their numbers.
     """
 
     held: int
     completed: tuple[int, ...]
     counts: Counter[tuple[str, OutcomeKind, bool, bool]] = field(default_factory=Counter)
     epochs: Counter[int] = field(default_factory=Counter)
-    stored: bool = False
+    stored: Sequence[OutboxEvent] = ()
 
 
 class Settlement:
@@ -163,9 +163,9 @@ class Settlement:
         self._retry_deletes: set[str] = set()
         self._wake = trio.Event()
         self._closing = False
-        #: raises the events of a job that is complete, in the queue's thread; told of commits that stored events
+        #: raises the events of a job that is complete, in the queue's thread; gets the events of each commit
         self.on_completed: Callable[[int], Raised] | None = None
-        self.on_stored: Callable[[], object] | None = None
+        self.on_stored: Callable[[Sequence[OutboxEvent]], object] | None = None
         #: raises the events of what ended since it had been cancelled, and gives the lines, in the queue's thread
         self.on_cancelled: Callable[[Sequence[Outcome]], Raised] | None = None
         #: a commit is being repeated since the queue would not take it
@@ -274,7 +274,7 @@ class Settlement:
         if settled.held or settled.completed:
             self._on_settled(settled)
         if settled.stored and self.on_stored is not None:
-            self.on_stored()
+            self.on_stored(settled.stored)
 
     def _write(self, batch: _Batch) -> Settled:
         """In the queue's thread: work out the deferrals, log, commit."""
@@ -302,7 +302,7 @@ class Settlement:
         settled = self._conclude(batch, result, now)
         if raised.facts:
             self._log.write(raised.facts)
-        return replace(settled, stored=True) if events or raised.events else settled
+        return replace(settled, stored=[*events, *raised.events])
 
     def _complete(self, result: SettleResult, now: float) -> Raised:
         """Raise the events of what was cancelled and of the jobs that are complete, in the same commit."""

@@ -125,7 +125,7 @@ class Administering(Leasing):
             self._move_counts(rows, "cancelled")
             if tell is not None:
                 found = [cancelled(recipient, 0, address, attempts) for recipient, attempts, _, address in rows]
-                self._store_events(owner, tell(found), now)
+                self._store_events(owner, list(tell(found)), now)
             if not is_whole:
                 completed.extend(self._complete_jobs({row[0] >> NUMBER_BITS for row in rows}, now))
 

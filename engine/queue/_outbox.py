@@ -15,7 +15,7 @@ from ._database import Database
 from .model import DeadLetter, OutboxEvent, OutboxReport
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
 #: characters of a reply or error that the queue keeps
 MAX_TEXT: Final = 1000
@@ -34,7 +34,7 @@ def storable(text: str) -> str:
 class OutboxKeeping(Database):
     """The part of the store that keeps events."""
 
-    def _store_events(self, owner: int, events: Iterable[OutboxEvent], now: float) -> None:
+    def _store_events(self, owner: int, events: Sequence[OutboxEvent], now: float) -> None:
         rows = [(owner, event.name, event.key, event.payload, now, event.handler, event.group) for event in events]
         if rows:
             self._grow(len(rows))
@@ -43,6 +43,10 @@ class OutboxKeeping(Database):
                 " VALUES (?, ?, ?, ?, ?, ?, ?)",
                 rows,
             )
+            # within a transaction the numbers follow one another
+            (last,) = self._db.execute("SELECT last_insert_rowid()").fetchone()
+            for number, event in enumerate(events, last - len(rows) + 1):
+                event.id, event.stored_at = number, now
 
     def _grow(self, waiting: int, dead: int = 0) -> None:
         self._db.execute("UPDATE outbox_size SET waiting = waiting + ?, dead = dead + ?", (waiting, dead))

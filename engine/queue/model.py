@@ -2,8 +2,8 @@
 
 Layer: adapter (values only).  Spec: events-dane section 11 (retry records), design.md "Queue".
 Invariants: times named ``*_at`` are UTC epoch seconds as float; a recipient id is ``job id << 32 | number``, so the job
-of a recipient is known without asking; `Claim` and `Outcome` are made once a recipient and are not frozen for that
-reason only (a frozen one takes three times as long to make): treat them as values.
+of a recipient is known without asking; `Claim`, `Outcome` and `OutboxEvent` are made once a recipient and are not
+frozen for that reason only (a frozen one takes three times as long to make): treat them as values.
 """
 
 from __future__ import annotations
@@ -252,16 +252,17 @@ class Outcome:
 PROGRAM: Final = "event_action"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class OutboxEvent:
     """An event that is committed with the outcome it tells of and leaves when a worker acknowledged it.
+
+    The store fills in `id` and `stored_at` when it stores it; otherwise treat it as a value.
 
     Attributes:
         name: such as ``msg:delivery``.
         key: the same for every repetition of this event, so that a consumer can drop repetitions.
         payload: msgpack; opaque to the queue.
-        id: number in the outbox, 0 before it is stored.
-        stored_at: UTC epoch seconds; set by the store.
+        id: number in the outbox, 0 before it is stored; stored_at: UTC epoch seconds.
         handler: who it is for: a handler, `PROGRAM` for the string of `event_action`, "" for all that want it.
         group: the group of workers that has the handler; "" for any.
     """

@@ -225,8 +225,8 @@ class Store(Protocol):
     ) -> SettleResult:
         """Settle a batch, store its events, change retry records: all in one commit.
 
-        Events are stored as given even where an outcome turns out lost.  A deferral or release in a cancelled job
-        ends as cancelled.
+        Events are stored as given even where an outcome turns out lost; their `id` and `stored_at` are filled in.  A
+        deferral or release in a cancelled job ends as cancelled.
         """
 
     def extend(self, owner: int, epochs: Iterable[int], until: float) -> tuple[int, ...]:

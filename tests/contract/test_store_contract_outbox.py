@@ -23,6 +23,7 @@ def test_events_are_stored_with_the_outcome_they_tell_of(bench: Bench, other: Be
     first, second = bench.store.drain_outbox(bench.owner, 10)
     assert (first.name, first.key, first.payload) == ("msg:delivery", "k1", b"\x00one")
     assert first.id < second.id
+    assert events == [first, second], "numbers and times are filled in"
     assert bench.store.drain_outbox(bench.owner, 10) == [first, second], "they stay until acknowledged"
     assert bench.store.drain_outbox(bench.owner, 10, after=first.id) == [second]
     assert bench.store.drain_outbox(bench.owner, 1) == [first]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import trio
 
 from engine.delivery import events
 from engine.delivery import local as module
 from engine.delivery.events import label_for, split_label
 from engine.delivery.local import LocalRunner
+from engine.delivery.outbox import Outbox
 from engine.delivery.run import recover_now
 from engine.events import Action, Result
 from engine.expand import Scope
@@ -164,7 +166,7 @@ async def test_an_expansion_that_fails_is_logged_and_leaves_the_outbox(make_worl
     assert world.store._db.execute("SELECT count(*) FROM outbox").fetchone() == (0,)
 
 
-async def test_what_another_program_left_in_the_outbox_is_dropped(make_world: MakeWorld) -> None:
+async def test_what_another_program_left_in_the_runneris_dropped(make_world: MakeWorld) -> None:
     world = world_for(make_world, "127.0.0.1:9")
     strange = [
         OutboxEvent("msg:delivery", "k", payload)
@@ -221,3 +223,45 @@ async def test_events_of_one_message_come_in_order(make_world: MakeWorld) -> Non
 def test_a_label_gives_back_what_went_in(transport: str) -> None:
     assert split_label(label_for("mx.example [192.0.2.1]", transport)) == ("mx.example [192.0.2.1]", transport)
     assert split_label("mx.example [192.0.2.1]") == ("mx.example [192.0.2.1]", "")
+
+
+async def test_events_go_on_from_their_commit_and_overtake_none_that_must_be_read(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world(main=f"event_action = '''{NOTE}'''", retry=f'pattern = "*"\nrule = "F,1h,5m"\n{ACLS}')
+    store, owner = world.store, world.core.engine.owner
+    assert world.core.events is not None
+    runner = Outbox(world.core, world.core.events)
+    handed: list[str] = []
+    room = [2]
+
+    def hand_on(self: Outbox, event: OutboxEvent, *, is_ours: bool = False) -> bool:
+        if len(handed) >= room[0]:
+            return False
+        self._held.add(event.id)
+        handed.append(f"{event.key}{'' if is_ours else ' read'}")
+        return True
+
+    monkeypatch.setattr(Outbox, "_hand_on", hand_on)
+
+    def commit(*keys: str) -> None:
+        events = [OutboxEvent("n", key, b"") for key in keys]
+        store.settle(owner, [], world.clock(), events=events)
+        runner.on_stored(events)
+
+    commit("a")
+    assert handed == [], "what an earlier engine left comes first, and nobody has looked"
+    runner._wake = trio.Event()
+    assert await runner._read()
+    assert handed == ["a read"]
+    commit("b", "c")
+    commit("d")
+    assert handed == ["a read", "b"], "there is no room for c, and d waits behind it"
+    room[0] = 9
+    runner._wake = trio.Event()
+    assert await runner._read()
+    assert handed == ["a read", "b", "c read", "d read"]
+    commit("e")
+    assert handed[-1] == "e"
+    assert await runner._read()
+    assert handed[-1] == "e", "what was handed on is not read again"
