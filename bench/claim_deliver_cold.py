@@ -1,11 +1,11 @@
-"""A fresh connection for each message costs at most 1.3 times the CPU of a bare loop that says the same, half of Postfix.
+"""A fresh connection a message costs at most 1.3 times the CPU of a bare loop that says the same, half of Postfix.
 
 How: 4 KiB messages, each to one recipient, each over a connection of its own: TCP, banner, EHLO, STARTTLS, handshake,
 EHLO, MAIL, RCPT, the message, QUIT, and nothing is resumed.  Ours is the whole engine, from the claim in the queue to
 the commit: routing by MX, TLSA looked up, DANE-EE verified, composed, the journal, main log and queue written to disk;
-at most 20 connections at a time.  The bare loop says the same octets over blocking sockets and pyOpenSSL, one connection
-after another, and looks at no certificate; it runs in this process, as the engine does.  Postfix delivers the same
-load over TLS without reuse (its default), from when its queue is released.  Queueing and start-up are left out for all.
+at most 20 connections at a time.  The bare loop says the same octets over blocking sockets and pyOpenSSL, one after
+another, and looks at no certificate; it runs in this process, as the engine does.  Postfix delivers the same load over
+TLS without reuse (its default), from when its queue is released.  Queueing and start-up are left out for all.
 The sink is on the other core, where there are two.  Measured is CPU time, a message, of everything but the sink.
 Right: the sink has every message once, over as many connections at least; in our log each is delivered with CV=dane.
 

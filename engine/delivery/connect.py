@@ -32,8 +32,9 @@ from ..smtp import HostMemory
 from ..tls.dane import judge
 from ..tls.facts import ChainVerdict
 from ..tls.names import has_dns_names
+from ..tls.ocsp import Demand
 from .hosterrors import port_of, tell_host_deferred
-from .site import Policy
+from .site import Policy, Way
 from .transport import OF_CONNECTION
 from .watch import ConnectionWatch, contact_for, own_certificate
 
@@ -44,10 +45,8 @@ if TYPE_CHECKING:
     from ..expand import Scope as ExpandScope
     from ..net.session import Session
     from ..policy.hosts import Host
-    from ..tls.context import TlsOptions
     from ..tls.dane import Verdict
     from ..tls.facts import Decide, TlsFacts
-    from ..tls.ocsp import Demand
     from .core import Core
     from .events import Events
     from .site import Site
@@ -89,8 +88,8 @@ async def _open_as_planned(core: Core, site: Site, number: int, decisions: HostD
     host, plan = site.hosts[number], policy.decision.plan
     try:
         ocsp = await _ocsp_demand(core, site, number, policy.decision.usage_mask)
-        decisions = replace(decisions, files=replace(decisions.files, ocsp=ocsp))
-        return await _open_and_report(core, site, number, decisions, policy.decision)
+        way = _way(site, number, decisions, plan, ocsp)
+        return await _open_and_report(core, site, number, way, policy.decision)
     except TlsPolicyError as error:
         if plan.level is TlsLevel.DANE:
             _tell_dane_failure(core, host, error)
@@ -101,14 +100,14 @@ async def _open_as_planned(core: Core, site: Site, number: int, decisions: HostD
             tell_host_deferred(core, site, number, error)
         text = f"{error.message}: delivering unencrypted to H={host.name} [{host.address}] (not in hosts_require_tls)"
         core.settlement.tell(Fact(FactKind.NOTE, core.clock(), text=text))
-    return await _open(core, site, number, decisions, CLEAR)
+    return await _open(core, site, number, _way(site, number, decisions, CLEAR, Demand.NONE))
 
 
-async def _open_and_report(core: Core, site: Site, number: int, decisions: HostDecisions, found: Decision) -> Session:
+async def _open_and_report(core: Core, site: Site, number: int, way: Way, found: Decision) -> Session:
     """Open a session, and let TLSRPT know what became of the policies it is made under."""
     verdicts: list[Verdict] = []
     try:
-        session = await _open(core, site, number, decisions, found.plan, verdicts.append, found.usage_mask)
+        session = await _open(core, site, number, way, verdicts.append, found.usage_mask)
     except DeliveryError as error:
         for line in getattr(error, "__notes__", ()):
             _note(core, site, number, line)
@@ -156,7 +155,11 @@ async def _policy(core: Core, site: Site, number: int, decisions: HostDecisions)
         DeliveryError: no connection may be made to the host for now.
     """
     kept = site.policies.get(number)
-    if kept is not None and kept.until > trio.current_time() and kept.choices == decisions.tls:
+    if (
+        kept is not None
+        and kept.until > trio.current_time()
+        and (kept.choices is decisions.tls or kept.choices == decisions.tls)
+    ):
         return kept
     host = site.hosts[number]
     choices = choices_for(site.wish, decisions.tls)
@@ -286,22 +289,15 @@ def _choose_auth(core: Core, site: Site, number: int, contact: Contact) -> Choos
 _AUTHENTICATED: Final = {True: b"yes", False: b"no", None: b""}
 
 
-async def _open(
-    core: Core,
-    site: Site,
-    number: int,
-    decisions: HostDecisions,
-    plan: Plan,
-    note: Callable[[Verdict], None] = lambda _: None,
-    usage_mask: int = 0,
-) -> Session:
+def _way(site: Site, number: int, decisions: HostDecisions, plan: Plan, ocsp: Demand) -> Way:
+    """The options of a connection, made anew only where something of what makes them is."""
+    kept = site.ways.get(number)
+    if kept is not None and kept.decisions is decisions and kept.plan is plan and kept.ocsp is ocsp:
+        return kept
     host, options = site.hosts[number], site.transport.options
     # an interface of the other family is not for this host
     interface = options.interface if (":" in options.interface) == (":" in host.address) else ""
-    memory = site.memory.get(number)
-    if memory is None:
-        memory = site.memory[number] = HostMemory()
-    session_options = SessionOptions(
+    session = SessionOptions(
         helo_name=decisions.helo_name,
         plan=plan,
         window=decisions.window,
@@ -315,7 +311,27 @@ async def _open(
         final_timeout_s=options.final_timeout,
         interface=interface or None,
     )
-    port, files, by_policy = port_of(site, number), _files_for(plan, decisions.files), site.sts.policy is not None
+    files = replace(decisions.files, ocsp=ocsp)
+    if plan.level is TlsLevel.DANE:
+        # DN-10: neither trust anchors nor revocation lists count
+        files = replace(files, verify_certificates=None, crl=None)
+    way = site.ways[number] = Way(decisions, plan, ocsp, session, files)
+    return way
+
+
+async def _open(
+    core: Core,
+    site: Site,
+    number: int,
+    way: Way,
+    note: Callable[[Verdict], None] = lambda _: None,
+    usage_mask: int = 0,
+) -> Session:
+    host, plan, session_options, files = site.hosts[number], way.plan, way.session, way.files
+    memory = site.memory.get(number)
+    if memory is None:
+        memory = site.memory[number] = HostMemory()
+    port, by_policy = port_of(site, number), site.sts.policy is not None
     if site.transport.auth_is_late:
         contact = contact_for(site, number, port)
         contact.usage_mask, contact.our_certificate = usage_mask, own_certificate(files.certificate)
@@ -351,10 +367,3 @@ def _watch(core: Core, events: Events, site: Site, number: int, plan: Plan) -> C
     only_wire = site.transport.options.event_certificates == "wire"
     contact = contact_for(site, number, port_of(site, number))
     return ConnectionWatch(core, events, contact, next(site.waiting_work(), None), plan, only_wire=only_wire)
-
-
-def _files_for(plan: Plan, files: TlsOptions) -> TlsOptions:
-    """DN-10: under DANE neither trust anchors nor revocation lists count."""
-    if plan.level is TlsLevel.DANE:
-        return replace(files, verify_certificates=None, crl=None)
-    return files

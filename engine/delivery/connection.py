@@ -61,8 +61,9 @@ async def _serve_host(core: Core, site: Site, number: int) -> bool:
         await carrier.run()
     finally:
         site.established_to[number] -= 1
-        with trio.CancelScope(shield=True):
-            await session.aclose()
+        if not session.is_closed:
+            with trio.CancelScope(shield=True):
+                await session.aclose()
     return True
 
 

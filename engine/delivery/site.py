@@ -27,10 +27,14 @@ if TYPE_CHECKING:
     import trio
 
     from ..errors import DeliveryError
+    from ..net.session import SessionOptions
     from ..policy.mx import Host
+    from ..policy.plan import Plan
     from ..policy.requirement import Decision, TlsChoices
     from ..queue.model import RetryRecord
     from ..smtp import HostMemory
+    from ..tls.context import TlsOptions
+    from ..tls.ocsp import Demand
     from .transport import HostDecisions, Transport
     from .work import Work
 
@@ -59,6 +63,17 @@ class Policy:
     choices: TlsChoices
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Way:
+    """The options of the connections to one host, and what they were made of."""
+
+    decisions: HostDecisions
+    plan: Plan
+    ocsp: Demand
+    session: SessionOptions
+    files: TlsOptions
+
+
 @dataclass(slots=True, eq=False)
 class Site:
     """One transport and the hosts it sends to, with the work that waits for them.
@@ -71,6 +86,7 @@ class Site:
         memory: host number -> what the pipelining ladder has learned of the host.
         decisions: host number -> what the options say of it, where nothing that can change was looked at.
         policies: host number -> what TLS must prove, until it has to be looked up again.
+        ways: host number -> the options of its connections, as made of these last.
         is_shared: it has had work of another domain than that of its hosts.
         by_domain: names of the next hop count in the policy of a host (DN-11): no more domains are to be added.
         connections: connection tasks alive; connections_to: the same by host number; established_to: those with a
@@ -91,6 +107,7 @@ class Site:
     memory: dict[int, HostMemory] = field(default_factory=dict)
     decisions: dict[int, HostDecisions] = field(default_factory=dict)
     policies: dict[int, Policy] = field(default_factory=dict)
+    ways: dict[int, Way] = field(default_factory=dict)
     is_shared: bool = False
     by_domain: bool = False
     connections: int = 0

@@ -127,6 +127,7 @@ class Session:
         memory: what is known of the host.
         is_usable: whether `run` may be called; once False it stays so.
         sent_count: transactions begun on this connection.
+        is_closed: `aclose` or `quit` has come to its end.
         use_until: monotonic second after which its policy has to be looked up again (R46, R47); set by who opened it.
     """
 
@@ -141,6 +142,7 @@ class Session:
         self.facts = facts
         self.watch = watch
         self.use_until = math.inf
+        self.is_closed = False
         self._stream = stream
         self._start_send: Callable[[bytes | memoryview], bool] | None = None
         self._finish_send: Callable[[], Awaitable[None]] | None = None
@@ -276,6 +278,7 @@ class Session:
         await self._stream.aclose()
         if self.watch is not None:
             await self.watch.on_closed()
+        self.is_closed = True
 
     # Inner works
 

@@ -150,7 +150,7 @@ class StsPolicies:
 
     async def _find(self, domain: str, recheck: bool) -> tuple[StsAnswer, float]:
         # nearly every domain has no file, which is known sooner than a thread begins
-        is_there = os.path.lexists(self._path(domain))
+        is_there = os.path.lexists(self._path(domain))  # noqa: ASYNC240  # a look, which the kernel answers at once
         stored, trouble = await trio.to_thread.run_sync(self._read, domain) if is_there else (None, "")
         record = await self._resolver.query(f"_mta-sts.{domain}", "TXT")
         now = self._clock()

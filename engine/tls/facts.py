@@ -7,8 +7,10 @@ and passed, on this connection or on the one whose session it resumes.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Final
 
 from cryptography import x509
 
@@ -73,7 +75,7 @@ class TlsFacts:
     def peer_dn(self) -> str:
         """Subject of the leaf in one line, ``/C=DE/O=Example/CN=mx.example.org``; empty if it cannot be read.
 
-        Parsed at each call: only logs and variables that were asked for need it.
+        Only logs and variables that were asked for need it.
         """
         return distinguished_name(self.peer_der[0]) if self.peer_der else ""
 
@@ -83,6 +85,9 @@ class TlsFacts:
 Examine = Callable[[TlsFacts, Callable[[], tuple[bytes, ...]]], Awaitable[TlsFacts]]
 
 
+#: names of certificates kept: each connection to a host shows the same one; arbitrary, at most 2 MiB in all
+_KEPT_NAMES: Final = 512
+_KEPT_OCTETS: Final = 4096
 #: attribute types that OpenSSL's one-line form abbreviates
 _SHORT_NAMES = {
     x509.NameOID.COMMON_NAME: "CN",
@@ -107,6 +112,11 @@ def distinguished_name(der: bytes) -> str:
 
     Everything outside printable ASCII is written ``\\xHH`` an octet, so the text is safe in a log line.
     """
+    return _subject(der) if len(der) <= _KEPT_OCTETS else _subject.__wrapped__(der)
+
+
+@functools.lru_cache(maxsize=_KEPT_NAMES)
+def _subject(der: bytes) -> str:
     try:
         return name_text(load_certificate(der).subject)
     except (ValueError, x509.InvalidVersion):
