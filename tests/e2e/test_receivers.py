@@ -10,9 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.compose import Composer, message_id
-from engine.delivery.jobs import JobOptions
-from engine.queue.sqlite import SqliteStore
+from fakes.composed import composed
 from fakes.outrider import Outrider
 from fakes.peers import PeerTls, Receiver
 
@@ -50,47 +48,15 @@ def test_ten_thousand_rows_arrive_once_byte_for_byte(
     assert done.returncode == 0, done.stderr
     assert receiver.count() == COUNT
     assert receiver.complaints() == []
-    composed = _composed(user, tmp_path)
+    forms_of = composed(tmp_path)
     received: Counter[bytes] = Counter()
     for message in receiver.messages():
         (recipient,) = message.recipients
         assert message.sender == b"news@sender.example"
         received[recipient] += 1
-        forms = composed[recipient]
+        forms = forms_of[recipient]
         assert hashlib.sha256(message.octets).digest() in forms, message.octets
-    assert received == Counter(dict.fromkeys(composed, 1))
+    assert received == Counter(dict.fromkeys(forms_of, 1))
     assert user.states() == {2: COUNT}
     assert Counter(line.mark for line in user.log()) == {"=>": COUNT}
     assert all(" X=TLS1." in line.rest for line in user.log())
-
-
-def _composed(user: Outrider, directory: Path) -> dict[bytes, set[bytes]]:
-    """Address -> digests of what the composer makes for it: with and without 8BITMIME."""
-    store = SqliteStore(str(directory / "queue.db"), read_only=True)
-    try:
-        job = store.job_or_none(1)
-        assert job is not None
-        options = JobOptions.from_mapping(job.options)
-        composer = Composer.for_job(
-            store.body(1),
-            is_template=True,
-            personalised=True,
-            sender=job.sender,
-            host_name="client.example",
-            created_at=job.created_at,
-        )
-    finally:
-        store.close()
-    forms: dict[bytes, set[bytes]] = {}
-    rows = (user.directory / "recipients.csv").read_text().splitlines()[1:]
-    for number, row in enumerate(rows, 1):
-        address, name, value = row.split(",")
-        made = composer.compose(
-            address,
-            {"name": name, "number": value},
-            message_id(job.created_at, options.salt, job.id, number),
-            job.created_at,
-        )
-        contents = {made.render(eightbit=eightbit, smtputf8=False).content for eightbit in (True, False)}
-        forms[address.encode()] = {hashlib.sha256(content).digest() for content in contents}
-    return forms
