@@ -275,7 +275,9 @@ class Harness:
         *peers: Contender | None,
         data: object = None,
         metric: Metric = RATE,
+        also: Sequence[Metric] = (),
         pairs: int = PAIRS,
+        warm_up: bool = True,
         at: dict[str, float] | None = None,
         at_least: float | None = None,
         at_most: float | None = None,
@@ -286,13 +288,15 @@ class Harness:
         Args:
             peers: None (a peer that is missing) is left out; the target and `is_figure` are about the first one given.
             data: the work, the same for all.
+            also: what else is told of the same runs, without a ratio.
+            warm_up: throw the first turn away (never in quick runs).
             at: where in a grid this stands, for plots.
 
         Raises:
             AssertionError: the contenders, or two runs of one, differ in `check`.
         """
         others = [contender for contender in peers if contender is not None]
-        rows = self._in_turns([ours, *others], data, pairs)
+        rows = self._in_turns([ours, *others], data, pairs, warm_up=warm_up)
         found = [self._add(self._measurement(what, ours, metric, rows[0], None, None, at=at), rows[0])]
         for contender, timings in zip(others, rows[1:], strict=True):
             found.append(self._add(self._measurement(what, contender, metric, timings, None, None, at=at), timings))
@@ -310,6 +314,9 @@ class Harness:
             versus.ratio_vs = contender.label
             versus.ratios = [metric.of(a) / metric.of(b) for a, b in zip(rows[0], timings, strict=True)]
             found.append(self._add(versus, rows[0]))
+        for other in also:
+            for contender, timings in zip([ours, *others], rows, strict=True):
+                found.append(self._add(self._measurement(what, contender, other, timings, None, None, at=at), timings))
         return found
 
     def _in_turns(

@@ -118,6 +118,11 @@ class Sink:
         """
         return wait_for_mail(self.control_port, count, timeout_s=timeout_s)
 
+    @property
+    def cpu_s(self) -> float:
+        """CPU time of its process."""
+        return self.arrived().cpu_s
+
     def judged(self, contender: Contender, *arguments: object) -> Contender:
         """The same contender, running with these arguments; a run fails unless the sink got every message once.
 
