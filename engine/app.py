@@ -277,6 +277,7 @@ def make_core(
             now=clock,
             random=rng.randrange,
             logwrite=logwrite,
+            strict_acl_vars=config.main.strict_acl_vars,
         )
 
     engine = store.register(clock())

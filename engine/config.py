@@ -80,6 +80,7 @@ class MainOptions:
     job_expiry: int = _option(Kind.INTERVAL, 5 * 86400, "age at which what is left of a job fails; 0: never")
     retry_interval_max: int = _option(Kind.INTERVAL, 86400, "longest interval a retry rule can give", minimum=1)
     retry_data_expire: int = _option(Kind.INTERVAL, 7 * 86400, "age at which a retry record is forgotten", minimum=1)
+    strict_acl_vars: bool = _option(Kind.BOOLEAN, False, "an ACL variable that nothing has set is an error, not empty")
     event_action: ListText = _option(
         Kind.EVENT_ACTION, "", "expanded at each event of no transport; an array: only these handlers get it"
     )

@@ -41,12 +41,14 @@ class Settings:
         acls: name -> text.
         lists: kind -> name -> items, as `engine.config.Config.lists`.
         handlers: name -> options of a built-in handler, as `engine.config.HandlerOptions`.
+        strict_acl_vars: see `Scope`.
     """
 
     lookups: LookupOptions = field(default_factory=LookupOptions)
     acls: Mapping[str, str] = field(default_factory=dict)
     lists: Mapping[str, Mapping[str, ListText]] = field(default_factory=dict)
     handlers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    strict_acl_vars: bool = False
 
     def to_frame(self) -> dict[str, Any]:
         """As it travels in HELLO."""
@@ -55,6 +57,7 @@ class Settings:
             "acls": dict(self.acls),
             "lists": {kind: dict(names) for kind, names in self.lists.items()},
             "handlers": {name: dict(options) for name, options in self.handlers.items()},
+            "strict_acl_vars": self.strict_acl_vars,
         }
 
     @classmethod
@@ -68,6 +71,7 @@ class Settings:
                 dict(data.get("acls", {})),
                 {kind: dict(names) for kind, names in dict(data.get("lists", {})).items()},
                 {name: dict(options) for name, options in dict(data.get("handlers", {})).items()},
+                bool(data.get("strict_acl_vars", False)),
             )
         except (TypeError, ValueError, AttributeError) as error:
             raise FrameError(f"HELLO: settings that are none: {error}") from None
@@ -102,6 +106,7 @@ class Evaluator:
         self._named = _named(settings.lists)
         self._acls = Acls.compile(settings.acls, options=ExpandOptions(lists=self._named))
         self._lookups = LookupRegistry(settings.lookups)
+        self._strict_acl_vars = settings.strict_acl_vars
         self._logwrite = logwrite
         self._now = now
         self._random = random.Random()
@@ -158,6 +163,7 @@ class Evaluator:
             now=self._now,
             random=self._random.randrange,
             logwrite=logwrite or self._logwrite,
+            strict_acl_vars=self._strict_acl_vars,
         )
         scope.cached = False
         for name in _DYNAMIC & variables.keys():

@@ -167,6 +167,7 @@ class Session:
             random=secrets.randbelow,
             timezone=_local_timezone(),
             logwrite=lambda text, _: print(f"LOG: {_shown(text)}", file=sys.stderr),
+            strict_acl_vars=config.main.strict_acl_vars,
         )
         self.scope.first_delivery = False
 

@@ -16,7 +16,7 @@ from .lists import NESTING_LIMIT
 from .listsplit import split_list
 from .regexes import text as as_text
 from .taint import is_tainted, quoter_of, taint
-from .variables import DEFAULTS, Source
+from .variables import DEFAULTS, Source, unknown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -51,16 +51,16 @@ def variable(scope: Scope, which: tuple[str, Source]) -> bytes:
     """The value of a variable that is not simply in the scope's mapping."""
     name, source = which
     if source is Source.ACL_M:
-        return scope.acl_m.get(name, b"")
+        return _user_variable(scope, scope.acl_m, name)
     if source is Source.ACL_C:
-        return scope.acl_c.get(name, b"")
+        return _user_variable(scope, scope.acl_c, name)
     if source is Source.ACL_ARG:
         number = int(name[7:])
         return scope.acl_args[number - 1] if number <= len(scope.acl_args) else b""
     if source is Source.ACL_NARG:
         return b"%d" % len(scope.acl_args)
     if source is Source.ROUTER:
-        return scope.router_variables.get(name, b"")
+        return _user_variable(scope, scope.router_variables, name)
     if source is Source.CLOCK:
         return _clock(name, scope)
     if source is Source.DYNAMIC:
@@ -68,6 +68,14 @@ def variable(scope: Scope, which: tuple[str, Source]) -> bytes:
     if source is Source.MESSAGE:
         return taint(headers.whole(scope.headers, decoded=name == "message_headers"))
     return convert(scope.variables.get(name))
+
+
+def _user_variable(scope: Scope, values: Mapping[str, bytes], name: str) -> bytes:
+    """X-17: empty as long as nothing has set it, or an error; in Exim also in a branch that is not taken, here not."""
+    found = values.get(name)
+    if found is None and scope.strict_acl_vars:
+        raise ExpandError(unknown(f'unknown variable name "{name}"', name))
+    return b"" if found is None else found
 
 
 def _clock(name: str, scope: Scope) -> bytes:

@@ -34,6 +34,7 @@ class Scope(State):
         random: n -> a number from 0 to n-1, for `${randint}`.
         timezone: local time for `$tod_log` and certificates.
         logwrite: takes what an ACL's `logwrite` says and the names of the logs.
+        strict_acl_vars: `$acl_m_x` and its like are an error as long as nothing has set them (X-17).
 
     Attributes:
         value: what `$value` is at the start, or None.
@@ -58,6 +59,7 @@ class Scope(State):
         "queue_running",
         "random",
         "router_variables",
+        "strict_acl_vars",
         "timezone",
     )
 
@@ -73,6 +75,7 @@ class Scope(State):
         random: Callable[[int], int] | None = None,
         timezone: datetime.tzinfo = datetime.UTC,
         logwrite: LogWrite | None = None,
+        strict_acl_vars: bool = False,
     ) -> None:
         super().__init__()
         self.variables = {} if variables is None else variables
@@ -84,6 +87,7 @@ class Scope(State):
         self.random = random
         self.timezone = timezone
         self.logwrite = logwrite
+        self.strict_acl_vars = strict_acl_vars
         self.acl_c: MutableMapping[str, bytes] = {}
         self.acl_m: MutableMapping[str, bytes] = {}
         self.router_variables: MutableMapping[str, bytes] = {}

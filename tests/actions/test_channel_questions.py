@@ -284,6 +284,15 @@ async def test_how_a_program_fails_is_told(source: bytes, status: frames.Status,
     assert text.lower() in answer.text.lower()
 
 
+@pytest.mark.parametrize("is_strict", [True, False])
+async def test_a_worker_knows_whether_acl_variables_are_strict(is_strict: bool) -> None:
+    hub = Told().make_hub(expected=("main",))
+    program = hub.program(b"<$acl_m_none>", "event_action x in y", ())
+    async with working(hub, Worker(), settings=Settings(strict_acl_vars=is_strict).to_frame()):
+        answer = await hub.evaluate(program, (), {}, timeout_s=10)
+    assert (b"strict_acl_vars is set" in answer.text) is is_strict
+
+
 async def test_a_program_with_a_time_is_given_up_by_it_and_not_by_attempts() -> None:
     told = Told()
     hub = told.make_hub(expected=("main",))

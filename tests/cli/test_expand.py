@@ -36,6 +36,15 @@ def _error(*arguments: str, code: Exit) -> str:
     return result.stderr
 
 
+def test_strict_acl_vars_is_heeded(tmp_path: Path) -> None:
+    file = tmp_path / "outrider.toml"
+    file.write_text("[main]\nstrict_acl_vars = true\n")
+    assert _run("--config", str(file), "$acl_m0") == (
+        'Failed: unknown variable name "acl_m0" (strict_acl_vars is set)\n'
+    )
+    assert _run("$acl_m0") == "\n"
+
+
 def test_expressions_from_arguments() -> None:
     assert _run("${lc:ABC}", "$nosuch", "${if eq{a}{b}{x}fail}") == (
         'abc\nFailed: unknown variable name "nosuch"\nFailed: "if" failed and "fail" requested\n'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from engine.expand import ExpandOptions, Scope, compile_text
 from engine.expand.acl import Acls
 from engine.expand.lists import NamedLists
 from engine.expand.searches import SearchDeferral
+from fakes.peer_exim import EximOracle
 
 
 class _Down:
@@ -199,3 +201,24 @@ def test_a_mistake_is_a_configuration_error_with_its_place(text: str, message: s
     assert message in caught.value.message
     assert caught.value.key == "acls.a"
     assert caught.value.column == column
+
+
+_STRICT = ["$acl_m_none", "$acl_c0", "$r_none", "${acl{a}}$acl_m_set", "${acl{a}}$acl_m_none"]
+
+
+@pytest.mark.parametrize("is_strict", [True, False])
+def test_a_variable_that_nothing_has_set_is_empty_or_an_error(
+    shared_exim_be: Callable[..., EximOracle], is_strict: bool
+) -> None:
+    """X-17, beside a real Exim."""
+    acl = "accept set acl_m_set = there"
+    option = "strict_acl_vars = true\n" if is_strict else ""
+    theirs = shared_exim_be(f"{option}acl_not_smtp = a\nbegin acl\na:\n  {acl}\n").expand(_STRICT)
+    for text, exim in zip(_STRICT, theirs, strict=True):
+        scope = Scope({}, acls=Acls.compile({"a": acl}), strict_acl_vars=is_strict)
+        try:
+            ours = bytes(compile_text(text).evaluate(scope))
+        except ExpandError as error:
+            ours = f"Failed: {error.message}".encode()
+        assert ours == exim, text
+    assert theirs[0] == (b'Failed: unknown variable name "acl_m_none" (strict_acl_vars is set)' if is_strict else b"")
