@@ -6,6 +6,7 @@ The table *is* the dataclasses below: a field is an option, its metadata give ki
 and key, raised before anything runs.
 Invariants: loading reads one file and nothing else; a loaded `Config` never changes; strings that are expansions or
 lists are kept as text here and compiled by the room that uses them.
+Long because what can be configured is one table, looked for in one place.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class Kind(enum.Enum):
     INTERVAL = "time interval"
     SIZE = "size in octets"
     RATE = "rate"
+    EXPANDED_INTEGER = "whole number (expansion)"
     LIST = "list"
     EXPANDED_LIST = "list (expansion)"
 
@@ -230,8 +232,8 @@ class TransportOptions:
     max_rcpt: int = _option(Kind.INTEGER, 100, "recipients in one transaction; 0: no limit")
     hosts_max_try: int = _option(Kind.INTEGER, 5, "hosts tried for one message (RT-13)", minimum=1)
     hosts_max_try_hardlimit: int = _option(Kind.INTEGER, 50, "hosts tried whatever their state (RT-13)", minimum=1)
-    pipeline_window: int = _option(
-        Kind.INTEGER, 4, "transactions in flight on a connection that has earned it", minimum=1
+    pipeline_window: str = _option(
+        Kind.EXPANDED_INTEGER, "4", "transactions in flight on a connection that has earned it", minimum=1
     )
     hosts_avoid_pipelining: ListText = _option(Kind.EXPANDED_LIST, "", "hosts spoken to one command at a time")
     dnssec_request_domains: ListText = _option(
@@ -505,6 +507,13 @@ class _Reader:
                 if metadata["array"] and isinstance(value, str):
                     return (value,)
                 return value
+            case Kind.EXPANDED_INTEGER:
+                if isinstance(raw, str) and not raw.strip().isdecimal():
+                    return self._string(key, kind, raw)
+                number = self._number(key, Kind.INTEGER, int(raw) if isinstance(raw, str) else raw)
+                if number < metadata["minimum"]:
+                    raise self._error(key, f"{raw} is less than {metadata['minimum']}")
+                return str(number)
             case Kind.RATE:
                 text = self._string(key, kind, raw)
                 try:

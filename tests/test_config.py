@@ -251,6 +251,32 @@ def test_intervals_are_those_of_exim(value: str, seconds: int | None) -> None:
         assert loads(text).main.lease_time == seconds
 
 
+@pytest.mark.parametrize(
+    ("raw", "kept"), [("8", "8"), ("'8'", "8"), ("'${if eq{$host}{a}{8}{2}}'", "${if eq{$host}{a}{8}{2}}")]
+)
+def test_a_number_may_be_an_expansion(raw: str, kept: str) -> None:
+    config = loads(f"[transports.remote_smtp]\ndriver='smtp'\npipeline_window={raw}".encode())
+    assert config.transports["remote_smtp"].pipeline_window == kept
+
+
+@pytest.mark.parametrize(("raw", "words"), [("0", "less than 1"), ("'0'", "less than 1"), ("1.5", "whole number")])
+def test_a_number_that_is_none_is_refused(raw: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        loads(f"[transports.remote_smtp]\ndriver='smtp'\npipeline_window={raw}".encode())
+
+
+@pytest.mark.parametrize("rate", ["100/s", "3000/h", "1/10s", ""])
+def test_a_rate_is_kept_as_it_is_written(rate: str) -> None:
+    config = loads(f"[transports.remote_smtp]\ndriver='smtp'\nmessage_rate_per_host='{rate}'".encode())
+    assert config.transports["remote_smtp"].message_rate_per_host == rate
+
+
+def test_what_is_no_rate_is_refused() -> None:
+    with pytest.raises(ConfigError, match="is not a rate") as caught:
+        loads(b"[transports.remote_smtp]\ndriver='smtp'\nconnection_rate_per_host='fast'")
+    assert caught.value.key == "transports.remote_smtp.connection_rate_per_host"
+
+
 def test_a_list_is_a_string_or_an_array_of_strings() -> None:
     one = b"[transports.remote_smtp]\ndriver='smtp'\nhosts_require_tls=['a', 'b']\n"
     other = b"[transports.y]\ndriver='smtp'\nhosts_require_tls='a : b'"

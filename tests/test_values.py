@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.errors import DataError
-from engine.values import format_interval, literal_address, parse_address, parse_domain, parse_interval
+from engine.values import (
+    Rate,
+    format_interval,
+    literal_address,
+    parse_address,
+    parse_domain,
+    parse_interval,
+    parse_rate,
+)
 
 
 @pytest.mark.parametrize(
@@ -111,3 +119,36 @@ def test_interval_refused(text: str) -> None:
 @given(st.integers(0, 10**9))
 def test_interval_round_trip(seconds: int) -> None:
     assert parse_interval(format_interval(seconds)) == seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [
+        ("100/s", Rate(0.01, 100)),
+        ("100/1s", Rate(0.01, 100)),
+        ("60/m", Rate(1.0, 1)),
+        ("7200 / h", Rate(0.5, 2)),
+        ("1/10s", Rate(10.0, 1)),
+        ("3/2s", Rate(2 / 3, 2)),
+        ("1/d", Rate(86400.0, 1)),
+    ],
+)
+def test_rate(text: str, rate: Rate) -> None:
+    assert parse_rate(text) == rate
+
+
+@pytest.mark.parametrize(
+    "text", ["", "0/s", "s", "10", "10/", "10/0s", "-1/s", "1.5/s", "10/1h30m", "9999999999/s", "1/s\n"]
+)
+def test_rate_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a rate"):
+        parse_rate(text)
+
+
+@given(st.integers(1, 10**9 - 1), st.integers(1, 10**6), st.sampled_from("wdhms"))
+def test_a_rate_is_what_it_says(count: int, number: int, unit: str) -> None:
+    rate = parse_rate(f"{count}/{number}{unit}")
+    period_s = number * {"w": 604800, "d": 86400, "h": 3600, "m": 60, "s": 1}[unit]
+    assert rate.interval_s * count == pytest.approx(period_s)
+    assert rate.burst >= 1
+    assert rate.burst - 1 < max(1.0, count / period_s)

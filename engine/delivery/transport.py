@@ -84,7 +84,7 @@ class Transport:
         for row in dataclasses.fields(options):
             value: Any = getattr(options, row.name)
             key = f"transports.{name}.{row.name}"
-            if row.metadata["kind"] is Kind.EXPANSION:
+            if row.metadata["kind"] in (Kind.EXPANSION, Kind.EXPANDED_INTEGER):
                 programs[row.name] = compile_option(
                     value, key=key, file=file or None, options=ExpandOptions(lists=named)
                 )
@@ -125,7 +125,7 @@ class Transport:
                 private_key=self._text("tls_privatekey", scope) or None,
             ),
             helo_name=self._text("helo_data", scope),
-            window=0 if self._listed("hosts_avoid_pipelining", host, scope) else self.options.pipeline_window,
+            window=0 if self._listed("hosts_avoid_pipelining", host, scope) else self._number("pipeline_window", scope),
             auth=auth,
             auth_required=auth_required,
         )
@@ -206,6 +206,13 @@ class Transport:
     def _is_domain_listed(self, option: str, host: Host, scope: Scope) -> bool:
         """Whether the name of the host is in a domain list, as in Exim, where the transport looks hosts up by name."""
         return self._domains[option].matches(host.name, scope)
+
+    def _number(self, option: str, scope: Scope) -> int:
+        """A whole number of at least 1."""
+        text = self._text(option, scope).strip()
+        if not text.isdecimal() or not int(text):
+            raise ConfigError(f"{text!r} is not a whole number above 0", key=f"transports.{self.name}.{option}")
+        return int(text)
 
     def _text(self, option: str, scope: Scope) -> str:
         program = self._programs[option]

@@ -106,3 +106,19 @@ def test_a_bad_list_is_an_error_of_the_configuration(name: str) -> None:
     with pytest.raises(ConfigError) as caught:
         compiled(**{name: "^("})
     assert caught.value.key == f"transports.smtp.{name}"
+
+
+def test_the_window_may_differ_from_host_to_host() -> None:
+    assert decide().window == 4
+    assert decide(pipeline_window="8").window == 8
+    assert decide(hosts_avoid_pipelining="mx.test").window == 0
+    text = "${if match_domain{$host}{*.test : big.example}{8}{2}}"
+    assert decide(pipeline_window=text).window == 8
+    assert decide(Host("mx.example", "192.0.2.1"), pipeline_window=text).window == 2
+
+
+@pytest.mark.parametrize("text", ["${if eq{a}{b}{8}}", "${substr_0_1:eight}", "0", "-1"])
+def test_a_window_must_be_a_number(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"not a whole number above 0") as caught:
+        decide(pipeline_window=text)
+    assert caught.value.key == "transports.smtp.pipeline_window"
