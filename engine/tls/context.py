@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from OpenSSL import SSL, crypto
 from OpenSSL._util import lib
 
-from ..errors import ConfigError
+from ..errors import ConfigError, TlsPolicyError
 from ..policy.plan import ANY_NAME, Plan, TlsLevel
 from . import ocsp, tlsa
 from .engine import TlsEngine, library_text, tls_error
@@ -299,13 +299,11 @@ class ClientHandshake:
                 message = self._verify(chain)
                 verified = not message
         if self._plan.level is TlsLevel.VERIFIED and not verified:
-            self.fail()
-            raise tls_error(message)
+            raise self._refusal(message, self._refused(chain))
         if decide is not None:
             verdict = decide(chain)
             if not verdict.accepted:
-                self.fail()
-                raise tls_error(verdict.message or "certificate refused")
+                raise self._refusal(verdict.message or "certificate refused", chain[0] if chain else None)
             if verdict.dane:
                 dane = verified = True
         facts = TlsFacts(
@@ -319,10 +317,16 @@ class ClientHandshake:
         self._facts = facts
         return facts
 
-    def _refused(self, facts: TlsFacts) -> bytes | None:
+    def _refusal(self, message: str, certificate: bytes | None) -> TlsPolicyError:
+        """The error for a certificate that does not prove what it should."""
+        self.fail()
+        error = tls_error(message)
+        error.certificate = certificate
+        return error
+
+    def _refused(self, chain: tuple[bytes, ...]) -> bytes | None:
         """The certificate at which verification failed: the server's own for its name and for what it did not send."""
         depth = next((depth for error, depth in self.engine.verify_results if error), 0)
-        chain = facts.peer_der
         return (chain[depth] if depth < len(chain) else chain[0]) if chain else None
 
     def amend(self, facts: TlsFacts) -> TlsFacts:
