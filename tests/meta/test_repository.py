@@ -19,6 +19,7 @@ from fakes.peers import PROJECT, peers_directory, require
 
 MAKEFILE = (PROJECT / "Makefile").read_text()
 README = PROJECT / "README.md"
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "bench/README.md", "tests/README.md", "engine/actions/README.md")
 
 
 def tracked() -> list[str]:
@@ -52,7 +53,8 @@ def test_every_make_command_of_the_readme_exists() -> None:
 
 def outrider_lines() -> list[str]:
     """The command lines of the README and of the documents beside it that begin with outrider."""
-    texts = [(PROJECT / name).read_text() for name in ("README.md", "CONTRIBUTING.md", "tests/README.md")]
+    names = ("README.md", "CONTRIBUTING.md", "tests/README.md", "engine/actions/README.md")
+    texts = [(PROJECT / name).read_text() for name in names]
     return [line for text in texts for line in shell_lines(text) if line.startswith("outrider ")]
 
 
@@ -71,7 +73,7 @@ def test_every_outrider_command_of_the_documents_exists(line: str) -> None:
 
 
 def test_every_python_module_of_the_documents_exists() -> None:
-    for name in ("README.md", "CONTRIBUTING.md", "bench/README.md", "tests/README.md"):
+    for name in DOCUMENTS:
         for module in re.findall(r"python -m ([a-z_.]+)", (PROJECT / name).read_text()):
             assert importlib.util.find_spec(module), f"{name}: python -m {module}"
 
@@ -79,7 +81,7 @@ def test_every_python_module_of_the_documents_exists() -> None:
 def test_every_path_of_the_documents_exists() -> None:
     """What stands in backquotes and looks like a path of the repository is one."""
     rooms = ("engine", "bench", "tests", "_speedups", "actions", "delivery", "queue", "logs", "smtp", "net", "policy")
-    for name in ("README.md", "CONTRIBUTING.md", "bench/README.md", "tests/README.md"):
+    for name in DOCUMENTS:
         text = (PROJECT / name).read_text()
         for path in re.findall(rf"`((?:{'|'.join(rooms)})/[a-z_/.]*)`", text):
             assert (PROJECT / path).exists() or (PROJECT / "engine" / path).exists(), f"{name}: {path}"
@@ -93,11 +95,12 @@ def test_the_architecture_of_the_readme_names_the_rooms_that_are_there() -> None
     assert {room for room in rooms if f"{room}/" not in text} == set()
 
 
-def test_the_configuration_of_the_readme_can_be_used() -> None:
-    blocks = re.findall(r"^```toml\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
+@pytest.mark.parametrize("name", ["README.md", "engine/actions/README.md"])
+def test_the_configuration_of_a_document_can_be_used(name: str) -> None:
+    blocks = re.findall(r"^```toml\n(.*?)^```", (PROJECT / name).read_text(), re.MULTILINE | re.DOTALL)
     assert blocks
     for block in blocks:
-        app.check(loads(block.encode(), "README.md"))
+        app.check(loads(block.encode(), name))
 
 
 def test_the_readme_keeps_its_length() -> None:
