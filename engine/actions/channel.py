@@ -139,6 +139,8 @@ class Link:
         self._seqs = itertools.count(1)
         self._backlog: deque[Outgoing] = deque()
         self._sent: dict[int, Outgoing] = {}
+        #: what the lines of evaluations are about
+        self._about: dict[int, Outgoing] = {}
         self._questions = Questions()
         self._shapes: set[int] = set()
         self._programs: set[int] = set()
@@ -210,12 +212,22 @@ class Link:
         return await self._question(seq, frame, timeout_s, functools.partial(self._explain_shape, shape))
 
     async def evaluate(
-        self, program: ProgramText, values: Values | Packed, state: Mapping[str, Any], timeout_s: float
+        self,
+        program: ProgramText,
+        values: Values | Packed,
+        state: Mapping[str, Any],
+        timeout_s: float,
+        about: Outgoing | None = None,
     ) -> Answer:
-        """Evaluate a program.  Raises as `ask`."""
+        """Evaluate a program; its lines are about that event.  Raises as `ask`."""
         seq = next(self._seqs)
         frame = (frames.EVALUATE, seq, program.number, values, dict(state), time.monotonic() + timeout_s)
-        return await self._question(seq, frame, timeout_s, functools.partial(self._explain_program, program))
+        if about is not None:
+            self._about[seq] = about
+        try:
+            return await self._question(seq, frame, timeout_s, functools.partial(self._explain_program, program))
+        finally:
+            self._about.pop(seq, None)
 
     async def _question(
         self, seq: int, frame: tuple[Any, ...], timeout_s: float, explain: Callable[[], bool]
@@ -510,7 +522,7 @@ class Link:
                 case Dead():
                     self._on_dead(said)
                 case Log():
-                    self._owner.on_log(self, said, self._sent.get(said.seq))
+                    self._owner.on_log(self, said, self._sent.get(said.seq) or self._about.get(said.seq))
                 case Ready():
                     self._on_ready(said)
                 case Alive():

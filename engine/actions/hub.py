@@ -37,6 +37,8 @@ MAIN: Final = "main"
 OBSERVERS: Final = "tail"
 #: pairs of event and handlers whose groups are remembered; a configuration has a score
 _MAX_WANTING: Final = 1000
+#: seconds that workers which have nothing to do get to end
+_END_S: Final = 2.0
 #: events held by default; what is over that stays where it came from
 LIMIT: Final = 50_000
 
@@ -359,9 +361,18 @@ class Hub:
                 await trio.lowlevel.checkpoint()
 
     async def evaluate(
-        self, program: ProgramText, values: Values | Packed, state: Mapping[str, Any], *, timeout_s: float
+        self,
+        program: ProgramText,
+        values: Values | Packed,
+        state: Mapping[str, Any],
+        *,
+        timeout_s: float,
+        about: Outgoing | None = None,
     ) -> Answer:
         """Evaluate a program in one of the engine's own workers.
+
+        Args:
+            about: for the lines that it logs.
 
         Raises:
             ActionTimeout: there was no worker, or no answer, in time.
@@ -369,7 +380,7 @@ class Hub:
         """
         deadline = trio.current_time() + timeout_s
         link = await self._wait_for_link(self._group(MAIN, is_expected=True), deadline)
-        return await link.evaluate(program, values, state, deadline - trio.current_time())
+        return await link.evaluate(program, values, state, deadline - trio.current_time(), about)
 
     async def _wait_for_link(self, group: _Group, deadline: float) -> Link:
         link = group.least_loaded()
@@ -449,7 +460,8 @@ class Hub:
             nursery.start_soon(drain_all)
             while not ended.is_set():
                 held = self._held
-                with trio.move_on_after(timeout_s):
+                # who has nothing to do and does not end is not worth waiting for
+                with trio.move_on_after(timeout_s if held else min(timeout_s, _END_S)):
                     await ended.wait()
                 if not ended.is_set() and self._held >= held:
                     for link in links:

@@ -90,7 +90,7 @@ class Evaluator:
     """Evaluates the programs of one engine, in one thread.
 
     Args:
-        logwrite: takes what ACLs log, unless an evaluation has its own.
+        now: UTC epoch seconds.
 
     Raises:
         ConfigError: an ACL of the settings does not compile.
@@ -100,14 +100,12 @@ class Evaluator:
         self,
         settings: Settings,
         *,
-        logwrite: LogWrite | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._named = _named(settings.lists)
         self._acls = Acls.compile(settings.acls, options=ExpandOptions(lists=self._named))
         self._lookups = LookupRegistry(settings.lookups)
         self._strict_acl_vars = settings.strict_acl_vars
-        self._logwrite = logwrite
         self._now = now
         self._random = random.Random()
         self._programs: dict[int, tuple[ProgramText, Program | ExpandError]] = {}
@@ -149,6 +147,7 @@ class Evaluator:
         Args:
             values: of its variables, in order, as `frames.arrived_untrusted` gives them.
             state: as `frames.state_untrusted` gives it.
+            logwrite: takes what ACLs log.
 
         Raises:
             FrameError: there is no such program, or the values are not its variables'.
@@ -162,7 +161,7 @@ class Evaluator:
             acls=self._acls,
             now=self._now,
             random=self._random.randrange,
-            logwrite=logwrite or self._logwrite,
+            logwrite=logwrite,
             strict_acl_vars=self._strict_acl_vars,
         )
         scope.cached = False

@@ -9,6 +9,7 @@ Invariants: whatever the engine writes, the worker ends with a message or goes o
 
 from __future__ import annotations
 
+import functools
 import os
 import select
 import threading
@@ -198,7 +199,8 @@ class Runner:
         if time.monotonic() > deadline:
             return
         arrived = tuple(map(frames.arrived_untrusted, values))
-        found = self._evaluators()[0].evaluate(program, arrived, frames.state_untrusted(state))
+        logwrite = functools.partial(self._logwrite, seq)
+        found = self._evaluators()[0].evaluate(program, arrived, frames.state_untrusted(state), logwrite)
         self._answer(seq, found.status, found.text, found.state, deadline)
 
     def _answer(self, seq: int, status: Status, text: bytes, state: dict[str, Any], deadline: float) -> None:
@@ -210,8 +212,8 @@ class Runner:
     def _evaluators(self) -> tuple[Evaluator, ProgramDesk]:
         """Two evaluators, since each belongs to one thread: for what the engine waits for, and for the rest."""
         if self._evaluator is None or self._program_desk is None:
-            self._evaluator = Evaluator(self._settings, logwrite=self._logwrite)
-            background = Evaluator(self._settings, logwrite=self._logwrite)
+            self._evaluator = Evaluator(self._settings)
+            background = Evaluator(self._settings)
             self._program_desk = ProgramDesk(
                 background, self._ledger, self._send, attempts=self._attempts, backoff=self._backoff
             )
@@ -233,8 +235,8 @@ class Runner:
         self._ledger.expect(seq, 1)
         desk.add((seq, program, tuple(map(frames.arrived_untrusted, values)), frames.state_untrusted(state)))
 
-    def _logwrite(self, text: bytes, logs: frozenset[str]) -> None:
-        self._send((frames.LOG, 0, text, tuple(sorted(logs))))
+    def _logwrite(self, seq: int, text: bytes, logs: frozenset[str]) -> None:
+        self._send((frames.LOG, seq, text, tuple(sorted(logs))))
 
     # -- the end --
 

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from ..actions._ring import Packed
+from ..actions.channel import Outgoing
 from ..actions.frames import Status as AnswerStatus
 from ..actions.frames import state_frame
 from ..errors import ActionError, DataError
@@ -222,7 +223,8 @@ class Events:
         program = self.program(hub, action, tuple(values))
         try:
             packed = Packed(pack_values(values.values()))
-            answer = await hub.evaluate(program, packed, state, timeout_s=options.event_timeout)
+            about = Outgoing(None, b"", b"", (), token=it.message_id)
+            answer = await hub.evaluate(program, packed, state, timeout_s=options.event_timeout, about=about)
         except ActionError as error:
             return self._silence(action, str(error))
         variables.acl_m.update(answer.state.get("acl_m", {}))

@@ -287,7 +287,8 @@ class Outbox:
 
     def _on_line(self, text: bytes, logs: frozenset[str], outgoing: Outgoing | None) -> None:
         token = outgoing.token if outgoing is not None else None
-        message_id = token.message_id if isinstance(token, _Token) else ""
+        # that of an evaluation is the id itself
+        message_id = token.message_id if isinstance(token, _Token) else str(token or "")
         self._tell(self._events.line(text, logs, message_id))
 
     def _note(self, text: str) -> None:

@@ -1,14 +1,15 @@
 """What handlers are told of an event: its fields, in order.
 
 Layer: sans-I/O.  Spec: events-dane 1.1 and section 5; issue "Event actions", "Workers".
-A field is a variable of the same name (happening.py), or `event_time`.  What is known of the host comes first, since it
-is the same for all that is told of one connection.
+A field is a variable of the same name (happening.py), or `event_time`; a certificate is its DER.  What is known of the
+host comes first, since it is the same for all that is told of one connection.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from ..expand.certificates import Certificate
 from .catalogue import CATALOGUE, Granularity, Option
 from .happening import VARIABLES
 
@@ -65,7 +66,18 @@ FIELDS: Final = {row.name: _fields(row) for row in CATALOGUE}
 #: event -> how many of them, the first ones, tell of nothing but the contact, unless it is about another certificate
 HOST_FIELDS: Final = {row.name: len(_host_fields(row)) for row in CATALOGUE}
 
-_MAKERS: Final[dict[str, Callable[[Happening], Value | float]]] = {**VARIABLES, "event_time": lambda it: it.now}
+
+def _der(it: Happening) -> bytes | None:
+    found = VARIABLES["tls_out_peercert"](it)
+    return found.der if isinstance(found, Certificate) else None
+
+
+#: a certificate is its DER for a handler
+_MAKERS: Final[dict[str, Callable[[Happening], Value | float]]] = {
+    **VARIABLES,
+    "event_time": lambda it: it.now,
+    "tls_out_peercert": _der,
+}
 
 
 def values_of(row: EventRow, it: Happening, first: int = 0, end: int | None = None) -> tuple[Value | float, ...]:

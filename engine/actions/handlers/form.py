@@ -2,13 +2,14 @@
 
 Layer: adapter.
 Invariants: octets that are no UTF-8 become backslash escapes, never an error: an event must not become a dead letter
-for what a mail server said.
+for what a mail server said.  A certificate is its DER in base64.
 """
 
 from __future__ import annotations
 
+import base64
 import json
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ...errors import ConfigError
 
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from ..api import Event
+
+
+#: the field that is a certificate
+CERTIFICATE: Final = "tls_out_peercert"
 
 
 class Handler(Protocol):
@@ -39,11 +44,14 @@ def shown(value: Any) -> Any:
 
 def record(event: Event) -> dict[str, Any]:
     """An event as a JSON object: `event`, `id`, and its values by name."""
-    return {
+    found = {
         "event": event.name,
         "id": shown(event.id) or None,
         **{name: shown(value) for name, value in event.to_dict().items()},
     }
+    if (der := event.get(CERTIFICATE)) is not None:
+        found[CERTIFICATE] = base64.b64encode(der).decode()
+    return found
 
 
 def json_line(event: Event) -> str:
