@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from .core import Core
     from .events import Events
 
-#: events read in one call of the queue's thread
-BATCH: Final = 500
+#: events read in one call of the queue's thread; more than a commit usually brings, or reading would never catch up
+BATCH: Final = 2000
 #: seconds between looks at the outbox when nobody says that there is something
 INTERVAL_S: Final = 1.0
 #: seconds to gather what is done before it is acknowledged: each time is a commit
@@ -66,6 +66,8 @@ class Outbox:
         self._is_full = False
         #: there may be something in the queue that was not handed on: nothing may overtake it
         self._must_read = True
+        #: more has come since the last look into the queue began
+        self._has_more = False
         self._done: list[int] = []
         self._dead: list[DeadLetter] = []
         self._to_acknowledge = trio.Event()
@@ -77,12 +79,13 @@ class Outbox:
 
     def notify(self) -> None:
         """Events were committed that have to be read."""
-        self._must_read = True
+        self._must_read = self._has_more = True
         self._wake.set()
 
     def on_stored(self, events: Sequence[OutboxEvent]) -> None:
         """Events were committed by this engine, with these numbers."""
         if self._must_read:
+            self._has_more = True
             self._wake.set()
             return
         for event in events:
@@ -97,14 +100,14 @@ class Outbox:
             nursery.start_soon(self._local.run)
             nursery.start_soon(self._acknowledge)
             while True:
-                with trio.move_on_after(INTERVAL_S):
-                    await self._wake.wait()
-                self._wake = trio.Event()
                 try:
                     await self._read()
                 except StoreError as error:
                     # the settlement will stop the engine if it has to
                     self._note(f"queue: {error}")
+                with trio.move_on_after(INTERVAL_S):
+                    await self._wake.wait()
+                self._wake = trio.Event()
 
     async def finish(self, *, timeout_s: float, is_told: bool) -> None:
         """The end of a run: what can be run now is; what cannot stays for the next engine.
@@ -154,14 +157,16 @@ class Outbox:
             # what other engines left may be older than all that we have seen
             self._after, self._must_read = 0, True
         self._is_full = False
-        while events := await database.call(database.store.drain_outbox, owner, BATCH, self._after):
+        while self._must_read:
+            self._has_more = False
+            events = await database.call(database.store.drain_outbox, owner, BATCH, self._after)
             for event in events:
                 if event.id not in self._held and not self._hand_on(event):
                     self._is_full = self._must_read = True
                     return False
                 self._after = max(self._after, event.id)
-        if not self._wake.is_set():
-            self._must_read = False
+            if not events:
+                self._must_read = self._has_more
         return True
 
     def look_again(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import trio
 
 from engine.delivery import events
 from engine.delivery import local as module
@@ -251,17 +250,19 @@ async def test_events_go_on_from_their_commit_and_overtake_none_that_must_be_rea
 
     commit("a")
     assert handed == [], "what an earlier engine left comes first, and nobody has looked"
-    runner._wake = trio.Event()
     assert await runner._read()
     assert handed == ["a read"]
     commit("b", "c")
     commit("d")
     assert handed == ["a read", "b"], "there is no room for c, and d waits behind it"
     room[0] = 9
-    runner._wake = trio.Event()
     assert await runner._read()
     assert handed == ["a read", "b", "c read", "d read"]
     commit("e")
     assert handed[-1] == "e"
     assert await runner._read()
     assert handed[-1] == "e", "what was handed on is not read again"
+    store.settle(owner, [], world.clock(), events=[OutboxEvent("n", "f", b"")])
+    runner.look_again()
+    assert await runner._read()
+    assert handed[-2:] == ["e", "f read"]
