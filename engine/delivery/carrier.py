@@ -18,19 +18,19 @@ import trio
 
 from ..errors import DataError, DeliveryError, LeaseLost, Scope, StoreError
 from ..events.happening import NOBODY
-from ..logs.facts import ConnectionFacts, Fact, FactKind
+from ..logs.facts import Fact, FactKind
 from ..policy.wishes import Wish
 from ..queue.model import OutcomeKind
 from ..queue.schedule import message_key, recipient_key
 from ..smtp import Content, Transaction
 from .events import label_for
 from .hosterrors import (
-    bare_connection,
     key_of,
     log_host_error,
     on_host_error,
     on_host_success,
     place_of,
+    session_connection,
     settle_without_host,
 )
 from .outcome import EXPIRED_TEXT, End, confirmation, endings
@@ -75,7 +75,7 @@ class Carrier:
         self._site = site
         self._number = number
         self._session = session
-        self._facts = self._connection_facts()
+        self._facts = session_connection(site, number, session)
         self._host_label = f"{self._facts.host} [{self._facts.address}]"
         #: what events are told of this connection
         self._contact = NOBODY
@@ -100,24 +100,6 @@ class Carrier:
         progress = core.progress
         progress.opened += 1
         progress.tls += session.facts.tls is not None
-
-    def _connection_facts(self) -> ConnectionFacts:
-        facts = self._session.facts
-        base = bare_connection(self._site, self._number)
-        tls = facts.tls
-        base = replace(base, local_address=facts.local_address, authenticator=facts.authenticator)
-        if tls is None:
-            return base
-        verified = "dane" if tls.dane else "yes" if tls.verified else "no"
-        return replace(
-            base,
-            tls_version=tls.version,
-            cipher=tls.cipher,
-            bits=tls.bits,
-            verified=verified,
-            peer_dn=tls.peer_dn,
-            ocsp=tls.ocsp,
-        )
 
     async def run(self) -> None:
         """Send until nothing is left for this host, or the connection ends."""

@@ -8,6 +8,7 @@ when no host of its site is left for it.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from ..errors import EventRefusal
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ..errors import DeliveryError
+    from ..net.session import Session
     from ..queue.model import Claim
     from ..queue.schedule import Postponement
     from .core import Core
@@ -62,6 +64,24 @@ def bare_connection(site: Site, number: int) -> ConnectionFacts:
     """The facts of a connection that did not come about."""
     host = site.hosts[number]
     return ConnectionFacts(host.name, host.address, port_of(site, number), bool(host.secure))
+
+
+def session_connection(site: Site, number: int, session: Session) -> ConnectionFacts:
+    """The facts of a connection that is open."""
+    facts = session.facts
+    base = replace(bare_connection(site, number), local_address=facts.local_address, authenticator=facts.authenticator)
+    tls = facts.tls
+    if tls is None:
+        return base
+    return replace(
+        base,
+        tls_version=tls.version,
+        cipher=tls.cipher,
+        bits=tls.bits,
+        verified="dane" if tls.dane else "yes" if tls.verified else "no",
+        peer_dn=tls.peer_dn,
+        ocsp=tls.ocsp,
+    )
 
 
 def key_of(site: Site, number: int) -> str:
