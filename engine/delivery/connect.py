@@ -340,8 +340,7 @@ async def _open(
         decide = _judge_by(plan, core.clock, note, by_policy=by_policy)
         return await open_session(host, port, session_options, core.contexts, memory, decide=decide, tls_options=files)
     watch = _watch(core, core.events, site, number, plan)
-    watch.contact.usage_mask = usage_mask
-    watch.contact.our_certificate = own_certificate(files.certificate)
+    watch.contact.learn(usage_mask=usage_mask, our_certificate=own_certificate(files.certificate))
 
     def note_both(verdict: Verdict) -> None:
         note(verdict)
@@ -357,7 +356,7 @@ async def _open(
         error.contact = watch.contact
         dane_fail = ""
         if isinstance(error, TlsPolicyError):
-            watch.contact.refused_certificate = error.certificate
+            watch.contact.learn(refused_certificate=error.certificate)
             dane_fail = _dane_fail_of(error) if plan.level is TlsLevel.DANE else ""
         await watch.on_failed(dane_fail)
         raise

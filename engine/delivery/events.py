@@ -30,17 +30,17 @@ from ..actions.frames import Status as AnswerStatus
 from ..actions.frames import state_frame
 from ..errors import ActionError, DataError
 from ..events import BY_NAME, CATALOGUE, NOTHING, Contact, Granularity, Happening, Option, Result, run
-from ..events.fields import FIELDS
-from ..events.happening import NOBODY
+from ..events.fields import FIELDS, MAKERS
+from ..events.happening import CONTACT_VARIABLES, VARIABLES
 from ..logs.facts import Fact, FactKind
 from ..policy.answers import Status
 from ..queue.model import PROGRAM, OutboxEvent, RecoveryKind
 from ..queue.schedule import TIMED_OUT_TEXT
 from .raised import Raised
-from .stored import pack, pack_fields, pack_values
+from .stored import Layout, pack_values
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 
     from ..actions.frames import ProgramText
     from ..actions.hub import Hub, Refusal
@@ -81,11 +81,16 @@ class Listener:
     Attributes:
         action: the string of event_action, unless that does nothing.
         is_handed: a handler of a worker wants it.
+        layout: of what the string is told, if it is not evaluated at once; fields: of what handlers are told.
+        is_flat: an event about a recipient needs no `Happening`.
     """
 
     row: EventRow
     action: Action | None
     is_handed: bool
+    layout: Layout | None
+    fields: Layout
+    is_flat: bool
 
 
 class Events:
@@ -115,6 +120,8 @@ class Events:
         self._looks_up: ContextVar[str] = ContextVar("looks_up", default="")
         self._listeners: dict[tuple[str, str], Listener | None] = {}
         self._watched: dict[str, bool] = {}
+        #: the contact of what is not about a host
+        self._nobody = Contact()
         if workers is not None:
             workers.hub.on_change = self._forget_listeners
 
@@ -160,7 +167,15 @@ class Events:
                 is_handed = hub.wants(row.name, choice)
             else:
                 is_handed = hub.wants_live(row.name, choice) or (row.is_veto and hub.may_refuse(row.name, choice))
-        return Listener(row, action, is_handed) if action is not None or is_handed else None
+        if action is None and not is_handed:
+            return None
+        layout = None
+        if action is not None and not action.is_pure:
+            makers = {**VARIABLES, "event_name": lambda _: row.name}
+            layout = _layout(transport, action.scope_names, makers, wants_headers=action.wants_headers)
+        fields = _layout(transport, FIELDS[row.name], MAKERS)
+        is_flat = (layout.is_flat if layout is not None else action is None) and (fields.is_flat or not is_handed)
+        return Listener(row, action, is_handed, layout, fields, is_flat)
 
     def _forget_listeners(self) -> None:
         # new ones, since another thread may be adding to these
@@ -191,9 +206,7 @@ class Events:
         if listener.action is not None:
             result = await self._expand(listener.action, it, variables or AclVariables())
         if listener.is_handed and self.workers is not None:
-            refusal = await self._hand_over(
-                self.workers.hub, listener.row, self.choice(transport), it, bool(result.text)
-            )
+            refusal = await self._hand_over(self.workers.hub, listener, self.choice(transport), it, bool(result.text))
             result = result if refusal is None else Result(refusal.text)
         return result
 
@@ -249,11 +262,12 @@ class Events:
         return Result(b"", error)
 
     async def _hand_over(
-        self, hub: Hub, row: EventRow, choice: tuple[str, ...] | None, it: Happening, is_refused: bool
+        self, hub: Hub, listener: Listener, choice: tuple[str, ...] | None, it: Happening, is_refused: bool
     ) -> Refusal | None:
         """Send a live event to who wants it, and ask who may refuse it."""
+        row = listener.row
         shape = hub.shape(row.name, FIELDS[row.name])
-        values = Packed(pack_fields(row, it))
+        values = Packed(listener.fields.values(it))
         hub.publish(shape, values, handlers=choice)
         if is_refused or not row.is_veto or not hub.may_refuse(row.name, choice):
             return None
@@ -277,23 +291,22 @@ class Events:
             key: tells it from every other event, and is the same when the same is raised again.
         """
         listener = self.listens(transport, event)
-        if listener is None:
-            return
+        if listener is not None:
+            self._store(listener, it, key, raised)
+
+    def _store(self, listener: Listener, it: Happening, key: str, raised: Raised) -> None:
+        """As `stored`, for those who listen."""
+        event, action = listener.row.name, listener.action
         it.now = self._core.clock()
-        action = listener.action
-        if action is not None:
+        if listener.layout is not None:
+            raised.events.append(OutboxEvent(event, key, listener.layout.payload(it), 0, 0.0, PROGRAM))
+        elif action is not None:
             headers = it.headers() if action.wants_headers else ()
-            values = action.gather(it)
-            if action.is_pure:
-                result = run(action, self._scope(values, headers, it.message_id, raised.facts))
-                if result.error:
-                    raised.facts.append(self.failure(action, result, it.message_id))
-            else:
-                payload = pack(transport, it.message_id, values, pack_values(values.values()), headers)
-                raised.events.append(OutboxEvent(event, key, payload, handler=PROGRAM))
+            result = run(action, self._scope(action.gather(it), headers, it.message_id, raised.facts))
+            if result.error:
+                raised.facts.append(self.failure(action, result, it.message_id))
         if listener.is_handed:
-            payload = pack(transport, it.message_id, FIELDS[event], pack_fields(listener.row, it))
-            raised.events.append(OutboxEvent(event, key, payload))
+            raised.events.append(OutboxEvent(event, key, listener.fields.payload(it)))
 
     def run_stored(self, event: OutboxEvent, stored: Stored, facts: list[Fact]) -> Result:
         """Run the string of a stored event; blocks.  Nothing is done for one that has no action any more."""
@@ -371,15 +384,14 @@ class Events:
         content: bytes = b"",
     ) -> Happening:
         """What an event is told of a recipient and its message."""
-        # multi-line replies are one line in a log, and in an event
-        it = Happening(contact, data.replace("\n", "\\n"), errno, message_id=message_id, content=content)
-        if claim is not None:
-            it.address = claim.address
-        if context is not None:
-            it.sender = context.job.sender
-            it.created_at = context.job.created_at
-            if not content:
-                it.compose = partial(_content_of, context, claim, message_id)
+        address = "" if claim is None else claim.address
+        data = _one_line(data)
+        if context is None:
+            return Happening(contact, data, errno, address, message_id=message_id)
+        job = context.job
+        it = Happening(contact, data, errno, address, job.sender, message_id, job.created_at, content=content)
+        if not content:
+            it.compose = partial(_content_of, context, claim, message_id)
         return it
 
     def about_batch(self, contact: Contact, work: Work | None, data: bytes | str, *, errno: int = 0) -> Happening:
@@ -394,18 +406,16 @@ class Events:
             it.compose = partial(_content_of, context, work.claims[0], work.message_id)
         return it
 
-    def on_delivered(
-        self, contact: Contact, work: Work, claim: Claim, text: str, content: bytes, line: Fact
-    ) -> Raised:
+    def on_delivered(self, contact: Contact, work: Work, claim: Claim, text: str, content: bytes, line: Fact) -> Raised:
         """A recipient is delivered; `line` tells of it, and perhaps of the end of its message."""
-        raised = Raised()
-        raised.facts.append(line)
+        raised = Raised([], [line])
         self._recipient(contact, "msg:delivery", work, claim, text[:_MAX_CONFIRMATION], raised, content)
-        if line.completes and len(raised.facts) > 1:
-            # the message ends after what the action wrote
-            line.completes = False
-            raised.facts.append(line.completion())
-        self._completed_with(work.context, claim, work.message_id, raised, content)
+        if line.completes:
+            if len(raised.facts) > 1:
+                # the message ends after what the action wrote
+                line.completes = False
+                raised.facts.append(line.completion())
+            self._completed(work.context, work.message_id, raised, claim, content)
         return raised
 
     def on_failed(
@@ -521,10 +531,27 @@ class Events:
         errno: int = 0,
         owner: str | None = None,
     ) -> None:
-        owner = contact.transport if owner is None else owner
-        if self.listens(owner, event) is not None:
-            it = self.about(contact, work.context, claim, work.message_id, data, errno=errno, content=content)
-            self.stored(owner, event, it, _key(work.message_id, claim, event), raised)
+        listener = self.listens(contact.transport if owner is None else owner, event)
+        if listener is None:
+            return
+        message_id = work.message_id
+        key = f"{message_id}/{claim.recipient_id}/{claim.attempts + 1}/{event}"
+        if not listener.is_flat:
+            it = self.about(contact, work.context, claim, message_id, data, errno=errno, content=content)
+            self._store(listener, it, key, raised)
+            return
+        job = work.context.job
+        local_part, _, domain = claim.address.encode().rpartition(b"@")
+        if "\n" in data:
+            data = _one_line(data)
+        told = data.encode("utf-8", "surrogateescape")
+        values = (local_part, domain, message_id.encode(), told, errno, self._core.clock())
+        if listener.layout is not None:
+            payload = listener.layout.flat(contact, job.sender, job.created_at, message_id, values)
+            raised.events.append(OutboxEvent(event, key, payload, 0, 0.0, PROGRAM))
+        if listener.is_handed:
+            payload = listener.fields.flat(contact, job.sender, job.created_at, message_id, values)
+            raised.events.append(OutboxEvent(event, key, payload))
 
     def _completed_with(
         self, context: JobContext, claim: Claim, message_id: str, raised: Raised, content: bytes = b""
@@ -536,10 +563,27 @@ class Events:
     def _completed(
         self, context: JobContext, message_id: str, raised: Raised, claim: Claim | None = None, content: bytes = b""
     ) -> None:
-        if self.listens("", "msg:complete") is not None:
-            it = self.about(NOBODY, context, claim, message_id, content=content)
+        listener = self.listens("", "msg:complete")
+        if listener is not None:
+            it = self.about(self._nobody, context, claim, message_id, content=content)
             it.address = ""
-            self.stored("", "msg:complete", it, f"{message_id}/msg:complete", raised)
+            self._store(listener, it, f"{message_id}/msg:complete", raised)
+
+
+def _one_line(text: str) -> str:
+    """Multi-line replies are one line in a log, and in an event."""
+    return text.replace("\n", "\\n")
+
+
+def _layout(
+    transport: str,
+    names: tuple[str, ...],
+    makers: Mapping[str, Callable[[Happening], object]],
+    *,
+    wants_headers: bool = False,
+) -> Layout:
+    kept = next((number for number, name in enumerate(names) if name not in CONTACT_VARIABLES), len(names))
+    return Layout(transport, names, [makers[name] for name in names], kept, wants_headers=wants_headers)
 
 
 def _key(message_id: str, claim: Claim, event: str) -> str:

@@ -4,26 +4,26 @@ Layer: orchestration (values only).  Spec: design.md "Events and action workers"
 A payload is the msgpack array ``[version, transport, message id, names, headers, values]``: names is one text with a
 space between two, headers is an array of header lines, values the octets of an array with a value for each name, which
 goes into the frame for a worker as it stands.  Text is octets there, and a certificate is its own type (frames.py).
-Invariants: `unpack` gives None for whatever is not of this version and whole, so that no worker gets a frame that is
-none.
+Invariants: what a `Layout` packs is what `pack_values` makes of the same values; `unpack` gives None for whatever is
+not of this version and whole, so that no worker gets a frame that is none.
 """
 
 from __future__ import annotations
 
 import functools
+import operator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from ..actions import _ring
 from ..actions.frames import arrived_untrusted, travelling
 from ..errors import FrameError
-from ..events.fields import FIELDS, HOST_FIELDS, values_of
+from ..events import Happening
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
-    from ..events import Happening
-    from ..events.catalogue import EventRow
+    from ..events import Contact
 
 _VERSION: Final = 2
 #: lists of names that are remembered; there are as many as events, and some for their strings
@@ -63,21 +63,98 @@ def pack_values(values: Iterable[object]) -> bytes:
     )
 
 
-def pack_fields(row: EventRow, it: Happening) -> bytes:
-    """The values of the fields of an event (events/fields.py), packed; those of the contact once for all its events."""
-    count = HOST_FIELDS[row.name]
-    if it.certificate is None:
+#: what is told of a recipient and nobody else, in the order of the values that `Layout.flat` takes
+_FLAT: Final = {
+    name: number
+    for number, name in enumerate(
+        ("local_part", "domain", "message_exim_id", "event_data", "event_defer_errno", "event_time")
+    )
+} | {"message_id": 2}
+
+
+class Layout:
+    """How one event of a transport is packed, settled once; what is the same for a connection is packed once, too.
+
+    Args:
+        transport: whose event it is, "" for [main].
+        names: of the values; makers: what makes each of a `Happening`.
+        kept: how many of them, the first ones, tell of nothing but the contact and the sender.
+        wants_headers: the header of the message goes with it.
+
+    Attributes:
+        is_flat: the others are all among those that `flat` takes.
+    """
+
+    def __init__(
+        self,
+        transport: str,
+        names: tuple[str, ...],
+        makers: Sequence[Callable[[Happening], object]],
+        kept: int,
+        *,
+        wants_headers: bool = False,
+    ) -> None:
+        self._first, self._rest = makers[:kept], makers[kept:]
+        self._head = _head(len(makers))
+        self._rest_head_octets = len(_head(len(self._rest)))
+        self._wants_headers = wants_headers
+        self._before = b"\x96" + _ring.pack(_VERSION) + _ring.pack(transport)
+        self._names = _ring.pack(" ".join(names))
+        self._names_alone = self._names + _ring.pack(()) + b"\xc5"
+        self.is_flat = not wants_headers and all(name in _FLAT for name in names[kept:])
+        self._pick = _picker([_FLAT[name] for name in names[kept:]] if self.is_flat else [])
+
+    def payload(self, it: Happening) -> bytes:
+        """The payload of an event for the outbox."""
+        values = _ring.pack(self.values(it))
+        headers = it.headers() if self._wants_headers else ()
+        return b"".join((self._before, _ring.pack(it.message_id), self._names, _ring.pack(headers), values))
+
+    def flat(self, contact: Contact, sender: str, created_at: float, message_id: str, values: FlatValues) -> bytes:
+        """As `payload`, for one that `is_flat` and a contact that is about its own certificate.
+
+        Args:
+            values: local part, domain and id of the message, `$event_data`, `$event_defer_errno`, UTC epoch seconds;
+                text as octets.
+        """
+        known = contact.kept.get(self)
+        if known is None or known[0] != sender or known[1] != created_at:
+            it = Happening(contact, sender=sender, created_at=created_at)
+            known = contact.kept[self] = sender, created_at, self._head + _members(self._first, it)
+        first = known[2]
+        rest = _ring.pack(self._pick(values))[self._rest_head_octets :]
+        octets = len(first) + len(rest)
+        if octets > _MAX_SHORT:
+            packed = _ring.pack(first + rest)
+            return b"".join((self._before, _ring.pack(message_id), self._names_alone[:-1], packed))
+        length = octets.to_bytes(2)
+        return b"".join((self._before, _ring.pack(message_id), self._names_alone, length, first, rest))
+
+    def values(self, it: Happening) -> bytes:
+        """The values of an event alone, as an array."""
         contact = it.contact
-        state = contact.state()
-        if contact.kept[0] != state:
-            contact.kept = state, {}
-        kept = contact.kept[1]
-        host = kept.get(count)
-        if host is None:
-            host = kept[count] = _members(values_of(row, it, 0, count))
-    else:
-        host = _members(values_of(row, it, 0, count))
-    return _head(len(FIELDS[row.name])) + host + _members(values_of(row, it, count))
+        if it.certificate is not None:
+            first = self._head + _members(self._first, it)
+        else:
+            known = contact.kept.get(self)
+            if known is None or known[0] != it.sender or known[1] != it.created_at:
+                first = self._head + _members(self._first, it)
+                known = contact.kept[self] = it.sender, it.created_at, first
+            first = known[2]
+        return first + _members(self._rest, it)
+
+
+#: local part, domain, id of the message, data, error number, UTC epoch seconds
+FlatValues = tuple[bytes, bytes, bytes, bytes, int, float]
+#: octets whose number msgpack writes in two
+_MAX_SHORT: Final = 0xFFFF
+
+
+def _picker(numbers: list[int]) -> Callable[[FlatValues], tuple[object, ...]]:
+    """Takes the values of these numbers."""
+    if len(numbers) < 2:
+        return lambda values: tuple([values[number] for number in numbers])
+    return operator.itemgetter(*numbers)
 
 
 def _head(count: int) -> bytes:
@@ -85,20 +162,8 @@ def _head(count: int) -> bytes:
     return b"%c" % (0x90 | count) if count < 16 else b"\xdc" + count.to_bytes(2)
 
 
-def _members(values: tuple[object, ...]) -> bytes:
-    return pack_values(values)[len(_head(len(values))) :]
-
-
-@functools.lru_cache(maxsize=_MAX_NAMES)
-def _joined(names: tuple[str, ...]) -> str:
-    return " ".join(names)
-
-
-def pack(
-    transport: str, message_id: str, names: Iterable[str], values: bytes, headers: tuple[bytes, ...] = ()
-) -> bytes:
-    """The payload of an event; `values` are packed by `pack_values` or `pack_fields`."""
-    return _ring.pack((_VERSION, transport, message_id, _joined(tuple(names)), headers, values))
+def _members(makers: Sequence[Callable[[Happening], object]], it: Happening) -> bytes:
+    return pack_values([make(it) for make in makers])[len(_head(len(makers))) :]
 
 
 def unpack(payload: bytes, *, is_ours: bool = False) -> Stored | None:

@@ -105,7 +105,7 @@ class ConnectionWatch:
 
     async def on_connected(self, local_address: str) -> None:
         self._is_open = True
-        self.contact.local_address = local_address
+        self.contact.learn(local_address=local_address)
 
     async def on_reply(self, stage: OpeningStage, mechanism: str, reply: Reply) -> str:
         if stage is OpeningStage.BANNER and reply.is_success:
@@ -130,7 +130,7 @@ class ConnectionWatch:
         """`tls:cert` for each certificate of a handshake that would do (4.3).  Raises TlsPolicyError."""
         if self._events.listens(self.contact.transport, "tls:cert") is not None and not facts.resumed:
             facts = await self._ask_about(self._under_question(facts, path), facts)
-        self.contact.tls = facts
+        self.contact.learn(tls=facts)
         return facts
 
     def _under_question(self, facts: TlsFacts, path: Callable[[], tuple[bytes, ...]]) -> list[tuple[int, bytes, str]]:

@@ -2,7 +2,7 @@
 
 Layer: sans-I/O.  Spec: events-dane 1.1 and section 5; issue "Event actions", "Workers".
 A field is a variable of the same name (happening.py), or `event_time`; a certificate is its DER.  What is known of the
-host comes first, since it is the same for all that is told of one connection.
+host and the sender comes first, since it is the same for nearly all that is told of one connection.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SESSION: Final = (
     *("sending_ip_address", "sending_port", "tls_out_ver", "tls_out_cipher", "tls_out_bits", "tls_out_sni"),
     *("tls_out_peerdn", "tls_out_certificate_verified", "tls_out_dane", "tls_out_tlsa_usage", "tls_out_ocsp"),
 )
-_MESSAGE: Final = ("sender_address", "message_exim_id", "received_time")
+_SENDER: Final = ("sender_address", "received_time")
 #: what is told only of these, beside the rest
 _MORE: Final = {
     Granularity.CERTIFICATE: ("event_cert_source", "tls_out_peercert"),
@@ -34,7 +34,7 @@ _MORE: Final = {
 _HOSTLESS: Final = (Granularity.MESSAGE, Granularity.LOOKUP)
 
 
-def _host_fields(row: EventRow) -> list[str]:
+def _fields(row: EventRow) -> tuple[str, ...]:
     found: list[str] = []
     if row.granularity is Granularity.LOOKUP:
         found += ["transport_name"]
@@ -42,11 +42,8 @@ def _host_fields(row: EventRow) -> list[str]:
         found += _HOST
         if row.option is not Option.MAIN and row.name not in ("tcp:connect", "dane:fail"):
             found += _SESSION
-    return found
-
-
-def _fields(row: EventRow) -> tuple[str, ...]:
-    found = _host_fields(row)
+    if row.granularity is not Granularity.LOOKUP:
+        found += _SENDER
     found.append("event_time")
     if row.data:
         found.append("event_data")
@@ -55,7 +52,7 @@ def _fields(row: EventRow) -> tuple[str, ...]:
     if row.granularity not in _HOSTLESS:
         found += ["local_part", "domain"]
     if row.granularity is not Granularity.LOOKUP:
-        found += _MESSAGE
+        found.append("message_exim_id")
     found += _MORE.get(row.granularity, ())
     return tuple(found)
 
@@ -63,23 +60,20 @@ def _fields(row: EventRow) -> tuple[str, ...]:
 #: event -> names of its fields
 FIELDS: Final = {row.name: _fields(row) for row in CATALOGUE}
 
-#: event -> how many of them, the first ones, tell of nothing but the contact, unless it is about another certificate
-HOST_FIELDS: Final = {row.name: len(_host_fields(row)) for row in CATALOGUE}
-
 
 def _der(it: Happening) -> bytes | None:
     found = VARIABLES["tls_out_peercert"](it)
     return found.der if isinstance(found, Certificate) else None
 
 
-#: a certificate is its DER for a handler
-_MAKERS: Final[dict[str, Callable[[Happening], Value | float]]] = {
+#: what makes each field: `event_time` is in UTC epoch seconds, and a certificate its DER
+MAKERS: Final[dict[str, Callable[[Happening], Value | float]]] = {
     **VARIABLES,
     "event_time": lambda it: it.now,
     "tls_out_peercert": _der,
 }
 
 
-def values_of(row: EventRow, it: Happening, first: int = 0, end: int | None = None) -> tuple[Value | float, ...]:
-    """The values of the fields of an event, from number `first` to before `end`; `event_time` in UTC epoch seconds."""
-    return tuple([_MAKERS[name](it) for name in FIELDS[row.name][first:end]])
+def values_of(row: EventRow, it: Happening) -> tuple[Value | float, ...]:
+    """The values of the fields of an event."""
+    return tuple([MAKERS[name](it) for name in FIELDS[row.name]])

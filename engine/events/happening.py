@@ -7,7 +7,7 @@ Invariants: a variable that does not apply is empty or has the value Exim docume
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from ..expand.certificates import Certificate
@@ -28,7 +28,7 @@ Value = bytes | str | int | Certificate | None
 
 @dataclass(slots=True, eq=False)
 class Contact:
-    """The host that is spoken to, and how; one a connection, filled in as more becomes known.
+    """The host that is spoken to, and how; one a connection, filled in by `learn` as more becomes known.
 
     Attributes:
         host_secure: what DNSSEC said of the host, None where that is not known.
@@ -36,7 +36,7 @@ class Contact:
         tls: the session's facts; usage_mask: of its TLSA records.
         our_certificate: gives the DER of the certificate that we show, or None.
         refused_certificate: DER of the one for which verification failed, and with it the handshake.
-        kept: what others made of all this, with `state` as it was then.
+        kept: what others made of all this and of a sender: forgotten when more becomes known.
     """
 
     router: str = ""
@@ -50,11 +50,13 @@ class Contact:
     usage_mask: int = 0
     our_certificate: Callable[[], bytes | None] | None = None
     refused_certificate: bytes | None = None
-    kept: tuple[tuple[object, ...], dict[int, bytes]] = ((), {})
+    kept: dict[object, tuple[str, float, bytes]] = field(default_factory=dict)
 
-    def state(self) -> tuple[object, ...]:
-        """What is filled in as more becomes known; the same as before as long as nothing has changed."""
-        return self.tls, self.local_address, self.usage_mask, self.our_certificate, self.refused_certificate
+    def learn(self, **known: object) -> None:
+        """Fill in what has become known: the attributes that these are called."""
+        for name, value in known.items():
+            setattr(self, name, value)
+        self.kept.clear()
 
 
 #: no host
@@ -189,6 +191,15 @@ VARIABLES: Final[dict[str, Callable[[Happening], Value]]] = {
     ),
     "sender_host_authenticated": lambda it: it.authenticator,
 }
+
+#: variables of nothing but the contact and the sender, unless an event is about another certificate
+CONTACT_VARIABLES: Final = frozenset(
+    [
+        *("router_name", "transport_name", "host", "host_address", "host_port", "lookup_dnssec_authenticated"),
+        *("sending_ip_address", "sending_port", *[name for name in VARIABLES if name.startswith("tls_out_")]),
+        *("sender_address", "sender_address_local_part", "sender_address_domain", "return_path", "received_time"),
+    ]
+)
 
 #: bits of `$tls_out_resumption`: it is possible, and we want it
 _MAY_RESUME: Final = 0x01 | 0x02

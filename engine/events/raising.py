@@ -19,7 +19,7 @@ from ..errors import ExpandError, LookupDeferral
 from ..expand import ExpandOptions, compile_option
 from ..expand.program import UNKNOWN
 from .catalogue import CATALOGUE, Granularity, Option
-from .happening import VARIABLES
+from .happening import CONTACT_VARIABLES, VARIABLES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 #: the word for no transport (EV-6)
 MAIN: Final = "main"
+#: the variables of events, first what is the same for all of a connection and a sender
+_IN_ORDER: Final = tuple(sorted(VARIABLES, key=lambda name: name not in CONTACT_VARIABLES))
 #: variables of `scope.dynamic`: they are not in the scope's mapping
 _DYNAMIC: Final = "lookup_dnssec_authenticated"
 
@@ -58,6 +60,11 @@ class Action:
     def is_pure(self) -> bool:
         """Whether it never blocks."""
         return self.program.is_pure
+
+    @property
+    def scope_names(self) -> tuple[str, ...]:
+        """The names of what `gather` gives, in order."""
+        return (*self.names, "event_name") if self.reads_anything else self.names
 
     def gather(self, it: Happening) -> dict[str, Value]:
         """The variables that the program may read, and no others."""
@@ -126,8 +133,8 @@ def _constants(row: EventRow, transport: str) -> Mapping[str, bytes]:
 def _wanted(program: Program) -> tuple[tuple[str, ...], bool]:
     reads = program.reads
     if UNKNOWN in reads:
-        return tuple(VARIABLES), True
-    return tuple(name for name in VARIABLES if name in reads), "h_" in reads
+        return _IN_ORDER, True
+    return tuple(name for name in _IN_ORDER if name in reads), "h_" in reads
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,15 +12,17 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from engine.actions import _ring
 from engine.cli.events import app
 from engine.cli.exits import Exit
-from engine.delivery.stored import pack, pack_values
+from engine.delivery.stored import pack_values
 from engine.expand.certificates import Certificate
 from engine.queue.model import PROGRAM, DeadLetter
 from engine.queue.sqlite import SqliteStore
 
 VALUES = {"local_part": "a", "event_data": b"250 \xff", "host_port": 25, "tls_out_sni": None}
-PAYLOAD = pack("smtp", "1vN-1", [*VALUES, "tls_out_peercert"], pack_values([*VALUES.values(), Certificate(b"0\x82")]))
+NAMES = [*VALUES, "tls_out_peercert"]
+PAYLOAD = _ring.pack((2, "smtp", "1vN-1", " ".join(NAMES), (), pack_values([*VALUES.values(), Certificate(b"0\x82")])))
 
 
 @dataclass

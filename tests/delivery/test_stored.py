@@ -5,12 +5,15 @@ from __future__ import annotations
 import datetime
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from engine.actions import _ring
-from engine.delivery.stored import pack, pack_fields, pack_values, unpack
+from engine.delivery.stored import Layout, Stored, pack_values, unpack
 from engine.events import CATALOGUE, Contact, Happening
 from engine.events.catalogue import EventRow
-from engine.events.fields import FIELDS, HOST_FIELDS, values_of
+from engine.events.fields import FIELDS, MAKERS, values_of
+from engine.events.happening import CONTACT_VARIABLES
 from engine.tls.facts import TlsFacts
 from engine.tls.selfmade import make_leaf
 
@@ -28,10 +31,15 @@ def happening(where: Contact, **options: object) -> Happening:
     return it
 
 
+def layout(names: tuple[str, ...], *, wants_headers: bool = False) -> Layout:
+    kept = next((number for number, name in enumerate(names) if name not in CONTACT_VARIABLES), len(names))
+    return Layout("t", names, [MAKERS[name] for name in names], kept, wants_headers=wants_headers)
+
+
 @pytest.mark.parametrize("row", CATALOGUE, ids=lambda row: row.name)
 def test_what_is_packed_once_a_contact_is_what_would_be_packed_each_time(row: EventRow) -> None:
-    """Whatever becomes known of the contact in between, and for events about another certificate."""
-    where = contact()
+    """Whatever becomes known of the contact in between, for other senders, and for events about another certificate."""
+    where, mine = contact(), layout(FIELDS[row.name])
     steps: list[dict[str, object]] = [
         {},
         {"local_address": "[192.0.2.9]:4711"},
@@ -41,25 +49,50 @@ def test_what_is_packed_once_a_contact_is_what_would_be_packed_each_time(row: Ev
         {"tls": None},
     ]
     for step in steps:
-        for name, value in step.items():
-            setattr(where, name, value)
-        for certificate in (None, None, DER):
-            it = happening(where, certificate=certificate)
-            expected = pack_values(values_of(row, it))
-            assert pack_fields(row, it) == expected
+        where.learn(**step)
+        for options in ({}, {}, {"sender": ""}, {"created_at": 7.25}, {"certificate": DER}, {}):
+            it = happening(where, **options)
+            assert mine.values(it) == pack_values(values_of(row, it))
 
 
-def test_the_fields_of_the_contact_come_first() -> None:
+@pytest.mark.parametrize("names", [FIELDS["msg:delivery"], ("domain",), ("host",), (), ("message_id", "event_data")])
+@given(data=st.text(max_size=400), errno=st.integers(-100, 2**40), now=st.floats(0, 1e11), many=st.booleans())
+def test_an_event_of_a_recipient_is_packed_flat_as_it_would_be_from_a_happening(
+    names: tuple[str, ...], data: str, errno: int, now: float, many: bool
+) -> None:
+    mine = layout(names)
+    assert mine.is_flat
+    where = contact()
+    told = data.encode("utf-8", "surrogateescape") if data.isprintable() else b"\x80" * (70_000 if many else 3)
+    it = happening(where, data=told, errno=errno, now=now)
+    flat = mine.flat(
+        where, it.sender, it.created_at, it.message_id, (b"ada", b"d.example", it.message_id.encode(), told, errno, now)
+    )
+    found, expected = unpack(flat), unpack(mine.payload(it))
+    assert found is not None
+    assert expected is not None
+    for name in Stored.__slots__:
+        assert getattr(found, name) == getattr(expected, name)
+
+
+def test_what_cannot_be_packed_flat_says_so() -> None:
+    assert not layout(("domain", "message_size")).is_flat
+    assert not layout(("domain",), wants_headers=True).is_flat
+
+
+def test_what_tells_of_the_contact_and_the_sender_comes_first() -> None:
     for row in CATALOGUE:
-        assert FIELDS[row.name][HOST_FIELDS[row.name]] == "event_time"
+        names = FIELDS[row.name]
+        assert all(name in CONTACT_VARIABLES for name in names[: names.index("event_time")])
+        assert not {"sender_address", "host", "received_time"} & set(names[names.index("event_time") :])
 
 
 def test_a_payload_comes_back() -> None:
-    row = next(row for row in CATALOGUE if row.name == "msg:delivery")
-    it = happening(contact())
-    stored = unpack(pack("t", it.message_id, FIELDS[row.name], pack_fields(row, it), (b"A: b\n",)))
+    it = happening(contact(), content=b"A: b\r\n\r\n")
+    names = FIELDS["msg:delivery"]
+    stored = unpack(layout(names, wants_headers=True).payload(it))
     assert stored is not None
     assert (stored.transport, stored.message_id, stored.headers) == ("t", it.message_id, (b"A: b\n",))
-    assert stored.names == FIELDS[row.name]
+    assert stored.names == names
     assert stored.variables()["event_data"] == b"250 ok"
     assert unpack(_ring.pack((2, "t", "", "a b", (), pack_values(("one",))))) is None
