@@ -49,6 +49,8 @@ _KILLING_STOP: Final = 2
 #: statuses that another start would not cure
 _FATAL: Final = frozenset({Exit.USAGE, Exit.DATA, Exit.UNAVAILABLE, Exit.TEMPORARY, Exit.CONFIG})
 _COUNTS: Final = ("delivered", "failed", "deferred", "waiting", "in_doubt", "connections", "opened", "tls")
+#: what all engines see of the queue that they share: the last report holds
+_OF_QUEUE: Final = ("events", "dead", "events_behind_s")
 
 
 # --- the child's side -------------------------------------------------------------------------------------------------
@@ -115,7 +117,7 @@ class Link:
             self._told[label] = SiteCounts(**asdict(counts))
         report = {
             "phase": progress.phase,
-            **{name: getattr(progress, name) for name in _COUNTS},
+            **{name: getattr(progress, name) for name in (*_COUNTS, *_OF_QUEUE)},
             "sites": {label: list(asdict(counts).values()) for label, counts in sites.items()},
         }
         return json.dumps(report).encode() + b"\n"
@@ -152,6 +154,8 @@ class Tally:
         self.phase = report["phase"]
         for name in _COUNTS:
             self._set(name, report[name])
+        for name in _OF_QUEUE:
+            setattr(self._progress, name, report[name])
         for label, numbers in report["sites"].items():
             counts = self._progress.site(label)
             before = self._sites.get(label, [0] * len(numbers))

@@ -175,6 +175,7 @@ def count_some(progress: Progress) -> None:
     progress.count(OutcomeKind.DELIVERED, "a", number=5)
     progress.count(OutcomeKind.DEFERRED, "b", in_doubt=True)
     progress.connections = progress.opened = 3
+    progress.events, progress.dead, progress.events_behind_s = 7, 2, 1.5
 
 
 async def test_what_a_child_counts_is_what_its_parent_adds() -> None:
@@ -193,6 +194,17 @@ async def test_what_a_child_counts_is_what_its_parent_adds() -> None:
         assert added == counted
         tally.end()
         assert (added.connections, added.opened, added.delivered) == (0, 3, 5)
+
+
+def test_what_all_see_of_the_queue_is_not_added_up() -> None:
+    added = Progress()
+    for events in (7, 5):
+        own = Progress(events=events, dead=1, events_behind_s=0.5)
+        ours, theirs = socket.socketpair()
+        with ours, contextlib.closing(Link(theirs.detach())) as link:
+            link.tell_last(own)
+            Tally(added).add(json.loads(ours.recv(65_536)))
+    assert (added.events, added.dead, added.events_behind_s) == (5, 1, 0.5)
 
 
 async def test_a_parent_that_is_gone_is_a_stop() -> None:
