@@ -215,6 +215,7 @@ class Engine:
             directory=self._directory, port=self.sink.port, nameserver=self.sink.nameserver, window=self._window
         )
         profile = self.profile if count > 1 else None
+        app.spare_collector()  # as `outrider run` does
         with app.open_engine(loads(text.encode())) as core:
             new_job = NewJob(
                 _SENDER,

@@ -57,6 +57,7 @@ async def run_with_signals(
         SystemExit: a second signal came.
     """
     stopped = False
+    app.spare_collector()
 
     async def watch() -> None:
         with trio.open_signal_receiver(*_watched(hangup=on_hangup is not None)) as signals:
