@@ -52,6 +52,8 @@ WINDOW: Final = 10_000
 _FEED: Final = 256
 #: times that an answer is looked for before it is waited for; being woken takes as long as five of them
 _LOOKS: Final = 6
+#: open questions up to which each is looked for; of more, answers come together, and to be woken once is cheaper
+_LOOKERS: Final = 4
 #: times in a row that a worker is listened to, or has answered at once, before others have their turn
 _TURNS: Final = 4
 #: how long a worker may take from its transport to READY: it imports what its handlers need
@@ -259,7 +261,7 @@ class Link:
     async def _ask_now(self, question: Question, frame: tuple[Any, ...], explain: Callable[[], bool]) -> bool:
         """Write a question, and look for its answer as long as one usually takes; False if there is no room for it."""
         # before it is written: the worker may answer at once, and need not wake us then
-        looks = self._patience.may_pay() and self._transport.stay_awake()
+        looks = len(self._questions) <= _LOOKERS and self._patience.may_pay() and self._transport.stay_awake()
         try:
             if not (explain() and self._transport.put(frame)):
                 return False
