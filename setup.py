@@ -14,6 +14,7 @@ KERNELS = {
     "wire": "engine.smtp._wire",
     "expand": "engine.expand._evaluate",
     "certmatch": "engine.tls._certmatch",
+    "records": "engine.tls._records",
     "sink": "engine.smtp._sink",
     "ring": "engine.actions._ring",
     "stencil": "engine.compose._stencil",

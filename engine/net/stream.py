@@ -28,7 +28,7 @@ import trio
 
 from ..errors import TlsPolicyError
 from ..tls.context import engine_for_server
-from ..tls.engine import WRITE_OCTETS, TlsEngine, tls_error
+from ..tls.engine import READ_OCTETS, WRITE_OCTETS, TlsEngine, tls_error
 from .tcp import YIELD_EVERY, TcpStream
 
 if TYPE_CHECKING:
@@ -175,11 +175,25 @@ class TlsStream(trio.abc.Stream):
             if self._quick_count >= self._yield_every:
                 await self._checkpoint()
                 self._check_usable()
+            limit = READ_OCTETS if max_bytes is None else max_bytes
             while True:
-                data = self._decrypt(max_bytes)
+                try:
+                    data = self._engine.read(limit)
+                except TlsPolicyError as error:
+                    self._broken = error
+                    raise trio.BrokenResourceError(error.message) from error
                 if data is not None:
+                    if self._on_first_read is not None:
+                        # TLS 1.3 sends its tickets after the handshake: only now is there a session worth keeping.
+                        self._on_first_read()
+                        self._on_first_read = None
                     return data
-                await self._exchange()
+                # Exactly one of the two: send what the library wants sent, or wait for octets of the peer.
+                output = self._engine.pending_output()
+                if output:
+                    await self._transmit(output)
+                else:
+                    await self._receive_ciphertext()
                 self._check_usable()
         finally:
             self._receiving = False
@@ -256,26 +270,6 @@ class TlsStream(trio.abc.Stream):
         except TlsPolicyError as error:
             self._broken = error
             raise trio.BrokenResourceError(error.message) from error
-
-    def _decrypt(self, max_bytes: int | None) -> bytes | None:
-        try:
-            data = self._engine.read() if max_bytes is None else self._engine.read(max_bytes)
-        except TlsPolicyError as error:
-            self._broken = error
-            raise trio.BrokenResourceError(error.message) from error
-        if data is not None and self._on_first_read is not None:
-            # TLS 1.3 sends its tickets after the handshake: only now is there a session worth keeping.
-            self._on_first_read()
-            self._on_first_read = None
-        return data
-
-    async def _exchange(self) -> None:
-        """Send what the library wants sent; failing that, wait for octets of the peer.  Exactly one of the two."""
-        output = self._engine.pending_output()
-        if output:
-            await self._transmit(output)
-        else:
-            await self._receive_ciphertext()
 
     async def _receive_ciphertext(self) -> None:
         self._quick_count = 0

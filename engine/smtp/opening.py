@@ -142,16 +142,16 @@ class Opening:
             if parser.problem is not None:
                 raise self.on_lost(Loss(LossKind.MALFORMED, text=parser.problem, evidence=parser.evidence))
             return
+        if len(found) == 1 and parser.is_clean:
+            self._on_reply(found[0])
+            return
         command = self._command
-        surplus = found[1] if len(found) > 1 else None
-        is_alone = surplus is None and parser.is_clean
-        if not is_alone and self.stage is OpeningStage.STARTTLS and found[0].is_success:
+        if self.stage is OpeningStage.STARTTLS and found[0].is_success:
             # TL-5: what was put in before the handshake must not be taken for something that came over TLS
             text = "TLS session: synch error before connect"
             raise TlsPolicyError(text, errno=ERRNO_TLS, retry_name="tls_required")
         self._on_reply(found[0])
-        if is_alone:
-            return
+        surplus = found[1] if len(found) > 1 else None
         if surplus is not None and surplus.code == 421:
             raise self._reply_error(command, surplus)
         evidence = surplus.raw if surplus is not None else parser.buffered

@@ -6,9 +6,10 @@ plaintext, octets for the peer, facts. Invariants: after an error nothing more i
 sent in the order in which `pending_output` and `write` return it; a session is handed out only by an engine that was
 shut down in order or put to rest.
 
-The octets of a connection go through the library's functions themselves, as pyOpenSSL calls them: its methods raise an
-exception wherever more octets are needed, which is the usual case here, and clear and copy a buffer a call.  Whatever
-is not a success nor the wish for more octets is left to pyOpenSSL, which keeps the rules of OpenSSL's error queue.
+The octets of a connection go through `_records`, which calls the library's functions as pyOpenSSL does: its methods
+raise an exception wherever more octets are needed, which is the usual case here, and make and copy a buffer a call.
+Whatever is neither a success nor the wish for more octets is left to pyOpenSSL, which keeps the rules of OpenSSL's
+error queue.
 """
 
 from __future__ import annotations
@@ -16,26 +17,26 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from cryptography.hazmat.bindings._rust import _openssl
 from OpenSSL import SSL
 from OpenSSL._util import ffi, lib
 
 from ..errors import LocalProtocolError, Scope, TlsPolicyError
+from ._records import Functions, Records
 from .facts import TlsFacts
 
 #: largest plaintext of one record (RFC 8446 §5.1)
 RECORD_OCTETS: Final = 16384
-#: what encryption may add to `WRITE_OCTETS` of plaintext: 256 octets a record (RFC 8446 §5.2) and its header
-_OUTPUT_OCTETS: Final = 80 * 1024
 #: plaintext that `write` turns into records at a time; a caller that has more waits for the transport in between
 WRITE_OCTETS: Final = 4 * RECORD_OCTETS
 #: plaintext that `read` hands out at a time; records beyond it stay for the next call
 READ_OCTETS: Final = 16 * RECORD_OCTETS
-#: buffers of the library's size for octets, not cleared; each call has its own, for engines may run in threads
-_new: Final[Any] = ffi.new_allocator(should_clear_after_alloc=False)
-_OCTETS: Final[Any] = ffi.typeof("char[]")
-_buffer: Final[Any] = ffi.buffer
 _WANT_READ: Final[int] = lib.SSL_ERROR_WANT_READ
 _ZERO_RETURN: Final[int] = lib.SSL_ERROR_ZERO_RETURN
+#: OpenSSL's functions that `_records` calls, as pyOpenSSL's own bindings know them
+_FUNCTIONS: Final = Functions(
+    *(int(ffi.cast("uintptr_t", ffi.addressof(_openssl.lib, name))) for name in Functions.NAMES)
+)
 #: -37 in Exim's table (behaviour specification, 11.6)
 ERRNO_TLS: Final = -37
 
@@ -66,11 +67,10 @@ class TlsEngine:
         "_dry",
         "_eof",
         "_eof_ok",
-        "_from_ssl",
-        "_into_ssl",
         "_is_client",
         "_notes",
         "_quiet",
+        "_records",
         "_ssl",
         "handshake_done",
     )
@@ -78,8 +78,13 @@ class TlsEngine:
     def __init__(self, connection: SSL.Connection, *, is_client: bool) -> None:
         self._connection = connection
         self._ssl: Any = connection._ssl
-        self._into_ssl: Any = connection._into_ssl
-        self._from_ssl: Any = connection._from_ssl
+        self._records = Records(
+            _FUNCTIONS,
+            connection,
+            _address(connection._ssl),
+            _address(connection._into_ssl),
+            _address(connection._from_ssl),
+        )
         self._is_client = is_client
         self._closed = False
         self._eof = False
@@ -101,8 +106,8 @@ class TlsEngine:
         """Take ciphertext from the peer.  Keep feeds to what one read of a socket gives: nothing bounds them here."""
         if octets:
             self._dry = False
-            if type(octets) is not bytes or lib.BIO_write(self._into_ssl, octets, len(octets)) != len(octets):
-                self._connection.bio_write(octets)
+            if not self._records.feed(octets):
+                raise self.error("the library does not take the octets of the peer")
 
     def feed_eof(self) -> None:
         """The peer will send nothing more; what was fed before it may still be read."""
@@ -118,7 +123,7 @@ class TlsEngine:
         if self._quiet:
             return b""
         self._quiet = True
-        return _drained(self._from_ssl)
+        return self._records.drain()
 
     # Handshake
 
@@ -167,35 +172,22 @@ class TlsEngine:
         if self._dry and not self._eof:
             return None
         self._quiet = False
-        wanted = min(RECORD_OCTETS, limit_octets)
-        space = _new(_OCTETS, wanted)
-        pieces: list[bytes] = []
-        size = 0
-        while size < limit_octets:
-            result = lib.SSL_read(self._ssl, space, wanted)
-            if result > 0:
-                pieces.append(_buffer(space, result)[:])
-                size += result
-                continue
-            reason = lib.SSL_get_error(self._ssl, result)
-            if reason == _WANT_READ:
-                self._dry = True
-                if not size and self._eof:
-                    if self._eof_ok:
-                        return b""
-                    raise self.error("the peer closed the connection without close_notify")
-            elif reason == _ZERO_RETURN:
-                if not size:
-                    return b""
-            elif size:
-                # What arrived intact before the error is handed out first; the library repeats it at the next call.
-                lib.ERR_clear_error()
-            else:
-                raise self._failure(result)
-            break
-        if len(pieces) == 1:
-            return pieces[0]
-        return b"".join(pieces) if pieces else None
+        records = self._records
+        plaintext = records.read(limit_octets)
+        reason = records.reason
+        if reason == _WANT_READ:
+            self._dry = True
+            if plaintext or not self._eof:
+                return plaintext or None
+            if self._eof_ok:
+                return b""
+            raise self.error("the peer closed the connection without close_notify")
+        if reason and reason != _ZERO_RETURN:
+            if not plaintext:
+                raise self._failure(records.result)
+            # What arrived intact before the error is handed out first; the library repeats it at the next call.
+            lib.ERR_clear_error()
+        return plaintext
 
     def write(self, plaintext: bytes | bytearray | memoryview) -> bytes:
         """Encrypt at most `WRITE_OCTETS` and return the ciphertext to send, with whatever was pending before it.
@@ -206,18 +198,8 @@ class TlsEngine:
         if len(plaintext) > WRITE_OCTETS:
             raise LocalProtocolError(f"write of {len(plaintext)} octets, at most {WRITE_OCTETS} at a time")
         self._quiet = False
-        rest: bytes | bytearray | memoryview = plaintext
-        while rest:
-            if type(rest) is bytes:
-                written = lib.SSL_write(self._ssl, rest, len(rest))
-            else:
-                with ffi.from_buffer(rest) as view:
-                    written = lib.SSL_write(self._ssl, view, len(rest))
-            if written <= 0:
-                raise self._failure(written)
-            if written == len(rest):
-                break
-            rest = memoryview(rest)[written:]
+        if not self._records.write(plaintext):
+            raise self._failure(self._records.result)
         return self.pending_output()
 
     # The end
@@ -299,31 +281,25 @@ class TlsEngine:
         return tls_error(f"({'SSL_connect' if self._is_client else 'SSL_accept'}): {text}")
 
 
-def _drained(bio: Any) -> bytes:
-    """All that a memory buffer of the library holds."""
-    octets = b""
-    space = _new(_OCTETS, _OUTPUT_OCTETS)
-    while (size := lib.BIO_read(bio, space, _OUTPUT_OCTETS)) > 0:
-        piece: bytes = _buffer(space, size)[:]
-        if size < _OUTPUT_OCTETS:
-            return octets + piece if octets else piece
-        octets += piece
-    return octets
+def _address(pointer: Any) -> int:
+    return int(ffi.cast("uintptr_t", pointer))
 
 
 def _encoded(stack: Any) -> tuple[bytes, ...]:
     """The certificates of one of the library's stacks, in DER; no object is made of them, which costs as much again."""
     if stack == ffi.NULL:
         return ()
-    found = []
-    bio = lib.BIO_new(lib.BIO_s_mem())
-    try:
-        for index in range(lib.sk_X509_num(stack)):
+    found: list[bytes] = []
+    start = ffi.new("char **")
+    for index in range(lib.sk_X509_num(stack)):
+        bio = lib.BIO_new(lib.BIO_s_mem())
+        try:
             if lib.i2d_X509_bio(bio, lib.sk_X509_value(stack, index)) != 1:
                 raise tls_error("a certificate cannot be encoded")
-            found.append(_drained(bio))
-    finally:
-        lib.BIO_free(bio)
+            size = lib.BIO_get_mem_data(bio, start)
+            found.append(ffi.buffer(start[0], size)[:])
+        finally:
+            lib.BIO_free(bio)
     return tuple(found)
 
 

@@ -274,6 +274,8 @@ async def test_the_local_address_can_be_chosen() -> None:
         session = await open_session(Host(NAME, "127.0.0.1"), port, given, TlsContexts(), HostMemory())
         assert session.facts.local_address.startswith("[127.0.0.2]:")
         await session.quit()
+        with trio.fail_after(5):
+            await mx[0].wait_done()
         assert mx[0].done
 
 
