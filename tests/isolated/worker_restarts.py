@@ -1,6 +1,6 @@
 """An engine whose worker is bad, thousands of times, and then good; prints what is left behind.
 
-Run by tests/actions/test_worker_in_c.py with few; by hand, for ten thousand:
+Run by tests/actions/test_worker_in_c.py with few; by hand, for ten thousand, which take half a minute:
     cc -std=c11 -D_GNU_SOURCE -x c tests/isolated/worker_in_c.c11 -o /tmp/worker_in_c
     COUNT=10000 python tests/isolated/worker_restarts.py /tmp/worker_in_c
 
