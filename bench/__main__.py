@@ -1,4 +1,4 @@
-"""Run the benchmarks: python -m bench [claim …] [--quick] [--full] [--json FILE] [--where] [--versions] [--list].
+"""Run the benchmarks: python -m bench [claim …] [--quick] [--full] [--json FILE] [--where], or write what a run found.
 
 Each claim runs in a process of its own, so that none leaves the next one a warm cache or a large heap.
 Exit status: 0 if everything ran and did right work, 1 if something failed, 2 for a wrong command line.  A target that
@@ -18,6 +18,7 @@ from pathlib import Path
 
 from ._env import PROJECT, environment, is_debug_build, load_average
 from ._harness import Harness, Measurement, figure, line
+from ._report import report
 
 
 def claims() -> dict[str, str]:
@@ -35,6 +36,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="one short pair each: shows that everything still works")
     parser.add_argument("--full", action="store_true", help="also what takes long, such as a million recipients")
     parser.add_argument("--json", metavar="FILE", help="write one JSON object a measurement; - for standard output")
+    parser.add_argument("--report", metavar="FILE", help="write README and plots from such JSON lines, and end")
     parser.add_argument("--where", action="store_true", help="tell where the time of one claim goes (deliver_warm)")
     parser.add_argument("--versions", action="store_true", help="print what a measurement is made with, and end")
     parser.add_argument("--list", action="store_true", help="print the claims, and end")
@@ -42,6 +44,9 @@ def main() -> int:
     known = claims()
     if options.versions:
         print("\n".join(f"{name}: {value}" for name, value in environment().items()))
+        return 0
+    if options.report:
+        print("\n".join(str(path) for path in report(Path(options.report))))
         return 0
     if options.list:
         for name, module in known.items():

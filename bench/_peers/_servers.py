@@ -115,7 +115,9 @@ class Relay(Generic[Server]):
             while left := self.left(server):
                 assert time.monotonic() < deadline, f"{server.name} keeps {left} messages: {server.log_text()[-2000:]}"
                 time.sleep(_POLL_S)
-            return Timing(load.count, arrived.at - began, tree_cpu_s() - cpu_s - start_cpu_s)
+            timing = Timing(load.count, arrived.at - began, tree_cpu_s() - cpu_s - start_cpu_s)
+        _reap()
+        return timing
 
 
 # --- CPU time ---------------------------------------------------------------------------------------------------------
@@ -155,6 +157,13 @@ def _own_cpu_s(pid: int) -> float:
         with contextlib.suppress(OSError):
             total += int(path.read_text().split()[0])
     return total / 1e9
+
+
+def _reap() -> None:
+    """Wait for the orphans that have ended, so that they do not stay until this process ends."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
 
 
 # --- giving a server its load -----------------------------------------------------------------------------------------
