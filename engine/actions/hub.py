@@ -130,10 +130,13 @@ class _Group:
         return handlers is None or any(choice.partition(":")[0] == self.name for choice in handlers)
 
     def veto(self, name: str, handlers: tuple[str, ...] | None) -> Veto | None:
-        """The most patient registration that may refuse this event; vetoes are chosen by their group."""
+        """The most patient registration that may refuse this event; vetoes are chosen by their group.
+
+        While no worker is there nobody waits for those whose silence is ignored.
+        """
         if not self.is_named(handlers):
             return None
-        found = [veto for patterns, veto in self.vetoes if patterns.match(name)]
+        found = [veto for patterns, veto in self.vetoes if patterns.match(name) and (self.links or veto.refuses)]
         return max(found, key=lambda veto: (veto.timeout_s, veto.refuses), default=None)
 
     def ready_links(self) -> list[Link]:
@@ -426,8 +429,10 @@ class Hub:
             return await link.run()
         finally:
             where.lose(link)
-            if not where.links and not where.is_expected:
-                self._dissolve(where)
+            if not where.links:
+                self._change()
+                if not where.is_expected:
+                    self._dissolve(where)
 
     def report(self) -> list[GroupReport]:
         """How each group stands."""

@@ -129,6 +129,7 @@ async def test_an_event_that_nobody_asked_for_is_never_built(make: MakeWorld) ->
             async with working(hub, Recording("msg:delivery", group="tail").worker):
                 assert events.listens("smtp", "msg:delivery") is not None
             await until(lambda: events.listens("smtp", "msg:delivery") is None)
+            assert events.listens("smtp", "tcp:close") is not None
         await until(lambda: events.listens("smtp", "tcp:close") is None)
         assert events.listens("", "msg:complete") is not None, "its group is expected"
 
@@ -253,6 +254,24 @@ async def test_silence_means_what_the_veto_says(make: MakeWorld, event: str, on_
     else:
         assert lines[1:3] == (TCP_REFUSED if event == "tcp:connect" else smtp_refused("no answer from crm"))
         assert world.state("a@d.example")[0] is Q
+
+
+@pytest.mark.parametrize("on_timeout", ["ignore", "refuse"])
+async def test_a_veto_whose_worker_has_gone_is_silent(make: MakeWorld, on_timeout: str) -> None:
+    """Nobody waits for one that is ignored then; one that refuses does so until a worker comes."""
+    async with servers([TAKES_ONE]) as (hosts, _):
+        world = make(hosts)
+        timeout = 3600.0 if on_timeout == "ignore" else 0.1
+        async with working(hub_of(world), Refusing("tcp:connect", timeout=timeout, on_timeout=on_timeout).worker):
+            pass
+        world.add_job("a@d.example")
+        await world.run()
+    if on_timeout == "ignore":
+        assert world.state("a@d.example")[0] is D
+        assert world.core.events is not None
+        assert world.core.events.listens("smtp", "tcp:connect") is None
+    else:
+        assert world.log.lines[:3] == ["tcp:connect: there is no worker of crm", *TCP_REFUSED]
 
 
 async def test_the_string_comes_first(make: MakeWorld) -> None:
