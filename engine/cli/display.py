@@ -313,6 +313,7 @@ def summary(progress: Progress, now: float) -> dict[str, object]:
         "events_waiting": progress.events,
         "events_behind": round(progress.events_behind_s, 3),
         "dead_letters": progress.dead,
+        "actions": progress.actions,
         "connections": progress.opened,
         "tls_connections": progress.tls,
         "seconds": round(elapsed, 3),

@@ -50,6 +50,7 @@ class Progress:
         in_doubt: deferrals whose message may have been delivered all the same.
         events: stored events of all engines that wait for their actions; dead: dead letters in the queue.
         events_behind_s: how long the oldest of them has waited, in seconds, when it was looked at.
+        actions: group of action workers -> how it stands, by name (``waiting``, ``done``, ``dead`` …).
         connections: connections open now; opened: all that were ever opened; tls: those of them with TLS.
         sites: label of the first host -> counts.
     """
@@ -67,6 +68,7 @@ class Progress:
     events: int = 0
     dead: int = 0
     events_behind_s: float = 0.0
+    actions: dict[str, dict[str, int]] = field(default_factory=dict)
     connections: int = 0
     opened: int = 0
     tls: int = 0

@@ -12,6 +12,7 @@ it raises `StoreError`, the in-flight journal tells the next engine what was und
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -164,6 +165,15 @@ async def _look_at_outbox(core: Core) -> None:
     progress = core.progress
     progress.events, progress.dead = report.waiting, report.dead
     progress.events_behind_s = 0.0 if report.oldest_at is None else max(0.0, core.clock() - report.oldest_at)
+    workers = core.events.workers if core.events is not None else None
+    for group in workers.hub.report() if workers is not None else ():
+        # a group whose workers have left keeps what was last known of it
+        progress.actions[group.group] = {
+            "workers": group.workers,
+            "waiting": group.waiting,
+            "unacknowledged": group.unacknowledged,
+            **asdict(group.counts),
+        }
 
 
 async def _repeat(core: Core, interval_s: float, chore: Callable[[], Awaitable[object]]) -> None:

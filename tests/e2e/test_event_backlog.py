@@ -65,3 +65,6 @@ async def test_mail_waits_for_actions_at_the_limit_and_only_there(
     assert int(keys.connection.get(key)) == COUNT
     summary = json.loads((tmp_path / "output").read_text().strip().splitlines()[-1])
     assert (summary["delivered"], summary["events_waiting"], summary["dead_letters"]) == (COUNT, 0, 0)
+    assert {group: counts["done"] for group, counts in summary["actions"].items()} == (
+        {"main": COUNT} if workers else {}
+    )
