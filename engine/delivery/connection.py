@@ -15,7 +15,7 @@ from ..errors import DeliveryError, EventRefusal, Scope
 from ..queue.store import QueueLocked
 from .carrier import BREATH_S, Carrier
 from .connect import connect
-from .hosterrors import bare_connection, judge_hosts, log_host_error, on_host_error, settle_unservable
+from .hosterrors import bare_connection, judge_hosts, log_host_error, must_judge, on_host_error, settle_unservable
 
 if TYPE_CHECKING:
     from .core import Core
@@ -27,7 +27,7 @@ CROWDED_S: Final = 60.0
 
 async def serve(core: Core, site: Site) -> None:
     """Serve one site until nothing waits for it, or the engine stops."""
-    while not site.is_judged and not core.stopping.is_set():
+    while must_judge(core, site) and not core.stopping.is_set():
         try:
             await judge_hosts(core, site)
         except QueueLocked:

@@ -11,6 +11,8 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+import trio
+
 from ..errors import EventRefusal
 from ..events import Contact
 from ..logs.facts import ConnectionFacts, Fact, FactKind
@@ -45,6 +47,8 @@ if TYPE_CHECKING:
 
 #: seconds for which a host that has failed is left alone at least; without a retry rule it would be none (RT-10)
 MIN_DOWN_S: Final = 1.0
+#: seconds for which what other engines have learned of a host is not looked at again
+REJUDGE_S: Final = 5.0
 #: errors without a host line: TLS handshake, authentication (LG-5)
 _NO_HOST_LINE: Final = frozenset({-37, -42})
 
@@ -99,19 +103,27 @@ def key_of(site: Site, number: int) -> str:
     return f"{key}/tls={site.wish.value}" if site.wish is not Wish.USUAL else key
 
 
+def must_judge(core: Core, site: Site) -> bool:
+    """Whether the records of a site's hosts are to be read: for the first time, or since other engines write them."""
+    return not site.is_judged or (core.limits.is_shared and trio.current_time() >= site.judged_at + REJUDGE_S)
+
+
 async def judge_hosts(core: Core, site: Site) -> None:
-    """Read what earlier runs left about the hosts of a site, and take those that are not due for down (RT-11)."""
+    """Read what earlier runs and other engines left about the hosts of a site, and take those that are not due for
+    down (RT-11)."""
     keys = [key_of(site, number) for number in range(len(site.hosts))]
     known = await core.database.call(core.database.store.retry_records, keys)
-    if site.is_judged:
+    if not must_judge(core, site):
         return
-    site.is_judged = True
+    site.is_judged, site.judged_at = True, trio.current_time()
     now = core.clock()
     main, options = core.config.main, site.transport.options
     for number, key in enumerate(keys):
-        record = known.get(key)
-        if record is None:
+        record, ours = known.get(key), site.records.get(number)
+        if record is None or (ours is not None and ours.last_try_at >= record.last_try_at):
             continue
+        if site.established_to.get(number):
+            continue  # it works here, whatever somebody else has met with
         site.records[number] = record
         newest = _newest_message_at(site, now)
         verdict = judge_host(

@@ -82,7 +82,8 @@ class Site:
         hosts: best preference first.
         wish: what its messages ask of TLS (RFC 8689); sts: what is known of the MTA-STS policy of its domain.
         down: host number -> the error that holds; changed by `set_down` only.
-        records: host number -> its retry record, once `is_judged` tells that they were read.
+        records: host number -> its retry record, once `is_judged` tells that they were read; judged_at: the monotonic
+            second at which they were read last.
         memory: host number -> what the pipelining ladder has learned of the host.
         decisions: host number -> what the options say of it, where nothing that can change was looked at.
         policies: host number -> what TLS must prove, until it has to be looked up again.
@@ -104,6 +105,7 @@ class Site:
     down: dict[int, Down] = field(default_factory=dict)
     records: dict[int, RetryRecord] = field(default_factory=dict)
     is_judged: bool = False
+    judged_at: float = 0.0
     memory: dict[int, HostMemory] = field(default_factory=dict)
     decisions: dict[int, HostDecisions] = field(default_factory=dict)
     policies: dict[int, Policy] = field(default_factory=dict)

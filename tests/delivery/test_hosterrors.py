@@ -6,15 +6,16 @@ import os
 
 import pytest
 import trio
+import trio.testing
 
-from engine.delivery.hosterrors import key_of
+from engine.delivery.hosterrors import REJUDGE_S, judge_hosts, key_of, must_judge
 from engine.delivery.site import Site
 from engine.logs.facts import FactKind
 from engine.net.sts_cache import StsAnswer
 from engine.policy.hosts import Host
 from engine.policy.mta_sts import Mode, StsPolicy
 from engine.policy.wishes import Wish
-from engine.queue.model import RecipientState
+from engine.queue.model import RecipientState, RetryRecord
 from engine.queue.schedule import host_key
 from fakes.engine_world import MakeWorld
 from fakes.mx_scripts import GREET, TAKES_ONE, servers
@@ -208,3 +209,45 @@ async def test_a_success_beside_a_dead_host_keeps_the_dead_hosts_record(make_wor
     (record,) = world.store.all_retry_records(10)
     assert record.key == host_key("127.0.0.1", "127.0.0.1", dead)
     assert [fact.kind for fact in world.log.facts] == [FactKind.HOST, FactKind.DELIVERED, FactKind.COMPLETED]
+
+
+async def test_a_host_that_another_engine_has_found_down_is_left_alone(
+    make_world: MakeWorld, autojump_clock: trio.testing.MockClock
+) -> None:
+    """One try an interval is what the retry rules allow, not one for each engine."""
+    world = make_world()
+    core, now = world.core, world.clock()
+    site = Site("smart", core.transports["smtp"], (Host("mx.example.org", "192.0.2.1"),))
+    await judge_hosts(core, site)
+    assert site.is_judged
+    assert not site.down
+    other = world.store.register(now)
+    record = RetryRecord(key_of(site, 0), now, now, now + 300, 111, 0, "Connection refused")
+    world.store.settle(other.owner, (), now, retry_updates=[record])
+    other.journal.close()
+    await trio.sleep(REJUDGE_S)
+    assert not must_judge(core, site), "an engine that is alone knows all there is to know"
+    core.limits.is_shared = True
+    assert must_judge(core, site)
+    await judge_hosts(core, site)
+    assert site.down[0].until == now + 300
+    assert site.records == {0: record}
+    assert not must_judge(core, site)
+
+
+async def test_a_host_that_works_here_is_not_taken_for_down(
+    make_world: MakeWorld, autojump_clock: trio.testing.MockClock
+) -> None:
+    world = make_world()
+    core, now = world.core, world.clock()
+    core.limits.is_shared = True
+    site = Site("smart", core.transports["smtp"], (Host("mx.example.org", "192.0.2.1"),), established_to={0: 1})
+    world.store.settle(
+        core.engine.owner, (), now, retry_updates=[RetryRecord(key_of(site, 0), now, now, now + 300, 111)]
+    )
+    await judge_hosts(core, site)
+    assert not site.down
+    site.established_to.clear()
+    await trio.sleep(REJUDGE_S)
+    await judge_hosts(core, site)
+    assert site.down
