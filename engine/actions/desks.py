@@ -11,11 +11,10 @@ from __future__ import annotations
 import asyncio
 import inspect
 import itertools
-import queue
 import threading
 import time
 import traceback
-from collections import Counter
+from collections import Counter, deque
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .frames import ALIVE, DEAD, LOG, Status, ack_frame
@@ -87,7 +86,9 @@ class Desk:
         self._send = send
         self._batch = batch
         self._linger_s = linger_s
-        self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._items: deque[Any] = deque()
+        #: held while `_items` is changed; told when there is a first one, a whole batch, or the end
+        self._changed = threading.Condition(threading.Lock())
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"handler {name}", daemon=True)
 
@@ -96,12 +97,17 @@ class Desk:
 
     def add(self, item: Any) -> None:
         """Put an item behind the others."""
-        self._queue.put(item)
+        with self._changed:
+            self._items.append(item)
+            if len(self._items) in (1, self._batch):
+                # whoever waits for a batch to fill up is not woken for every item
+                self._changed.notify()
 
     def finish(self) -> None:
         """Stop when everything is handled; whoever waits to try again stops at once."""
         self._stopping.set()
-        self._queue.put(None)
+        with self._changed:
+            self._changed.notify()
 
     def join(self, timeout_s: float) -> bool:
         """Wait for the end; False if it did not come."""
@@ -116,23 +122,13 @@ class Desk:
             self._close()
 
     def _next_batch(self) -> list[Any]:
-        first = self._queue.get()
-        batch = [] if first is None else [first]
-        deadline = time.monotonic() + self._linger_s
-        while batch and len(batch) < self._batch:
-            try:
-                if self._linger_s and not self._stopping.is_set():
-                    item = self._queue.get(timeout=max(0.0, deadline - time.monotonic()))
-                else:
-                    item = self._queue.get_nowait()
-            except queue.Empty:
-                break
-            if item is None:
-                # for the next round, which ends
-                self._queue.put(None)
-                break
-            batch.append(item)
-        return batch
+        """What waits, a batch at most, once there is something; empty at the end."""
+        items, stopping = self._items, self._stopping
+        with self._changed:
+            self._changed.wait_for(lambda: items or stopping.is_set())
+            if self._linger_s:
+                self._changed.wait_for(lambda: len(items) >= self._batch or stopping.is_set(), self._linger_s)
+            return [items.popleft() for _ in range(min(self._batch, len(items)))]
 
     def _pause(self, backoff: Backoff, attempt: int) -> bool:
         """Wait before the next attempt; False if the worker stops."""

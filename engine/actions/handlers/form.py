@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..api import Event
 
 
+_encode: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 #: the field that is a certificate
 CERTIFICATE: Final = "tls_out_peercert"
 
@@ -47,7 +48,10 @@ def record(event: Event) -> dict[str, Any]:
     found = {
         "event": event.name,
         "id": shown(event.id) or None,
-        **{name: shown(value) for name, value in event.to_dict().items()},
+        **{
+            name: value.decode("utf-8", "backslashreplace") if type(value) is bytes else shown(value)
+            for name, value in event.to_dict().items()
+        },
     }
     if (der := event.get(CERTIFICATE)) is not None:
         found[CERTIFICATE] = base64.b64encode(der).decode()
@@ -56,7 +60,7 @@ def record(event: Event) -> dict[str, Any]:
 
 def json_line(event: Event) -> str:
     """An event as one line of JSON, without its end."""
-    return json.dumps(record(event), ensure_ascii=False, separators=(",", ":"))
+    return _encode(record(event))
 
 
 def required(name: str, options: Mapping[str, Any], key: str) -> str:
