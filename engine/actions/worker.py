@@ -96,6 +96,8 @@ class Runner:
         """
         try:
             self._read()
+        except FrameError as error:
+            raise FrameError(f"the engine sends what is no frame: {error}") from None
         finally:
             self._finish()
 
