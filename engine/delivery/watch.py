@@ -27,7 +27,7 @@ from ..smtp.opening import OpeningStage
 from ..tls.engine import tls_error
 from ..tls.facts import distinguished_name
 from ..tls.tlsa import Usage
-from .events import AclVariables
+from .raiser import AclVariables
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

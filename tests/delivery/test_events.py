@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from engine.delivery import events as module
+from engine.delivery import raiser as module
 from engine.events import Action, Result, run
 from engine.expand import Scope
 from engine.net.sink import SinkOptions, open_sink

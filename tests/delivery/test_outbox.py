@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from engine.delivery import events
 from engine.delivery import local as module
+from engine.delivery import raiser
 from engine.delivery.events import label_for, split_label
 from engine.delivery.local import LocalRunner
 from engine.delivery.outbox import Outbox
@@ -92,7 +92,7 @@ async def test_a_lookup_that_is_away_is_tried_again_in_order(
         ran.append(action.row.name)
         return Result(b"done")
 
-    monkeypatch.setattr(events, "run", lookup)
+    monkeypatch.setattr(raiser, "run", lookup)
     async with servers([TAKES_ONE]) as (hosts, _):
         world = world_for(make_world, hosts, "${if match{$event_name}{^msg:}{${acl{note}}}}")
         world.add_job("a@d.example")
@@ -129,7 +129,7 @@ async def test_a_lookup_that_is_away_for_too_long_makes_dead_letters_that_can_be
         ran.append(action.row.name)
         return Result(b"done")
 
-    monkeypatch.setattr(events, "run", lookup)
+    monkeypatch.setattr(raiser, "run", lookup)
     async with servers([TAKES_ONE]) as (hosts, _):
         world = world_for(make_world, hosts)
         world.add_job("a@d.example")

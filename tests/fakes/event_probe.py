@@ -11,7 +11,7 @@ import base64
 from dataclasses import dataclass
 from typing import Final
 
-from engine.delivery import events as raiser
+from engine.delivery import raiser
 from engine.events import Action, Result, run
 from engine.events.raising import _constants
 from engine.expand import Scope
