@@ -8,7 +8,6 @@ when no host of its site is left for it.
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -72,19 +71,13 @@ def bare_connection(site: Site, number: int) -> ConnectionFacts:
 
 def session_connection(site: Site, number: int, session: Session) -> ConnectionFacts:
     """The facts of a connection that is open."""
-    facts = session.facts
-    base = replace(bare_connection(site, number), local_address=facts.local_address, authenticator=facts.authenticator)
-    tls = facts.tls
+    host, facts, tls = site.hosts[number], session.facts, session.facts.tls
+    where = host.name, host.address, port_of(site, number), bool(host.secure), facts.local_address
     if tls is None:
-        return base
-    return replace(
-        base,
-        tls_version=tls.version,
-        cipher=tls.cipher,
-        bits=tls.bits,
-        verified="dane" if tls.dane else "yes" if tls.verified else "no",
-        peer_dn=tls.peer_dn,
-        ocsp=tls.ocsp,
+        return ConnectionFacts(*where, authenticator=facts.authenticator)
+    verified = "dane" if tls.dane else "yes" if tls.verified else "no"
+    return ConnectionFacts(
+        *where, tls.version, tls.cipher, tls.bits, verified, tls.peer_dn, facts.authenticator, tls.ocsp
     )
 
 

@@ -272,6 +272,8 @@ class ClientHandshake:
         self._wants_verdict = wants_verdict
         self._verifies = verifies
         self._facts: TlsFacts | None = None
+        #: what was kept last
+        self._session: SSL.Session | None = None
 
     def conclude(self, decide: Decide | None) -> TlsFacts:
         """Judge a completed handshake.
@@ -381,7 +383,9 @@ class ClientHandshake:
         """Keep the session for the next connection; call after the first plaintext was read and again at the end."""
         if self._key is None or self._facts is None:
             return
-        session = self.engine.session()
+        if self._session is not None and self.engine.has_session(self._session):
+            return
+        session = self._session = self.engine.session()
         if session is not None:
             self._contexts._remember(self._key, _StoredSession(session, self._facts))
 

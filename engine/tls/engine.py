@@ -236,6 +236,10 @@ class TlsEngine:
         """The session as it is now; useful for resumption only after the first plaintext was read (TLS 1.3)."""
         return self._connection.get_session()
 
+    def has_session(self, session: SSL.Session) -> bool:
+        """Whether `session` is the session as it is now."""
+        return bool(lib.SSL_get_session(self._ssl) == session._session)
+
     @property
     def was_resumed(self) -> bool:
         """Whether the peer took up the session that was offered."""
