@@ -435,6 +435,9 @@ class Hub:
         try:
             return await link.run()
         finally:
+            if link.unacknowledged:
+                text = f"{link.unacknowledged} events that a worker of {group} had not acknowledged are handed on again"
+                self._log(text.encode(), frozenset(["main"]), None)
             where.lose(link)
             if not where.links:
                 self._change()

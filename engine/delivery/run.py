@@ -241,6 +241,8 @@ def recover_now(core: Core) -> None:
             f" {doubtful} in doubt, {kinds.total() - doubtful - ended} settled from the journal,"
             f" {recovery.released} given back{f', {ended} cancelled' if ended else ''}"
         )
+    if recovery.events and core.events is not None:
+        notes.append(f"{recovery.events} events that it had not seen acknowledged are handed on again")
     notes += [
         f"job {job_id} is held: its loading was cut off after part of it could have been sent"
         for job_id in recovery.held_jobs

@@ -50,6 +50,7 @@ class _Findings:
         self.describe = describe
         self.recipients: list[Recovered] = []
         self.released = 0
+        self.events = 0
         self.engines: list[int] = []
         self.completed: list[int] = []
         self.removed: list[int] = []
@@ -69,6 +70,7 @@ class _Findings:
             tuple(self.completed),
             tuple(self.removed),
             tuple(self.held),
+            self.events,
         )
 
 
@@ -174,7 +176,8 @@ class Recovering(Leasing, Limiting):
         for epoch, members in leases:
             self._take_back(engine, epoch, members, contents, findings)
         if findings.owner != engine:
-            self._db.execute("UPDATE outbox SET owner = ? WHERE owner = ?", (findings.owner, engine))
+            taken = self._db.execute("UPDATE outbox SET owner = ? WHERE owner = ?", (findings.owner, engine))
+            findings.events += max(taken.rowcount, 0)
         else:
             # events without an engine wait for whoever recovers next
             self._db.execute("UPDATE outbox SET owner = 0 WHERE owner = ?", (engine,))

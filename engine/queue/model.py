@@ -404,6 +404,7 @@ class Recovery:
         completed: jobs that are complete by it.
         removed_jobs: jobs whose loading was cut off and that are gone.
         held_jobs: jobs whose loading was cut off after part of them could have been sent (`NewJob.start_early`).
+        events: how many of the dead engines' events wait in the outbox; some may have been run.
     """
 
     recipients: tuple[Recovered, ...] = ()
@@ -412,6 +413,7 @@ class Recovery:
     completed: tuple[int, ...] = ()
     removed_jobs: tuple[int, ...] = ()
     held_jobs: tuple[int, ...] = ()
+    events: int = 0
 
 
 @dataclass(frozen=True, slots=True)
