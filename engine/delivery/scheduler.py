@@ -52,6 +52,8 @@ if TYPE_CHECKING:
 #: batches held beside the one being claimed; each recipient that is held costs about 1 KiB, and the more are held, the
 #: fuller are the connections: 20,000 recipients in random order over 2,000 domains took 12,300 of them with 4 batches
 HIGH_WATER_BATCHES: Final = 20
+#: the same among several engines: what one holds the others cannot take
+HIGH_WATER_SHARED: Final = 6
 #: batches claimed in one call of the queue's thread
 CLAIMS_A_TURN: Final = 4
 #: routes looked up at one time; arbitrary, resolvers start to drop queries at some hundreds
@@ -116,7 +118,7 @@ class Scheduler:
     async def _step(self, nursery: trio.Nursery) -> bool:
         """Claim once, or wait for a reason to; True when there is nothing left to do."""
         core = self._core
-        high = core.config.main.claim_size * HIGH_WATER_BATCHES
+        high = core.config.main.claim_size * (HIGH_WATER_SHARED if core.limits.is_shared else HIGH_WATER_BATCHES)
         if core.settlement.is_stuck:
             self._show_trouble(TROUBLE)
         if self.held >= high or core.settlement.is_stuck:
