@@ -184,6 +184,8 @@ class Outbox:
         self._held.add(event.id)
         is_taken = True
         if stored is None:
+            # nobody here can read it; a person may know another version that does
+            self._bury(event, event.handler or PROGRAM, event.group, "another version has stored it", 0)
             self._forget(event)
         elif event.handler == PROGRAM:
             is_taken = self._hand_on_program(event, stored)

@@ -165,7 +165,7 @@ async def test_an_expansion_that_fails_is_logged_and_leaves_the_outbox(make_worl
     assert world.store._db.execute("SELECT count(*) FROM outbox").fetchone() == (0,)
 
 
-async def test_what_another_program_left_in_the_runneris_dropped(make_world: MakeWorld) -> None:
+async def test_what_another_program_left_becomes_dead_letters(make_world: MakeWorld) -> None:
     world = world_for(make_world, "127.0.0.1:9")
     strange = [
         OutboxEvent("msg:delivery", "k", payload)
@@ -174,7 +174,9 @@ async def test_what_another_program_left_in_the_runneris_dropped(make_world: Mak
     world.store.settle(world.core.engine.owner, (), world.clock(), events=strange)
     await world.run()
     assert world.store._db.execute("SELECT count(*) FROM outbox").fetchone() == (0,)
-    assert noted(world) == []
+    assert [(letter.handler, letter.payload) for letter in world.store.dead_letters(10)] == [
+        (PROGRAM, event.payload) for event in strange
+    ]
 
 
 async def test_what_the_journal_of_a_dead_engine_tells_is_raised(make_world: MakeWorld) -> None:
