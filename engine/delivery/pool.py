@@ -73,14 +73,19 @@ class Pool:
     async def wait_for_work(self, site: Site, number: int, seconds: float) -> None:
         """Wait until `site` may have got work, its connection to a host is needed elsewhere, or `seconds` are over."""
         place = place_of(site, number)
-        if self.is_contended or place in self._blocked_by or place in self._limits.over:
-            return
+        with trio.move_on_after(seconds):
+            while not (self.is_contended or place in self._blocked_by or place in self._limits.over):
+                await self._wait_idle(site)
+                if site.waiting or self._core.stopping.is_set():
+                    return
+                # others took what it was woken for
+
+    async def _wait_idle(self, site: Site) -> None:
         event = trio.Event()
         site.idlers.append(event)
         self._idle[id(site)] = site
         try:
-            with trio.move_on_after(seconds):
-                await event.wait()
+            await event.wait()
         finally:
             if not event.is_set():
                 site.idlers.remove(event)

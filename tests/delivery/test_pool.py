@@ -215,6 +215,33 @@ async def test_an_idle_connection_is_woken_by_work(
         assert woken == [began]
 
 
+async def test_an_idle_connection_whose_work_another_took_stays_idle(
+    start: Callable[..., Core], autojump_clock: trio.testing.MockClock
+) -> None:
+    core = start(Server())
+    site = make_site("a")
+    async with trio.open_nursery() as nursery:
+        core.pool = Pool(core, nursery)
+        site.connections = 1
+        woken: list[float] = []
+
+        async def idle() -> None:
+            await core.pool.wait_for_work(site, 0, 100)
+            woken.append(trio.current_time())
+
+        began = trio.current_time()
+        nursery.start_soon(idle)
+        for _ in range(3):
+            await trio.testing.wait_all_tasks_blocked()
+            add(site, 1)
+            core.pool.on_work(site)
+            assert site.take(0) is not None
+        await trio.testing.wait_all_tasks_blocked()
+        assert woken == []
+        await trio.sleep(101)
+        assert woken == [began + 100]
+
+
 async def test_a_wait_that_is_cancelled_leaves_nothing_behind(start: Callable[..., Core]) -> None:
     """What stayed would be woken instead of a connection that lives."""
     core = start(Server())
