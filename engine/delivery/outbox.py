@@ -125,9 +125,12 @@ class Outbox:
             self._core.on_stop.append(hurry)
             if is_told:
                 hurry()
-            await self._hand_all_on(timeout_s)
-            if self._events.workers is not None:
-                await self._events.workers.stop(timeout_s=timeout_s)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._acknowledge)
+                await self._hand_all_on(timeout_s)
+                if self._events.workers is not None:
+                    await self._events.workers.stop(timeout_s=timeout_s)
+                nursery.cancel_scope.cancel()
         self._core.on_stop.remove(hurry)
         await self._acknowledge_now()
         if self._held:
