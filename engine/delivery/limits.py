@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from ..queue.limits import Want, reserve
+from ..queue.limits import LOST_S, SEEN_S, Want, reserve
 from ..queue.store import QueueFull, QueueLocked
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ EVERYWHERE: Final[Place] = ("", "", 0)
 LOOK_S: Final = 0.25
 #: seconds to wait for an engine that says it is alone, and does not see that it is not
 GRACE_S: Final = 10.0
+#: seconds before its end at which a grant is taken for over
+_MARGIN_S: Final = 30.0
 #: seconds' worth of tokens that are reserved at one time among several engines
 _AHEAD_S: Final = 0.5
 #: meters kept; a meter that is at rest is forgotten first
@@ -174,6 +176,8 @@ class Limits:
         self._wake = trio.Event()
         #: monotonic second until which an engine that says it is alone is waited for; 0 when there is none any more
         self._grace_until = 0.0
+        #: monotonic second at which we said something last
+        self._said_at = 0.0
         self.is_shared = False
         self.over: set[Place] = set()
         self.count_wanted: Callable[[Place], int] = lambda _: 0
@@ -191,12 +195,16 @@ class Limits:
         count = self._open.get(place, 0)
         if count >= limit:
             return False
-        if not self.is_shared or count < self._granted.get(place, 0):
+        if not self.is_shared or (count < self._granted.get(place, 0) and self._is_in_time()):
             return True
         self._limits[place] = limit
         self._asked.add(place)
         self._wake.set()
         return False
+
+    def _is_in_time(self) -> bool:
+        """Whether others still count us, as they do not when this process has slept for long."""
+        return trio.current_time() < self._said_at + LOST_S - _MARGIN_S
 
     def open(self, place: Place, limit: int) -> None:
         """One more connection is about to be opened."""
@@ -286,7 +294,8 @@ class Limits:
                 if not self._wake.is_set():
                     await self._look()
                 self._wake = trio.Event()
-                if self._asked or self._asked_meters:
+                has_been_silent = self.is_shared and trio.current_time() >= self._said_at + SEEN_S
+                if self._asked or self._asked_meters or has_been_silent:
                     await self._exchange()
             except (QueueLocked, QueueFull):
                 await trio.sleep(LOOK_S)  # the settlement tells of it
@@ -317,6 +326,7 @@ class Limits:
         """Others have come: say what is open here, and ask from now on."""
         self.is_shared = True
         self._granted = dict(self._open)
+        self._said_at = trio.current_time()
         wants = {_name(place): self._want(place) for place in self._open}
         rates = {name: meter.begin_sharing() for name, meter in self._meters.items()}
         try:
@@ -347,7 +357,8 @@ class Limits:
             self._granted[place] = min(self._granted.get(place, 0), self._open.get(place, 0))
         wants = {_name(place): self._want(place) for place in asked}
         asks = {name: (meter.rate, meter.block) for name, meter in meters.items()}
-        must_wait = trio.current_time() < self._grace_until
+        asked_at = trio.current_time()
+        must_wait = asked_at < self._grace_until
         try:
             answer = await self._database.call(self._ask_store, wants, asks, must_wait)
         except BaseException:
@@ -360,7 +371,7 @@ class Limits:
             await trio.sleep(LOOK_S / 4)
             self._wake.set()
             return
-        self._grace_until = 0.0
+        self._grace_until, self._said_at = 0.0, asked_at
         granted, first_at = answer
         for name, at in first_at.items():
             meters[name].give(at)

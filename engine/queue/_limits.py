@@ -14,6 +14,7 @@ message; what it holds beyond its share it gives back as its connections end, wh
 wants slots that others hold is found through a partial index that is nearly always empty.  Tokens of rates are reserved
 ahead, some hundred milliseconds' worth at a time.
 Rows of an engine that died go with its leases (`recover`): until then its connections count, as they may be open still.
+So do those of one that hangs, until it has said nothing for `LOST_S` seconds; it asks anew before it opens any.
 
 **Why not shares by the number of engines.**  Half the slots would lie idle whenever one engine has nothing for a host,
 and a limit of one connection cannot be halved.
@@ -29,10 +30,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from ._database import Database
-from .limits import TURN_S, Want, divide, reserve
+from .limits import LOST_S, SEEN_S, TURN_S, Want, divide, reserve
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from ..values import Rate
 
@@ -47,6 +48,7 @@ _SET_SLOT: Final = (
     " ON CONFLICT (place, owner) DO UPDATE SET held = excluded.held, wanted = excluded.wanted, since = excluded.since,"
     " began = excluded.began"
 )
+_SET_SHARER: Final = "INSERT OR REPLACE INTO sharers (owner, is_alone, seen_at) VALUES (?, ?, ?)"
 _SET_RATE: Final = (
     "INSERT INTO rates (name, next_at) VALUES (?, ?)"
     " ON CONFLICT (name) DO UPDATE SET next_at = max(next_at, excluded.next_at)"
@@ -60,7 +62,7 @@ class Limiting(Database):
         with self._writing():
             others = self._db.execute("SELECT 1 FROM sharers WHERE owner <> ?", (owner,)).fetchone()
             is_alone = may_be_alone and others is None
-            self._db.execute("INSERT OR REPLACE INTO sharers (owner, is_alone) VALUES (?, ?)", (owner, is_alone))
+            self._db.execute(_SET_SHARER, (owner, is_alone, now))
             if not is_alone:
                 return None
             self._db.execute("DELETE FROM slots")
@@ -75,7 +77,7 @@ class Limiting(Database):
                 _SET_SLOT, [(place, owner, want.open, want.wanted, now, now) for place, want in wants.items()]
             )
             self._db.executemany(_SET_RATE, rates.items())
-            self._db.execute("INSERT OR REPLACE INTO sharers (owner, is_alone) VALUES (?, 0)", (owner,))
+            self._db.execute(_SET_SHARER, (owner, False, now))
 
     def has_other_sharers(self, owner: int) -> bool:
         with self._errors():
@@ -93,9 +95,13 @@ class Limiting(Database):
 
     def share(self, owner: int, wants: Mapping[str, Want], now: float) -> dict[str, int]:
         with self._writing():
-            return {place: self._share_place(owner, place, want, now) for place, want in wants.items()}
+            seen = dict(self._db.execute("SELECT owner, seen_at FROM sharers").fetchall())
+            if now - seen.get(owner, 0.0) >= SEEN_S:
+                self._db.execute("UPDATE sharers SET seen_at = ? WHERE owner = ?", (now, owner))
+            lost = {other for other, seen_at in seen.items() if other != owner and now - seen_at >= LOST_S}
+            return {place: self._share_place(owner, place, want, now, lost) for place, want in wants.items()}
 
-    def _share_place(self, owner: int, place: str, want: Want, now: float) -> int:
+    def _share_place(self, owner: int, place: str, want: Want, now: float, lost: Collection[int]) -> int:
         others: list[_Row] = []
         before: _Row | None = None
         for row in self._db.execute(
@@ -103,7 +109,7 @@ class Limiting(Database):
         ).fetchall():
             if row[0] == owner:
                 before = row
-            else:
+            elif row[0] not in lost:
                 others.append(row)
         if not want.wanted and not want.open:
             if before is not None:

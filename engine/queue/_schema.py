@@ -48,7 +48,11 @@ _VERSION_2: Final = (
         died_at REAL NOT NULL
     )""",
     # limits that engines keep together (_limits.py): who takes part, who has and wants connections where, and rates
-    "CREATE TABLE IF NOT EXISTS sharers (owner INTEGER PRIMARY KEY, is_alone INTEGER NOT NULL)",
+    """CREATE TABLE IF NOT EXISTS sharers (
+        owner INTEGER PRIMARY KEY,
+        is_alone INTEGER NOT NULL,
+        seen_at REAL NOT NULL
+    )""",
     """CREATE TABLE IF NOT EXISTS slots (
         place TEXT NOT NULL,
         owner INTEGER NOT NULL,

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 #: seconds that an engine may have a slot that another one waits for, when there are fewer slots than engines
 TURN_S: Final = 5.0
+#: seconds within which an engine says something at least, and after which one that has not is left out of account
+SEEN_S: Final = 20.0
+LOST_S: Final = 300.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -269,7 +269,8 @@ class Store(Protocol):
         """Say what is open and wanted at some places; how many connections may be open at each from now on.
 
         It may be fewer than are open: others have a right to the rest, and get it when they are closed and said to be.
-        Until the call returns the engine may open none at these places.
+        Until the call returns the engine may open none at these places, and none at all when its last call is
+        `limits.LOST_S` seconds past: others do not count it any more then.
         """
 
     def reserve(self, asks: Mapping[str, tuple[Rate, int]], now: float) -> dict[str, float]:

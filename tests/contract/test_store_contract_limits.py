@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.queue.limits import TURN_S, Want
+from engine.queue.limits import LOST_S, TURN_S, Want
 from engine.values import Rate
 from fakes.stores import NOW, Bench, Opener
 
@@ -105,6 +105,25 @@ def test_a_lone_engine_that_died_holds_nobody_up(bench: Bench, other: Bench) -> 
     bench.die()
     other.store.recover(other.owner, NOW)
     assert other.store.join_sharing(other.owner, NOW, may_be_alone=True) == {}
+
+
+def test_an_engine_that_hangs_is_left_out_of_account_after_a_while(bench: Bench, other: Bench) -> None:
+    join(bench, other)
+    assert share(bench, 0, 20) == 20
+    assert share(other, 0, 20, now=NOW + LOST_S - 1) == 0
+    assert share(other, 0, 20, now=NOW + LOST_S) == 20
+    assert share(bench, 20, 20, now=NOW + LOST_S + 1) == 0, "it is back, and counts what others have"
+    assert share(other, 20, 20, now=NOW + LOST_S + 2) == 0
+    assert share(bench, 10, 20, now=NOW + LOST_S + 3) == 0
+    assert share(other, 10, 20, now=NOW + LOST_S + 3) == 10
+    assert share(bench, 10, 20, now=NOW + LOST_S + 3) == 10
+
+
+def test_an_engine_that_says_anything_is_there(bench: Bench, other: Bench) -> None:
+    join(bench, other)
+    assert share(bench, 0, 20) == 20
+    bench.store.share(bench.owner, {}, NOW + LOST_S - 1)
+    assert share(other, 0, 20, now=NOW + LOST_S) == 0
 
 
 def test_places_are_shared_one_by_one(bench: Bench, other: Bench) -> None:

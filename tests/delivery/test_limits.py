@@ -13,7 +13,7 @@ import trio.testing
 
 from engine.delivery.limits import EVERYWHERE, GRACE_S, LOOK_S, Limits, Meter, Place
 from engine.delivery.settlement import StoreThread
-from engine.queue.limits import TURN_S
+from engine.queue.limits import LOST_S, TURN_S
 from engine.queue.sqlite import SqliteStore
 from engine.queue.store import QueueLocked
 from engine.values import Rate
@@ -238,6 +238,46 @@ async def test_an_engine_that_hangs_alone_is_waited_for_and_not_for_ever(
             await trio.sleep(3)
             nursery.cancel_scope.cancel()
         assert (hung.opened[MX], second.opened[MX]) == (10, 10), "it is back, and they share"
+
+
+async def test_an_engine_that_slept_asks_anew_before_it_opens_anything(
+    make: MakeEngine, autojump_clock: trio.testing.MockClock
+) -> None:
+    asleep, second = make(may_be_alone=False), make(may_be_alone=False)
+    await asleep.limits.begin()
+    async with running(second):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(asleep.limits.run)
+            asleep.want(20)
+            await settle(asleep, second)
+            nursery.cancel_scope.cancel()
+        asleep.want(5)
+        second.want(20)
+        await settle(asleep, second, seconds=LOST_S - 10)
+        assert second.opened[MX] == 0, "it may have them open still"
+        await settle(second, seconds=20)
+        assert second.opened[MX] == 20
+        asleep.want(20)
+        assert asleep.opened[MX] == 5, "it asks first"
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(asleep.limits.run)
+            await trio.sleep(2)
+            await settle(asleep, second)
+            nursery.cancel_scope.cancel()
+        assert (asleep.opened[MX], second.opened[MX]) == (10, 10)
+
+
+async def test_an_engine_with_nothing_to_ask_says_that_it_is_there(
+    make: MakeEngine, autojump_clock: trio.testing.MockClock
+) -> None:
+    first, second = make(may_be_alone=False), make(may_be_alone=False)
+    async with running(first, second):
+        first.want(20)
+        await settle(first, second, seconds=LOST_S + 100)
+        second.want(1)
+        assert second.opened[MX] == 0
+        await settle(first, second)
+        assert (first.opened[MX], second.opened[MX]) == (19, 1)
 
 
 async def test_a_queue_that_is_locked_for_a_while_grants_nothing_and_forgets_nothing(
