@@ -40,6 +40,8 @@ def run(kernel: Path, module: str, *arguments: str) -> subprocess.CompletedProce
     ("module", "source", "tests"),
     [
         ("engine.actions._ring", "ring.pyx", "tests/actions/test_ring.py"),
+        ("engine.compose._stencil", "stencil.pyx", "tests/compose/test_stencil.py"),
+        ("engine.tls._records", "records.pyx", "tests/tls/test_records.py"),
         ("engine.smtp._sink", "sink.pyx", "tests/smtp/test_sink_scanner.py"),
         ("engine.smtp._wire", "wire.pyx", "tests/smtp/test_wire.py"),
     ],
