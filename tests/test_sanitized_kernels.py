@@ -1,7 +1,7 @@
 """The kernels' own tests once more, with the kernels under AddressSanitizer and UndefinedBehaviorSanitizer.
 
-The evaluator of expansions and the matcher of certificates have fuzzers for it: tests/expand/test_fuzz.py and
-tests/tls/test_certmatch_fuzz.py.
+The evaluator of expansions, the matcher of certificates and the rings have fuzzers for it: tests/expand/test_fuzz.py,
+tests/tls/test_certmatch_fuzz.py and tests/actions/test_ring_fuzz.py.
 """
 
 from __future__ import annotations
@@ -39,7 +39,6 @@ def run(kernel: Path, module: str, *arguments: str) -> subprocess.CompletedProce
 @pytest.mark.parametrize(
     ("module", "source", "tests"),
     [
-        ("engine.actions._ring", "ring.pyx", "tests/actions/test_ring.py"),
         ("engine.compose._stencil", "stencil.pyx", "tests/compose/test_stencil.py"),
         ("engine.tls._records", "records.pyx", "tests/tls/test_records.py"),
         ("engine.smtp._sink", "sink.pyx", "tests/smtp/test_sink_scanner.py"),
