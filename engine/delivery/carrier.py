@@ -20,7 +20,7 @@ from ..errors import DataError, DeliveryError, LeaseLost, Scope, StoreError
 from ..events.happening import NOBODY
 from ..logs.facts import Fact, FactKind
 from ..policy.wishes import Wish
-from ..queue.model import OutcomeKind
+from ..queue.model import Outcome, OutcomeKind
 from ..queue.schedule import message_key, recipient_key
 from ..smtp import Content, Transaction
 from .events import label_for
@@ -83,6 +83,8 @@ class Carrier:
             self._host_label = label_for(self._host_label, site.transport.name)
             self._contact = contact_of(session) or contact_for(site, number, self._facts.port)
         self._from_mx = site.hosts[number].from_mx
+        self._capabilities = session.capabilities
+        self._site_label = site.label
         #: transactions after which the connection is closed
         self._limit = min(
             (limit for limit in (site.transport.options.connection_max_messages, session.max_messages) if limit),
@@ -212,7 +214,7 @@ class Carrier:
             limit = self._session.max_recipients
             if limit is not None and len(work.claims) > limit:
                 self._split(work, limit)
-        capabilities = self._session.capabilities
+        capabilities = self._capabilities
         context = work.context
         try:
             rendered = self._render(work, capabilities)
@@ -222,7 +224,7 @@ class Carrier:
             return None
         recipients = [claim.address.encode() for claim in work.claims]
         smtputf8 = rendered.smtputf8
-        if not (context.sender.isascii() and all(map(bytes.isascii, recipients))):
+        if not context.sender.isascii() or not b"".join(recipients).isascii():
             if not capabilities.smtputf8:
                 recipients = self._without_utf8(work)
                 if not recipients:
@@ -290,17 +292,12 @@ class Carrier:
         return [claim.address.encode() for claim in kept]
 
     def _before_final(self, transactions: list[Transaction]) -> None:
-        flights = []
-        for transaction in transactions:
-            work: Work = transaction.tag  # type: ignore[assignment]  # set by _begin
-            flights += [(claim.recipient_id, claim.epoch) for claim in work.claims]
+        works: list[Work] = [transaction.tag for transaction in transactions]  # type: ignore[misc]  # set by _begin
+        flights = [(claim.recipient_id, claim.epoch) for work in works for claim in work.claims]
         self._journal.begin(flights, self._host_label)
         # only now is it sure that nobody took a lease over without seeing that we began: this process may have slept
-        now, holds = self._core.clock(), self._core.leases.holds
-        for transaction in transactions:
-            work = transaction.tag  # type: ignore[assignment]  # set by _begin
-            if not all(holds(claim, now) for claim in work.claims):
-                raise LeaseLost("the lease of a recipient ran out before its message could be sent")
+        if not self._core.leases.holds_all({epoch for _, epoch in flights}, self._core.clock()):
+            raise LeaseLost("the lease of a recipient ran out before its message could be sent")
 
     def _on_results(self, results: list[TransactionResult]) -> None:
         known: list[_Known] = []
@@ -407,12 +404,12 @@ class Carrier:
             deliver_time_s=now - work.taken_at,
             job=context.label,
         )
-        outcome = claim.outcome(OutcomeKind.DELIVERED)
+        outcome = Outcome(claim.recipient_id, claim.epoch, OutcomeKind.DELIVERED)
         if core.events is None:
-            core.settlement.settle(claim, outcome, site.label, fact)
+            core.settlement.settle(claim, outcome, self._site_label, fact)
         else:
             raised = core.events.on_delivered(self._contact, work, claim, text, content, fact)
-            core.settlement.settle(claim, outcome, site.label, *raised.facts, events=raised.events)
+            core.settlement.settle(claim, outcome, self._site_label, *raised.facts, events=raised.events)
         if claim.attempts:
             self._forget_retries(work, claim)
         if not self._delivered:

@@ -36,6 +36,11 @@ class Leases:
         """Whether sending may begin for `claim`."""
         return now < self._until.get(claim.epoch, 0.0) - MARGIN_S
 
+    def holds_all(self, epochs: Iterable[int], now: float) -> bool:
+        """The same for all claims of some epochs."""
+        until = self._until
+        return all(now < until.get(epoch, 0.0) - MARGIN_S for epoch in epochs)
+
     def close(self, epoch: int, count: int = 1) -> None:
         """So many claims of an epoch are settled or dropped."""
         left = self._open.get(epoch, 0) - count

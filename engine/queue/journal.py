@@ -136,13 +136,14 @@ class Journal:
         Raises:
             StoreError: the disk is full or failing; settling soon is all that can be done.
         """
-        known = [(recipient, epoch, int(kind), text[:MAX_TEXT]) for recipient, epoch, kind, text in results]
+        known = [result if len(result[3]) <= MAX_TEXT else (*result[:3], result[3][:MAX_TEXT]) for result in results]
         octets = _encode([_FINISH, known])
         with self._lock:
             self._append(octets)
+            is_open = self._open
             for recipient, epoch, kind, text in known:
-                begun = self._open.get((recipient, epoch))
-                self._open[recipient, epoch] = begun[0] if begun is not None else "", _KINDS[kind], text
+                begun = is_open.get((recipient, epoch))
+                is_open[recipient, epoch] = begun[0] if begun is not None else "", kind, text
 
     def forget(self, flights: Iterable[Flight]) -> None:
         """Drop what the queue has committed; empties or shortens the file when that pays.
