@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from bench._peers import _servers
+from bench._peers import _real, _servers
 from fakes.peer_postfix import Postfix
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ maximal_backoff_time = 3600s
 
 def version() -> str:
     """That of Postfix."""
-    return _servers.version("postfix", Postfix)
+    return _real.version("postfix", Postfix)
 
 
 def run(load: Load, *, reuse: bool) -> Timing:

@@ -11,30 +11,19 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import re
 import resource
 import smtplib
-import sys
 import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
-from bench._env import PROJECT
 from bench._harness import Timing
 from bench._mail import SENDER
-from bench._peers import Missing
+from bench._peers import _real as _real  # before `fakes`, which it makes importable
 from bench._sink import wait_for_mail
-
-try:
-    import pytest
-
-    # whoever imports this module first can import from the tests, too
-    sys.path.append(str(PROJECT / "tests"))
-    from fakes.peers import Receiver, peers_directory
-except ImportError as error:
-    raise Missing(f"the tests' servers do not start here ({error})") from None
+from fakes.peers import Receiver
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -49,33 +38,6 @@ _INJECTORS: Final = 8
 #: seconds in which a server must have dropped everything that the sink has from its queue
 _EMPTY_S: Final = 60.0
 _POLL_S: Final = 0.02
-
-
-@contextlib.contextmanager
-def missing_if_skipped() -> Iterator[None]:
-    """Turns what the tests raise for a server that is not here into `Missing`."""
-    try:
-        yield
-    except (pytest.skip.Exception, pytest.fail.Exception) as reason:
-        raise Missing(str(reason)) from None
-
-
-def package_version(package: str) -> str:
-    """The version of an unpacked Debian package, "" if nobody knows."""
-    names = (peers_directory() / "installed").read_text()
-    found = re.search(rf"^{package}_([^-_]+)", names, re.MULTILINE)
-    return found[1] if found else ""
-
-
-def version(package: str, make: Callable[[], Receiver]) -> str:
-    """The version of a server's Debian package, once it has started.
-
-    Raises:
-        Missing: it does not start here.
-    """
-    with missing_if_skipped():
-        make().close()
-    return package_version(package)
 
 
 @dataclass(frozen=True, slots=True)

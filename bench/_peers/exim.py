@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from bench._peers import _servers
+from bench._peers import _real, _servers
 from fakes.peer_exim import Exim
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ begin retry
 
 def version() -> str:
     """That of Exim."""
-    return _servers.version("exim4-base", Exim)
+    return _real.version("exim4-base", Exim)
 
 
 def run(load: Load) -> Timing:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from bench._peers import _servers
+from bench._peers import _real, _servers
 from fakes.peer_opensmtpd import OpenSmtpd
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ match from any for any action "sink"
 
 def version() -> str:
     """That of OpenSMTPD."""
-    return _servers.version("opensmtpd", OpenSmtpd)
+    return _real.version("opensmtpd", OpenSmtpd)
 
 
 def run(load: Load) -> Timing:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from bench._harness import Stopwatch
 from bench._mail import SENDER
-from bench._peers import _servers
+from bench._peers import _real
 from fakes.peers import Place, peer_path
 
 if TYPE_CHECKING:
@@ -19,9 +19,9 @@ label = "smtp-source (clear)"
 
 def version() -> str:
     """That of Postfix."""
-    with _servers.missing_if_skipped():
+    with _real.missing_if_skipped():
         peer_path("postfix", "usr/sbin/smtp-source")
-    return _servers.package_version("postfix")
+    return _real.package_version("postfix")
 
 
 def run(load: Load) -> Timing:
