@@ -10,20 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import itertools
 import threading
-import time
 import traceback
 from collections import Counter, deque
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .frames import ALIVE, DEAD, LOG, Status, ack_frame
+from .frames import ALIVE, DEAD, LOG, ack_frame
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable
 
     from .api import Backoff, Event, Registration
-    from .programs import Evaluator
 
 #: octets of an error that are worth keeping
 _MAX_ERROR = 2000
@@ -90,6 +87,7 @@ class Desk:
         #: held while `_items` is changed; told when there is a first one, a whole batch, or the end
         self._changed = threading.Condition(threading.Lock())
         self._stopping = threading.Event()
+        self._abandoned = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"handler {name}", daemon=True)
 
     def start(self) -> None:
@@ -109,6 +107,18 @@ class Desk:
         with self._changed:
             self._changed.notify()
 
+    def abandon(self) -> None:
+        """Nobody is there to be told what is done: what is stored and not begun comes again from the next engine."""
+        self._abandoned.set()
+        with self._changed:
+            kept = [item for item in self._items if not self._is_stored(item)]
+            self._items.clear()
+            self._items.extend(kept)
+
+    def _is_stored(self, item: Any) -> bool:
+        """Whether an item comes again when it is not acknowledged."""
+        return bool(item.seq)
+
     def join(self, timeout_s: float) -> bool:
         """Wait for the end; False if it did not come."""
         self._thread.join(timeout_s)
@@ -121,11 +131,11 @@ class Desk:
         finally:
             self._close()
 
-    def _next_batch(self) -> list[Any]:
-        """What waits, a batch at most, once there is something; empty at the end."""
+    def _next_batch(self, timeout_s: float | None = None) -> list[Any]:
+        """What waits, a batch at most, once there is something; empty at the end, or if there is nothing in time."""
         items, stopping = self._items, self._stopping
         with self._changed:
-            self._changed.wait_for(lambda: items or stopping.is_set())
+            self._changed.wait_for(lambda: items or stopping.is_set(), timeout_s)
             if self._linger_s:
                 self._changed.wait_for(lambda: len(items) >= self._batch or stopping.is_set(), self._linger_s)
             return [items.popleft() for _ in range(min(self._batch, len(items)))]
@@ -183,72 +193,6 @@ class HandlerDesk(Desk):
         self._caller.close()
         if self.registration.close is not None:
             self.registration.close()
-
-
-class ProgramDesk(Desk):
-    """Evaluates programs whose values nobody waits for: items are ``(seq, program, values, state)``.
-
-    A lookup that cannot be done now is tried again until the state's `give_up_at`, or so many `attempts` where it has
-    none.
-    """
-
-    def __init__(self, evaluator: Evaluator, ledger: Ledger, send: Sender, *, attempts: int, backoff: Backoff) -> None:
-        super().__init__("event_action", ledger, send, batch=500, linger_s=0.0)
-        self._evaluator = evaluator
-        self._attempts = attempts
-        self._backoff = backoff
-
-    def learn(self, text: Any) -> None:
-        """A program, to be known before the items that follow."""
-        self.add(text)
-
-    def _handle(self, batch: Sequence[Any]) -> None:
-        done: list[int] = []
-        for item in batch:
-            if not isinstance(item, tuple):
-                self._evaluator.learn(item)
-                continue
-            seq, program, values, state = item
-            if not self._evaluate(seq, program, values, state, done):
-                break
-            if len(done) >= _ACKNOWLEDGED:
-                self._ledger.done(done)
-                done.clear()
-        self._ledger.done(done)
-
-    def _evaluate(
-        self, seq: int, program: int, values: tuple[Any, ...], state: Mapping[str, Any], done: list[int]
-    ) -> bool:
-        """Evaluate until no lookup defers; False if the worker stops first."""
-        where = self._evaluator.where(program)
-        give_up_at: float | None = state.get("give_up_at")
-
-        def logwrite(text: bytes, logs: frozenset[str]) -> None:
-            self._send((LOG, seq, text, tuple(sorted(logs))))
-
-        for attempt in itertools.count(1):
-            found = self._evaluator.evaluate(program, values, state, logwrite)
-            if found.status is Status.DONE:
-                done.append(seq)
-                return True
-            if attempt == 1 or found.status is not Status.DEFERRED:
-                logwrite(b"failed to expand %s: %s" % (where.encode(), found.text), _BOTH)
-            if found.status is not Status.DEFERRED:
-                # EV-5: an expansion that fails is like one that gave nothing
-                done.append(seq)
-                return True
-            # what is done is told before a long wait
-            self._ledger.done(done)
-            done.clear()
-            if attempt >= self._attempts if give_up_at is None else time.time() >= give_up_at:
-                break
-            if not self._pause(self._backoff, attempt):
-                return False
-        self._ledger.dead(seq, where, attempt, found.text.decode("utf-8", "replace"))
-        return True
-
-    def _close(self) -> None:
-        self._evaluator.close()
 
 
 class Caller:

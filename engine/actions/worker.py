@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any, Final
 from ..errors import ActionError, ConfigError, FrameError
 from . import attach, frames
 from .api import ATTEMPTS, Backoff, Event, VetoRegistration, Worker, is_chosen, refusal
-from .desks import Caller, Desk, HandlerDesk, Ledger, ProgramDesk, describe
+from .desks import Caller, Desk, HandlerDesk, Ledger, describe
 from .frames import ProgramText, Shape, Status
 from .handlers import register_all
+from .program_desk import ProgramDesk, Run
 from .programs import Evaluator, Settings
 
 if TYPE_CHECKING:
@@ -231,11 +232,13 @@ class Runner:
         desk.learn(text)
 
     def _on_run(self, seq: int, program: int, name: bytes, values: tuple[Any, ...], state: dict[Any, Any]) -> None:
-        del name
         evaluator, desk = self._evaluators()
         evaluator.check(program, values)
         self._ledger.expect(seq, 1)
-        desk.add((seq, program, tuple(map(frames.arrived_untrusted, values)), frames.state_untrusted(state)))
+        # the message stands first in the key of an event; what is of no message has no order to keep
+        message = name.partition(b"/")[0] or name
+        arrived = tuple(map(frames.arrived_untrusted, values))
+        desk.add(Run(seq, program, message, arrived, frames.state_untrusted(state)))
 
     def _logwrite(self, seq: int, text: bytes, logs: frozenset[str]) -> None:
         self._send((frames.LOG, seq, text, tuple(sorted(logs))))
@@ -246,11 +249,13 @@ class Runner:
         self._is_draining = True
 
     def _finish(self) -> None:
-        """Let every handler finish what it has; wait longer when the engine is there to be told."""
+        """Let every handler finish what it has, or without an engine to be told what it has begun."""
         desks: list[Desk] = [*self._desks]
         if self._program_desk is not None:
             desks.append(self._program_desk)
         for desk in desks:
+            if self._gone.is_set():
+                desk.abandon()
             desk.finish()
         deadline = time.monotonic() + _LAST_S
         while any(not desk.join(0.0 if self._gone.is_set() else 0.05) for desk in desks):
@@ -260,6 +265,8 @@ class Runner:
             if not self._gone.is_set() and not self._is_there():
                 self._gone.set()
                 deadline = time.monotonic() + _LAST_S
+                for desk in desks:
+                    desk.abandon()
             time.sleep(0.001)
         self._caller.close()
         if self._evaluator is not None:

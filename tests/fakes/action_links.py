@@ -40,6 +40,11 @@ class Told:
         self.lines.append(text.decode("utf-8", "replace"))
 
     @property
+    def gone(self) -> list[str]:
+        """The lines of workers that are gone."""
+        return [line for line in self.lines if " is gone: " in line]
+
+    @property
     def ids(self) -> list[bytes]:
         return [event.id for event in self.done]
 
