@@ -64,9 +64,7 @@ class OutboxKeeping(Database):
         if not ids and not dead:
             return
         with self._writing():
-            gone = self._db.executemany("DELETE FROM outbox WHERE id = ?", [(number,) for number in ids]).rowcount
-            # nothing was executed for an empty list
-            self._grow(-max(gone, 0), len(dead))
+            self._grow(-self._remove_events(set(ids)), len(dead))
             self._db.executemany(
                 f"INSERT INTO dead_letters ({_LETTER_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [
@@ -77,6 +75,15 @@ class OutboxKeeping(Database):
                     for letter in dead
                 ],
             )
+
+    def _remove_events(self, ids: set[int]) -> int:
+        """Remove events; how many were there."""
+        if ids and max(ids) - min(ids) + 1 == len(ids):
+            # exactly this range: the usual case
+            return self._db.execute("DELETE FROM outbox WHERE id BETWEEN ? AND ?", (min(ids), max(ids))).rowcount
+        return self._db.execute(
+            "DELETE FROM outbox WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(list(ids)),)
+        ).rowcount
 
     def adopt_outbox(self, owner: int) -> int:
         with self._errors():
