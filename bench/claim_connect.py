@@ -1,11 +1,11 @@
 """A new connection with DANE costs at most 1.3 times the CPU of a bare loop that says the same, a resumed one 0.8.
 
-How: `outrider sink` in a process of its own on the other core, with a self-made certificate.  Ours opens a session as a delivery does
-(TCP, banner, EHLO, STARTTLS, handshake, the certificate matched with a TLSA record ``3 1 1``, EHLO) and says QUIT.  The
-bare loop says the same over blocking sockets and pyOpenSSL, one connection after another, and looks at no certificate.
-All run in this process in turns; measured is its CPU time, a connection.  Then ours again, where the sessions of the
-connections before may be resumed, against the same bare loop that resumes nothing.  Right: every connection ends with
-the capabilities of the sink, ours is proved by DANE each time, and is resumed each time or never.
+How: `outrider sink` in a process of its own on the other core, with a self-made certificate.  Ours opens a session as a
+delivery does (TCP, banner, EHLO, STARTTLS, handshake, the certificate matched with a TLSA record ``3 1 1``, EHLO) and
+says QUIT.  The bare loop says the same over blocking sockets and pyOpenSSL, one connection after another, and looks at
+no certificate.  All run in this process in turns; measured is its CPU time, a connection.  Then ours again, where the
+sessions of the connections before may be resumed, against the same bare loop that resumes nothing.  Right: every
+connection ends with the capabilities of the sink, ours is proved by DANE each time, and is resumed each time or never.
 
 The figure is taken with 20 connections at a time, for that is how an engine opens them: a turn of trio's loop, and the
 sleep in epoll before it, serve several.  Told beside it: one connection after another, which pays for a turn of the

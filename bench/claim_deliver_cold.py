@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from ._mail import Load
 
 #: messages of a run; quick ones only show that it works
-COUNT: Final = 1000
+COUNT: Final = 400
 _CONNECTIONS: Final = 20
 _TEMPLATE: Final = (
     "From: News <news@sender.example>\nTo: {{ name }} <{{ email }}>\nSubject: Number {{ number }}\n\nDear {{ name }},\n"
@@ -85,7 +85,7 @@ def run(bench: Harness) -> None:
     """Measure; see the head of the file."""
     count = bench.size(COUNT, 20)
     cores = sorted(os.sched_getaffinity(0))
-    pairs = 5
+    pairs = 3
     with pinned(cores[0]):
         with (
             Sink(core=cores[-1]) as sink,
