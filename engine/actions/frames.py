@@ -15,7 +15,8 @@ and an engine and a worker speak the same `VERSION` or not at all.  `seq` is a n
                                                             seq 0: a live event, not acknowledged
     5   ASK       seq, shape, id: bin, [value …], deadline  a veto: wants an ANSWER
     6   EVALUATE  seq, program, [value …], state: map, deadline                 wants an ANSWER
-    7   RUN       seq, program, id: bin, [value …], state: map                  wants an ACK or a DEAD, at any time
+    7   RUN       seq, program, id: bin, [value …], state: map                  wants an ACK or a DEAD, at any time;
+                                                            those whose id is alike up to a `/` are run in order
     8   DRAIN                                               finish what you have, acknowledge it, and end
     from the worker
     65  READY     version, pid, group: str, [[handler: str, pattern: str] …], [[pattern: str, timeout, refuses] …]

@@ -328,10 +328,10 @@ async def test_a_program_whose_lookup_defers_is_tried_again_and_given_up() -> No
     bad = hub.program(b"${lookup pgsql{SELECT 1}}", "event_action msg:delivery in smtp", ())
     failing = hub.program(b"${if eq{a}{b}{x}fail}", "event_action msg:complete in main", ())
     async with working(hub, Worker(), attempts=3, backoff=QUICK):
-        hub.submit_nowait(Outgoing(None, b"m", b"1", (), program=bad))
-        hub.submit_nowait(Outgoing(None, b"m", b"2", (), program=failing))
+        hub.submit_nowait(Outgoing(None, b"m", b"m/1", (), program=bad))
+        hub.submit_nowait(Outgoing(None, b"m", b"m/2", (), program=failing))
         await until(lambda: not hub.held)
-    assert told.ids == [b"1", b"2"]
+    assert told.ids == [b"m/1", b"m/2"]
     assert told.done[0].dead is not None
     (dead,) = told.done[0].dead.values()
     assert (dead.handler, dead.attempts) == ("event_action msg:delivery in smtp", 3)
