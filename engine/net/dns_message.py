@@ -178,7 +178,7 @@ class _Reader(NameReader):
         self.position = _HEADER.size
 
     def name(self) -> Labels:
-        name, used = self.name_at(self.position)
+        name, used = self.pointed_or_none(self.position) or self.name_at(self.position)
         self.position += used
         return name
 
@@ -220,10 +220,14 @@ def parse_response(wire: bytes, question: Question) -> Response:
     if questions != 1:
         raise Garbled(f"{questions} questions")
     is_case_kept = wire.startswith(question.asked, _HEADER.size)
-    name = reader.name()
-    rdtype, rdclass = _QUESTION.unpack_from(wire, reader.take(4))
-    if name != question.name or rdtype != question.rdtype or rdclass != _IN:
-        raise NotOurs("another question")
+    if is_case_kept:
+        reader.position += len(question.asked)
+        reader.remember(_HEADER.size, question.name, reader.position - _QUESTION.size)
+    else:
+        name = reader.name()
+        rdtype, rdclass = _QUESTION.unpack_from(wire, reader.take(_QUESTION.size))
+        if name != question.name or rdtype != question.rdtype or rdclass != _IN:
+            raise NotOurs("another question")
     if flags & 0x7800:
         raise Garbled("not a standard query")
     if truncated:

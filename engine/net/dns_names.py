@@ -81,6 +81,20 @@ class NameReader:
         self.wire = wire
         self._names: dict[int, tuple[Labels, int]] = {}
 
+    def remember(self, position: int, name: Labels, end: int) -> None:
+        """`name` stands at `position` and ends at `end`: its octets were compared."""
+        self._names[position] = name, end
+
+    def pointed_or_none(self, position: int) -> tuple[Labels, int] | None:
+        """As `name_at`, where the name is the root, or nothing but a pointer to one that is known; else None."""
+        head = self.wire[position : position + 2]
+        if head[:1] == b"\0":
+            return (), 1
+        if len(head) < 2 or head[0] < 0xC0:
+            return None
+        known = self._names.get((head[0] & 0x3F) << 8 | head[1])
+        return (known[0], 2) if known is not None and known[1] <= position else None
+
     def name_at(self, position: int) -> tuple[Labels, int]:
         """The name at `position`, and how many octets it takes there.
 
