@@ -235,6 +235,12 @@ class TransportOptions:
     pipeline_window: str = _option(
         Kind.EXPANDED_INTEGER, "4", "transactions in flight on a connection that has earned it", minimum=1
     )
+    pipeline_size: int = _option(
+        Kind.SIZE,
+        64 << 10,
+        "octets in flight on such a connection; larger content is sent when its recipients were accepted",
+        minimum=1024,
+    )
     hosts_avoid_pipelining: ListText = _option(Kind.EXPANDED_LIST, "", "hosts spoken to one command at a time")
     dnssec_request_domains: ListText = _option(
         Kind.EXPANDED_LIST, "*", "hosts whose DNSSEC status is heeded, as DANE needs it"

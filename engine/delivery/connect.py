@@ -301,6 +301,7 @@ def _way(site: Site, number: int, decisions: HostDecisions, plan: Plan, ocsp: De
         helo_name=decisions.helo_name,
         plan=plan,
         window=decisions.window,
+        max_flight_octets=options.pipeline_size,
         auth=decisions.auth,
         auth_required=decisions.auth_required,
         auth_mechanisms=options.auth_mechanisms,

@@ -196,7 +196,12 @@ class _Opener:
             tls = secured.facts
             opening.on_tls()
         client = Client(
-            opening.capabilities, self._memory, window=options.window, peer=self._peer, greeting=opening.greeting
+            opening.capabilities,
+            self._memory,
+            window=options.window,
+            max_flight_octets=options.max_flight_octets,
+            peer=self._peer,
+            greeting=opening.greeting,
         )
         facts = SessionFacts(self._host, self._port, local, tls, opening.authenticator, opening.greeting)
         return Session(stream, client, facts, options, watch)

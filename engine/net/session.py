@@ -23,6 +23,7 @@ import trio
 from ..errors import LocalProtocolError
 from ..smtp import commands
 from ..smtp.failure import CANCELLED, TIMEOUT, Loss
+from ..smtp.flight import MAX_FLIGHT_OCTETS
 from .losses import is_readable, receive, send_loss
 from .stream import TlsStream
 from .tcp import TcpStream
@@ -72,6 +73,7 @@ class SessionOptions:
         helo_name: name for EHLO, without spaces and control characters.
         plan: what TLS must prove.
         window: transactions in flight at most; 0 keeps to one command at a time (hosts_avoid_pipelining).
+        max_flight_octets: as in `engine.smtp.Client`.
         auth: (user name, password) to authenticate with if a mechanism is offered, or None.
         auth_required: no mail without authentication (hosts_require_auth): DeliveryError -42.
         choose_auth: gives these two where they depend on the connection, or None; called when TLS is done or done
@@ -86,6 +88,7 @@ class SessionOptions:
     helo_name: str
     plan: Plan
     window: int = 4
+    max_flight_octets: int = MAX_FLIGHT_OCTETS
     auth: tuple[str, str] | None = None
     auth_required: bool = False
     choose_auth: Callable[[str, TlsFacts | None], Awaitable[tuple[tuple[str, str] | None, bool]]] | None = None

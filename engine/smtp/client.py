@@ -63,6 +63,7 @@ class Client:
     Args:
         memory: of the host; read and taught.
         window: transactions in flight at most; 0 for one command at a time.
+        max_flight_octets: octets in flight when a further transaction is begun, and of content that is glued.
         peer: ``name [address]``, for texts.
         greeting: first line of the banner.
 
@@ -75,7 +76,14 @@ class Client:
     """
 
     def __init__(
-        self, capabilities: Capabilities, memory: HostMemory, *, window: int, peer: str, greeting: str = ""
+        self,
+        capabilities: Capabilities,
+        memory: HostMemory,
+        *,
+        window: int,
+        max_flight_octets: int = MAX_FLIGHT_OCTETS,
+        peer: str,
+        greeting: str = "",
     ) -> None:
         self.capabilities = capabilities
         self.memory = memory
@@ -85,6 +93,7 @@ class Client:
         self.reply_count = 0
         self.written_octets = 0
         self._window = window
+        self._max_flight_octets = max_flight_octets
         self._pipelining = capabilities.pipelining
         self._mail_max = capabilities.mail_max
         self._rcpt_max = capabilities.rcpt_max
@@ -122,7 +131,7 @@ class Client:
             return not self.is_over and self._probe is None
         return (
             len(flights) < self._window
-            and self._flight_octets < MAX_FLIGHT_OCTETS
+            and self._flight_octets < self._max_flight_octets
             and flights[-1].written
             and self._finished > 0
             and self.memory.rung is Rung.WINDOWED
@@ -169,9 +178,8 @@ class Client:
         if not count:
             raise LocalProtocolError("a transaction without recipients")
         capabilities = self.capabilities
-        style, rung = choose_style(
-            transaction, capabilities, self.memory, window=self._window, flight_octets=self._flight_octets
-        )
+        room_octets = self._max_flight_octets - self._flight_octets
+        style, rung = choose_style(transaction, capabilities, self.memory, window=self._window, room_octets=room_octets)
         asked = ONE if count == 1 else named_recipients(transaction, capabilities, self.recipient_limit)
         flight = Flight(transaction, style, asked, rung, self.begun + 1)
         result = flight.result

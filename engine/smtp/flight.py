@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from .capabilities import Capabilities
     from .ladder import HostMemory
 
-#: octets that may be in flight when a further transaction is begun, and of content that is glued; bulk-sending rule 3
+#: octets that may be in flight when a further transaction is begun, and of content that is glued, where nobody says
+#: otherwise; bulk-sending rule 3
 MAX_FLIGHT_OCTETS: Final = 64 * 1024
 #: number of the only recipient
 ONE: Final = (0,)
@@ -85,13 +86,13 @@ class Flight:
 
 
 def choose_style(
-    transaction: Transaction, capabilities: Capabilities, memory: HostMemory, *, window: int, flight_octets: int
+    transaction: Transaction, capabilities: Capabilities, memory: HostMemory, *, window: int, room_octets: int
 ) -> tuple[Style, Rung | None]:
     """How to send it, and which step of the ladder that tries out: None if it proves nothing.
 
     Args:
         window: as in `Client`.
-        flight_octets: octets that are in flight already.
+        room_octets: how many octets more may be in flight.
     """
     chunking = capabilities.chunking and not memory.refuses_bdat
     if not capabilities.pipelining or window == 0:
@@ -105,7 +106,7 @@ def choose_style(
         return Style.GROUP_BDAT, rung
     size = len(transaction.content.octets)
     limit = capabilities.size_limit
-    if not memory.swallows or size + flight_octets > MAX_FLIGHT_OCTETS or (limit is not None and size > limit):
+    if not memory.swallows or size > room_octets or (limit is not None and size > limit):
         return Style.GROUP_BDAT, None
     return Style.GLUED, rung
 

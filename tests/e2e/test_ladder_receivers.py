@@ -139,6 +139,25 @@ Dear {{ name }},
 """
 
 
+@pytest.mark.parametrize("kind", RECEIVERS)
+def test_large_messages_go_in_one_flight_where_that_is_said(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    factory: Callable[..., Receiver] = request.getfixturevalue(f"real_{kind}")
+    receiver = factory(tls=PeerTls.issue())
+    transport = 'hosts_require_tls = "*"\nconnections_per_host = 1\npipeline_window = 4\npipeline_size = "1M"'
+    user = Outrider(tmp_path, receiver.port, transport=transport)
+    count = 24
+    recipients, message = user.recipients(count, domains=1), user.message(TEMPLATE + 5000 * f"{'y' * 70}\n")
+    done = user.send(recipients, message, "--template")
+    assert done.returncode == 0, done.stderr
+    assert receiver.complaints() == []
+    forms = composed(tmp_path)
+    stored = receiver.messages()
+    assert sorted(one.recipients for one in stored) == sorted((recipient,) for recipient in forms)
+    assert all(hashlib.sha256(one.octets).digest() in forms[one.recipients[0]] for one in stored)
+
+
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("kind", RECEIVERS)
 def test_two_engines_with_window_8_climb_to_the_top(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from engine.smtp import Content, HostMemory, Reply, Rung, Transaction, TransactionResult
 from engine.smtp.capabilities import parse_capabilities
 from engine.smtp.client import Client
+from engine.smtp.flight import MAX_FLIGHT_OCTETS
 
 PEER = "mx.example [192.0.2.1]"
 CONTENT = Content(b"Subject: x\r\n\r\n.dot\r\n")
@@ -33,6 +34,7 @@ class Talk:
         *keywords: str,
         rung: Rung | None = None,
         window: int = 4,
+        max_flight_octets: int = MAX_FLIGHT_OCTETS,
         swallows: bool | None = True,
         finished: bool = False,
     ) -> None:
@@ -40,7 +42,13 @@ class Talk:
         if rung is not None:
             self.memory.rung = rung
         offered = "\n".join(f"250-{line}" for line in ("mx", *keywords)).encode()
-        self.client = Client(parse_capabilities(Reply(250, offered)), self.memory, window=window, peer=PEER)
+        self.client = Client(
+            parse_capabilities(Reply(250, offered)),
+            self.memory,
+            window=window,
+            max_flight_octets=max_flight_octets,
+            peer=PEER,
+        )
         self.results: list[TransactionResult] = []
         self.handed: list[Transaction] = []
         if finished:

@@ -22,8 +22,14 @@ OK3 = ("250 ok", "250 ok", "250 queued")
 PROBE = (b"MAIL FROM:<>", b"BDAT 7 LAST", b"XPROB", b"RSET")
 
 
-def windowed(*keywords: str, window: int = 4) -> Talk:
-    return Talk(*(keywords or CHUNKED), rung=Rung.WINDOWED, finished=True, window=window)
+def windowed(*keywords: str, window: int = 4, max_flight_octets: int = MAX_FLIGHT_OCTETS) -> Talk:
+    return Talk(
+        *(keywords or CHUNKED),
+        rung=Rung.WINDOWED,
+        finished=True,
+        window=window,
+        max_flight_octets=max_flight_octets,
+    )
 
 
 def test_a_host_climbs_from_grouped_to_windowed() -> None:
@@ -125,16 +131,29 @@ def test_large_content_waits_for_its_recipients_and_fills_the_window() -> None:
     assert talk.memory.rung is Rung.WINDOWED
 
 
-def test_octets_in_flight_are_bounded() -> None:
+def test_large_content_goes_with_its_envelope_where_that_is_said() -> None:
+    large = Content((b"x" * 70 + b"\r\n") * (MAX_FLIGHT_OCTETS // 72 + 1))
+    talk = windowed(max_flight_octets=3 * len(large))
+    for _ in range(2):
+        talk.begin(content=large)
+    glued = [MAIL, RCPT, b"BDAT %d LAST\r\n" % len(large) + large.octets]
+    talk.sends(*glued, RSET, *glued)
+    talk.begin(content=large)
+    talk.sends(RSET, MAIL, RCPT)
+    assert not talk.client.can_begin
+
+
+@pytest.mark.parametrize("limit", [MAX_FLIGHT_OCTETS, 4 * MAX_FLIGHT_OCTETS])
+def test_octets_in_flight_are_bounded(limit: int) -> None:
     content = Content((b"x" * 70 + b"\r\n") * 200)
-    talk = windowed(window=100)
+    talk = windowed(window=100, max_flight_octets=limit)
     count = 0
     while talk.client.can_begin:
         talk.begin(content=content)
         count += 1
     octets = sum(map(len, talk.client.take_output()))
-    assert count == MAX_FLIGHT_OCTETS // len(content) + 1
-    assert octets <= MAX_FLIGHT_OCTETS + 200
+    assert count == limit // len(content) + 1
+    assert octets <= limit + 60 * count
 
 
 def test_content_above_the_announced_size_is_never_glued() -> None:
