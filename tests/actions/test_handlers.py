@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from engine.actions.api import Event, Worker
 from engine.actions.frames import Shape
-from engine.actions.handlers import build, register_all
+from engine.actions.handlers import build, form, register_all
 from engine.actions.handlers.sql import bind
 from engine.errors import ActionError, ConfigError
 from fakes.databases import Mariadb, Postgresql, RedisKeys
@@ -168,6 +168,29 @@ def test_any_statement_is_bound(statement: str) -> None:
     bound, names = bind(statement, "?")
     assert re.sub(r"\?", "", bound).count("?") == 0
     assert len(names) <= statement.count(":")
+
+
+VALUES = st.one_of(st.binary(max_size=8), st.text(max_size=4).map(str.encode), st.integers(), st.none(), st.floats())
+
+
+@given(st.lists(st.tuples(*[VALUES] * 5), min_size=1, max_size=6), st.binary(max_size=5))
+def test_a_line_of_json_is_the_record(rows: list[tuple[Any, ...]], id: bytes) -> None:
+    """What is the same for events of one connection is written once; no value comes out in another's place."""
+    shape = Shape(1, "msg:delivery", ("host", "host_port", "event_time", "local_part", 'a"b'))
+    for row in [*rows, *rows]:
+        event = Event(shape, row, id, 1)
+        plain = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode(form.record(event))
+        assert form.json_line(event) == plain
+
+
+def test_a_certificate_is_base64_in_a_line() -> None:
+    event = Event(Shape(2, "tls:cert", ("event_time", "tls_out_peercert")), (5.5, b"\xff"), b"", 1)
+    assert json.loads(form.json_line(event)) == {
+        "event": "tls:cert",
+        "id": None,
+        "event_time": 5.5,
+        "tls_out_peercert": "/w==",
+    }
 
 
 def check_sql(options: dict[str, Any], rows: Any) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+from json.encoder import encode_basestring
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ...errors import ConfigError
@@ -59,8 +60,55 @@ def record(event: Event) -> dict[str, Any]:
 
 
 def json_line(event: Event) -> str:
-    """An event as one line of JSON, without its end."""
-    return _encode(record(event))
+    """An event as one line of JSON, without its end: what `record` gives, at half the cost."""
+    lines = _lines.get(event.name)
+    if lines is None or lines.fields != event.fields:
+        if len(_lines) >= _MAX_LINES:
+            _lines.clear()
+        lines = _lines[event.name] = _Lines(event.name, event.fields)
+    return lines.line(event)
+
+
+class _Lines:
+    """Writes the events of one name.  What comes before `event_time` tells of the connection, and is seldom new."""
+
+    def __init__(self, name: str, fields: tuple[str, ...]) -> None:
+        self.fields = fields
+        self._is_plain = CERTIFICATE not in fields and not {"event", "id"} & set(fields)
+        self._start = f'{{"event":{_encode(name)},"id":'
+        self._keys = [f",{_encode(field)}:" for field in fields]
+        self._first = fields.index("event_time") if "event_time" in fields else 0
+        self._kept: dict[tuple[object, ...], str] = {}
+
+    def line(self, event: Event) -> str:
+        if not self._is_plain:
+            return _encode(record(event))
+        values = tuple(event.to_dict().values())
+        first = values[: self._first]
+        # 1, 1.0 and True are the same to a dictionary
+        place = first, tuple(map(type, first))
+        begin = self._kept.get(place)
+        if begin is None:
+            if len(self._kept) >= _MAX_LINES:
+                self._kept.clear()
+            begin = self._kept[place] = "".join(map(_member, self._keys, first))
+        rest = "".join(map(_member, self._keys[self._first :], values[self._first :]))
+        return f"{self._start}{_text(event.id) if event.id else 'null'}{begin}{rest}}}"
+
+
+#: name of the event -> what writes it
+_lines: Final[dict[str, _Lines]] = {}
+_MAX_LINES: Final = 1000
+
+
+def _member(key: str, value: object) -> str:
+    return key + _text(value)
+
+
+def _text(value: object) -> str:
+    if type(value) is bytes:
+        return encode_basestring(value.decode("utf-8", "backslashreplace"))
+    return str(value) if type(value) is int else _encode(shown(value))
 
 
 def required(name: str, options: Mapping[str, Any], key: str) -> str:
