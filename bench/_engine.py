@@ -75,6 +75,7 @@ class Work:
         count: recipients, over so many `domains`; octets: of a message, about.
         window: transactions in flight on a connection; connections: at a time, at most.
         tls: with DANE, or in clear.
+        more: further lines of the transport's table, and tables behind it.
     """
 
     count: int
@@ -83,6 +84,7 @@ class Work:
     window: int = 8
     connections: int = 20
     tls: bool = True
+    more: str = ""
 
 
 class Engine:
@@ -93,6 +95,8 @@ class Engine:
         self._work = work
         self._directory = tempfile.mkdtemp(prefix="outrider-bench-", dir=FOLDER)
         self._runs = itertools.count()
+        #: monotonic second at which the last run began to deliver
+        self.began_at = 0.0
 
     def run(self) -> Timing:
         """Deliver to everybody; the time of queueing is left out.
@@ -116,6 +120,7 @@ class Engine:
             new_job = NewJob(SENDER, body, is_template=True, personalised=True, options=options)
             store = core.database.store
             job = load(store, core.engine.owner, new_job, composer, recipients(work), now=time.time).job
+            self.began_at = time.monotonic()
             with Stopwatch() as watch:
                 trio.run(_deliver, core, job.id)
             counts = store.counts(job.id)
@@ -132,13 +137,16 @@ class Engine:
 
 def configuration_text(sink: Sink, work: Work, directory: str) -> str:
     """A configuration that sends everything to the sink."""
-    return _CONFIGURATION.format(
-        directory=directory,
-        nameserver=sink.nameserver,
-        port=sink.port,
-        tls='hosts_require_dane = "*"' if work.tls else 'hosts_avoid_tls = "*"\nhosts_try_dane = ""',
-        window=work.window,
-        connections=work.connections,
+    return (
+        _CONFIGURATION.format(
+            directory=directory,
+            nameserver=sink.nameserver,
+            port=sink.port,
+            tls='hosts_require_dane = "*"' if work.tls else 'hosts_avoid_tls = "*"\nhosts_try_dane = ""',
+            window=work.window,
+            connections=work.connections,
+        )
+        + work.more
     )
 
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from bench._harness import Timing
     from bench._mail import Load
 
-label = "Postfix"
+label = "Postfix, no reuse"
 
 
 def run(load: Load) -> Timing:

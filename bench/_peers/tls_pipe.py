@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 label = "bare pipe"
 
 _READ_OCTETS: Final = 1 << 18
+_BLOCKS_OCTETS: Final = 1 << 27
 
 
 def version() -> str:
@@ -51,12 +52,13 @@ def run(data: tuple[int, int, bool, int]) -> Timing:
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if client_context is not None:
             client = client_context.wrap_socket(client, server_hostname="127.0.0.1")
-        block = os.urandom(octets)
+        # as many as messages would be, so that they do not all lie in the processor's cache
+        blocks = [os.urandom(octets) for _ in range(min(count, _BLOCKS_OCTETS // octets))]
         with client:
             assert reader.recv() == "ready"
             with Stopwatch() as watch:
-                for _ in range(count):
-                    client.sendall(block)
+                for number in range(count):
+                    client.sendall(blocks[number % len(blocks)])
                 found = reader.recv()
     assert found == count * octets, f"{found} octets of {count * octets} came"
     return watch.timing(count)
