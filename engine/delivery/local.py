@@ -3,14 +3,16 @@
 Layer: orchestration.  Spec: issue "Event actions", "Guarantees"; expansion 5.2.
 Who has no `[actions]` in the configuration gets everything run all the same, without processes to look after: one after
 the other, in the order of their commit, in `Events.threads`, beside the thread that mail may wait for.  A lookup that
-cannot be done now keeps its event here: it is tried again later and later, until `give_up` is over, and no event of the
-same message overtakes it.  Many that fail in a row mean that their server is gone, so a round is broken off then.
+cannot be done now keeps its event here: it is tried again later and later, until `give_up` is over.  No event of the
+same message overtakes it; those of others do.  Many that fail in a row mean that their server is gone, so a round is
+broken off then.
 Invariants: an event is told as done only after its program has run, or failed for good; what is left at the end of a
 run is nobody's here, and still in the outbox.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
@@ -49,6 +51,11 @@ class Waiting:
     stored: Stored
     attempts: int = 0
 
+    @property
+    def message(self) -> str:
+        """What its order is kept in: its message; what is of none has no order."""
+        return self.stored.message_id or self.event.key
+
 
 @dataclass(slots=True)
 class _Batch:
@@ -84,11 +91,13 @@ class LocalRunner:
         self._tell = tell
         self._waiting: deque[Waiting] = deque()
         self._wake = trio.Event()
-        #: messages one of whose events waits for a lookup, in this round
+        #: messages one of whose events is put off
         self._blocked: set[str] = set()
         #: lookups that failed in a row
         self._failures = 0
         self._backoff_s = 0.0
+        #: when what was put off is due, on trio's clock
+        self._again_at = math.inf
         #: that a lookup cannot be done has been logged: once until it works again, not once an event
         self._told = False
 
@@ -103,48 +112,60 @@ class LocalRunner:
     async def run(self) -> None:
         """Run what comes, until cancelled."""
         while True:
-            await self._wake.wait()
+            with trio.move_on_at(self._again_at):
+                await self._wake.wait()
             self._wake = trio.Event()
-            await self.round()
-            if self._backoff_s:
-                await trio.sleep(self._backoff_s)
-                self._wake.set()
+            is_due = trio.current_time() >= self._again_at
+            # what is put off holds up nothing but its message, as long as its server seems to be there
+            if is_due or self._failures < MAX_DEFERRALS:
+                await self.round(is_due=is_due)
 
-    async def round(self) -> bool:
-        """One round over everything that waits; False if something has to be tried again."""
-        self._blocked.clear()
-        self._failures = 0
-        kept: deque[Waiting] = deque()
-        while self._waiting and self._failures < MAX_DEFERRALS:
-            batch = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
-            # what has run is told, whoever is cancelled meanwhile
-            with trio.CancelScope(shield=True):
-                found = await trio.to_thread.run_sync(self._run, batch, limiter=self._events.threads)
-            kept += found.again
-            for fact in found.facts:
-                self._tell(fact)
-            for waiting, reason in found.dead:
-                self._on_dead(waiting.event, reason, waiting.attempts)
-            self._on_done(found.done)
-            try:
+    async def round(self, *, is_due: bool = True) -> bool:
+        """One round over everything that waits; False if something has to be tried again.
+
+        Args:
+            is_due: also over the messages that were put off.
+        """
+        if is_due:
+            self._blocked.clear()
+            self._failures = 0
+        before = len(self._blocked)
+        todo = deque([waiting for waiting in self._waiting if waiting.message not in self._blocked])
+        self._waiting = deque([waiting for waiting in self._waiting if waiting.message in self._blocked])
+        again: list[Waiting] = []
+        try:
+            while todo and self._failures < MAX_DEFERRALS:
+                batch = [todo.popleft() for _ in range(min(BATCH, len(todo)))]
+                # what has run is told, whoever is cancelled meanwhile
+                with trio.CancelScope(shield=True):
+                    found = await trio.to_thread.run_sync(self._run, batch, limiter=self._events.threads)
+                again += found.again
+                for fact in found.facts:
+                    self._tell(fact)
+                for waiting, reason in found.dead:
+                    self._on_dead(waiting.event, reason, waiting.attempts)
+                self._on_done(found.done)
                 await trio.lowlevel.checkpoint()
-            except BaseException:
-                self._waiting.extendleft(reversed(kept))
-                raise
-        self._waiting.extendleft(reversed(kept))
+        finally:
+            # those that are put off go behind the others, or a few of them would hold up everything for ever
+            rest = [*again, *todo, *self._waiting]
+            self._waiting = deque([waiting for waiting in rest if waiting.message not in self._blocked])
+            self._waiting += [waiting for waiting in rest if waiting.message in self._blocked]
         if not self._blocked:
-            self._backoff_s = 0.0
+            self._backoff_s, self._again_at = 0.0, math.inf
             self._told = False
             return True
-        first, most = BACKOFF_S
-        self._backoff_s = min(max(first, 2 * self._backoff_s), most)
+        if is_due or not before:
+            first, most = BACKOFF_S
+            self._backoff_s = min(max(first, 2 * self._backoff_s), most)
+            self._again_at = trio.current_time() + self._backoff_s
         return False
 
     def _run(self, batch: Sequence[Waiting]) -> _Batch:
         """In the thread: run a batch."""
         found = _Batch()
         for waiting in batch:
-            message = waiting.stored.message_id
+            message = waiting.message
             if self._failures >= MAX_DEFERRALS or message in self._blocked:
                 found.again.append(waiting)
                 continue

@@ -10,6 +10,7 @@ from engine.delivery.events import label_for, split_label
 from engine.delivery.local import LocalRunner
 from engine.delivery.outbox import Outbox
 from engine.delivery.run import recover_now
+from engine.delivery.stored import Stored, pack_values
 from engine.events import Action, Result
 from engine.expand import Scope
 from engine.queue.model import PROGRAM, OutboxEvent, OutcomeKind, RecipientState
@@ -60,7 +61,7 @@ async def test_events_are_committed_with_the_outcome_and_stay_until_they_have_ru
     """An engine that never comes to run them leaves them for the next."""
     seen: list[list[str]] = []
 
-    async def never(self: LocalRunner) -> bool:
+    async def never(self: LocalRunner, *, is_due: bool = True) -> bool:
         events = self._core.database.store.drain_outbox(self._core.engine.owner, 100)
         seen.append([event.name for event in events])
         return False
@@ -113,6 +114,43 @@ async def test_a_lookup_that_is_away_is_tried_again_in_order(
     await world.run()
     assert ran == ["msg:delivery", "msg:complete"]
     assert world.store._db.execute("SELECT count(*) FROM outbox").fetchone() == (0,)
+
+
+async def test_events_that_never_can_be_run_hold_up_their_message_only(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More of them than it takes to think that a server is away."""
+    monkeypatch.setattr(module, "BACKOFF_S", (0.001, 0.002))
+    ran: list[str] = []
+
+    def lookup(action: Action, scope: Scope) -> Result:
+        who = str(scope.variables["local_part"], "ascii")
+        if who.startswith("bad"):
+            return Result(b"", "the table will not take it", True)
+        ran.append(who)
+        return Result(b"done")
+
+    monkeypatch.setattr(raiser, "run", lookup)
+    world = world_for(make_world, "127.0.0.1:9")
+    events = world.core.events
+    assert events is not None
+    done: list[str] = []
+    runner = LocalRunner(
+        world.core,
+        events,
+        lambda some: done.extend(event.key for event in some),
+        lambda event, reason, attempts: None,
+        lambda fact: None,
+    )
+    names = [*(f"bad{number}" for number in range(2 * module.MAX_DEFERRALS)), *(f"good{number}" for number in range(5))]
+    for number, name in enumerate(names * 2):
+        event = OutboxEvent("msg:delivery", f"{name}/{number}", b"", number + 1, world.clock())
+        stored = Stored("smtp", name, ("local_part",), (), pack_values([name]))
+        assert runner.add_nowait(event, stored)
+    for _ in range(5):
+        assert not await runner.round()
+    assert ran == [*(f"good{number}" for number in range(5))] * 2
+    assert [key.partition("/")[0] for key in done] == ran
 
 
 async def test_a_lookup_that_is_away_for_too_long_makes_dead_letters_that_can_be_tried_again(
