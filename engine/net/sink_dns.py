@@ -10,6 +10,7 @@ Invariants: `answer` never raises; one datagram in, one out, no larger than what
 from __future__ import annotations
 
 import contextlib
+import errno
 import ipaddress
 import socket
 import struct
@@ -36,6 +37,8 @@ TTL_S: Final = 300
 _MAX_CONNECTIONS: Final = 100
 #: seconds for a client to send its next question over TCP
 _IDLE_S: Final = 10.0
+#: ports that are tried where any will do
+_PORTS: Final = 20
 _SOA: Final = "localhost. root.localhost. 1 3600 600 86400 300"
 
 
@@ -107,19 +110,34 @@ async def open_names(names: SinkNames, host: str, port: int) -> AsyncIterator[tu
         OSError: it cannot listen there.
         ValueError: the address is none.
     """
+    datagrams, streams = await _bind(host, port)
+    with datagrams, streams:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_serve_datagrams, names, datagrams)
+            nursery.start_soon(_serve_streams, names, trio.SocketListener(streams))
+            yield host, datagrams.getsockname()[1]
+            nursery.cancel_scope.cancel()
+
+
+async def _bind(host: str, port: int) -> tuple[trio.socket.SocketType, trio.socket.SocketType]:
+    """Sockets for UDP and TCP with one port; of any port, one that both can have, since another may have half of it."""
     family = socket.AF_INET if ipaddress.ip_address(host).version == 4 else socket.AF_INET6
-    with trio.socket.socket(family, socket.SOCK_DGRAM) as datagrams:
-        await datagrams.bind((host, port))
-        bound = datagrams.getsockname()[1]
-        with trio.socket.socket(family, socket.SOCK_STREAM) as streams:
+    for tries_left in reversed(range(1 if port else _PORTS)):
+        datagrams = trio.socket.socket(family, socket.SOCK_DGRAM)
+        streams = trio.socket.socket(family, socket.SOCK_STREAM)
+        try:
+            await datagrams.bind((host, port))
             streams.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            await streams.bind((host, bound))
+            await streams.bind((host, datagrams.getsockname()[1]))
             streams.listen(_MAX_CONNECTIONS)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_serve_datagrams, names, datagrams)
-                nursery.start_soon(_serve_streams, names, trio.SocketListener(streams))
-                yield host, bound
-                nursery.cancel_scope.cancel()
+        except BaseException as error:
+            datagrams.close()
+            streams.close()
+            if not tries_left or not isinstance(error, OSError) or error.errno != errno.EADDRINUSE:
+                raise
+        else:
+            return datagrams, streams
+    raise AssertionError("unreachable")
 
 
 async def _serve_datagrams(names: SinkNames, datagrams: trio.socket.SocketType) -> None:
