@@ -339,6 +339,8 @@ class Session:
         client = self._client
         client.written_octets = 0
         completing = client.completing
+        # of several, or with the next envelope behind it, the last octet may be anywhere
+        is_at_end = len(completing) == 1 and client.ends_with_final
         pieces = client.take_output()
         size = sum(map(len, pieces))
         if size <= BLOCK_OCTETS:
@@ -348,8 +350,7 @@ class Session:
         timeout_s = self._options.data_timeout_s if completing else self._options.command_timeout_s
         try:
             for block in blocks:
-                # Several may end anywhere in here; the end of a single one is the end of the last block.
-                if completing and (len(completing) > 1 or client.written_octets + len(block) == size):
+                if completing and (not is_at_end or client.written_octets + len(block) == size):
                     before_final(completing)
                     client.on_final_handed()
                     completing = []

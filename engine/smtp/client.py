@@ -104,7 +104,7 @@ class Client:
         self._output: list[bytes] = []
         self._completing: list[Flight] = []
         self._results: list[TransactionResult] = []
-        #: the last transaction of those that were handed over together
+        #: the transaction whose last octet is that of the last write
         self._last_handed: Flight | None = None
         self._needs_rset = False
         self._is_over = False
@@ -279,16 +279,24 @@ class Client:
         """The transactions whose last octet is in the output."""
         return [flight.transaction for flight in self._completing]
 
+    @property
+    def ends_with_final(self) -> bool:
+        """Whether the output ends with the last octet of a transaction, not with the envelope of one behind it."""
+        return bool(self._completing) and self._completing[-1] is self._flights[-1]
+
     def take_output(self) -> list[bytes]:
-        """What is to be sent now, in order.  Call `on_final_handed` just before its last octets are handed over."""
+        """What is to be sent now, in order.  Call `on_final_handed` before the first of the last octets of `completing`
+        is handed over."""
         output, self._output = self._output, []
+        self._last_handed = None
         return output
 
     def on_final_handed(self) -> None:
         """From now on the last octet of each of `completing` may be on the wire."""
+        if self.ends_with_final:
+            self._last_handed = self._completing[-1]
         for flight in self._completing:
             flight.final_handed = True
-            self._last_handed = flight
         self._completing.clear()
 
     # Receiving

@@ -70,6 +70,34 @@ async def test_a_large_message_and_many_recipients() -> None:
             assert [message.octets for message in sink.messages] == [large.octets] * 2
 
 
+@pytest.mark.parametrize("offered", [ALL, ("PIPELINING",)], ids=["BDAT", "DATA"])
+async def test_it_is_told_before_the_end_of_a_message_that_has_an_envelope_behind_it(offered: tuple[str, ...]) -> None:
+    """The end of the first message and the envelope of the second go out in one write, and not in one block."""
+    first, second = Content(b"x" * 70 + b"\r\n" * 32_600), Content(b"y\r\n" * 30_000)
+    recipients = tuple(b"recipient-%d@domain.example" % number for number in range(60))
+    sent = [transaction(), transaction(content=first), transaction(*recipients, content=second)]
+    async with open_sink(SinkOptions(server=ServerOptions(extensions=offered), keep_messages=9)) as sink:
+        memory = HostMemory(rung=Rung.WINDOWED, swallows=True)
+        session = await open_session(HOST, sink.port, options(), TlsContexts(), memory)
+        told: list[bytes] = []
+        start_send = session._start_send
+        assert start_send is not None
+
+        def note(block: bytes | memoryview) -> bool:
+            if first.octets[-1000:] in bytes(block):
+                told.append(b"end")
+            return start_send(block)
+
+        session._start_send = note
+        sender = Sender(sent)
+        sender.on_before_final = lambda given: told.extend(each.recipients[0] for each in given)  # type: ignore[method-assign]
+        await sender.run(session)
+        await session.quit()
+        assert sender.error is None
+        assert [message.octets for message in sink.messages] == [given.content.octets for given in sent]
+    assert told == [b"c@d", b"c@d", b"end", recipients[0]]
+
+
 async def test_dsn_parameters_reach_the_server() -> None:
     async with open_sink(SinkOptions(keep_messages=1)) as sink:
         session = await open_session(HOST, sink.port, options(), TlsContexts(), HostMemory())

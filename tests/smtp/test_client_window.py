@@ -32,6 +32,28 @@ def windowed(*keywords: str, window: int = 4, max_flight_octets: int = MAX_FLIGH
     )
 
 
+@pytest.mark.parametrize("is_together", [True, False], ids=["one write", "two writes"])
+@pytest.mark.parametrize("keywords", [CHUNKED, ("PIPELINING",)], ids=["BDAT", "DATA"])
+def test_a_write_that_failed_behind_the_end_of_a_message_leaves_it_in_doubt(
+    keywords: tuple[str, ...], is_together: bool
+) -> None:
+    talk = windowed(*keywords)
+    talk.begin(content=Content(b"x\r\n" * 10_000))
+    if keywords == ("PIPELINING",):
+        talk.client.take_output()
+        talk.hears("250 ok", "250 ok", "354 go")
+    if not is_together:
+        talk.client.take_output()
+        talk.client.on_final_handed()
+    # too large for what may be in flight: its envelope only
+    talk.begin(content=Content(b"y\r\n" * 20_000))
+    assert not talk.client.ends_with_final
+    talk.client.take_output()
+    talk.client.on_final_handed()
+    results, _ = talk.client.on_lost(Loss(LossKind.SEND_FAILED, text="connection reset"))
+    assert [(result.in_doubt, result.untouched) for result in results] == [(True, False), (False, True)]
+
+
 def test_a_host_climbs_from_grouped_to_windowed() -> None:
     talk = Talk(*CHUNKED)
     seen = []
