@@ -16,8 +16,7 @@ from __future__ import annotations
 import ipaddress
 import struct
 from collections import defaultdict
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import dns.flags
 import dns.rcode
@@ -91,8 +90,7 @@ class NotOurs(Exception):
     """The octets answer another question, or nobody's: keep waiting, they may be forged."""
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
+class Question(NamedTuple):
     """One query as sent: what a response must repeat.
 
     Attributes:
@@ -108,8 +106,7 @@ class Question:
     wire: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
+class Response(NamedTuple):
     """What a server said.
 
     Attributes:
@@ -161,8 +158,7 @@ def build_query(name: str, rdtype: str, query_id: int, *, edns: bool = True, cas
     return Question(query_id, labels, rdtype_number, asked, wire + _EDNS if edns else wire)
 
 
-@dataclass(slots=True)
-class _Record:
+class _Record(NamedTuple):
     owner: Labels
     rdtype: int
     ttl: int

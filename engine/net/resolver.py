@@ -18,7 +18,7 @@ from __future__ import annotations
 import secrets
 import socket
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import dns.rcode
 import trio
@@ -83,8 +83,7 @@ class _Failed(Exception):
         self.text = text
 
 
-@dataclass(frozen=True, slots=True)
-class _Said:
+class _Said(NamedTuple):
     """What came of one question to all servers."""
 
     server: Server | None
@@ -226,7 +225,7 @@ class Resolver:
                 break
             target = response.cnames[-1]
             if target in asked or len(cnames) > MAX_CNAMES:
-                said = replace(said, response=None, status=Status.SERVFAIL, error="CNAME loop")
+                said = said._replace(response=None, status=Status.SERVFAIL, error="CNAME loop")
                 break
             asked.add(target)
         return self._answer(name, rdtype, said, cnames, secure, ttl_s)
