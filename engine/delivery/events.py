@@ -254,16 +254,16 @@ class Events(Raiser):
             return
         job = work.context.job
         local_part, _, domain = claim.address.encode().rpartition(b"@")
-        if "\n" in data:
-            data = _one_line(data)
-        told = data.encode("utf-8", "surrogateescape")
-        values = (local_part, domain, message_id.encode(), told, errno, self._core.clock())
+        values = (local_part, domain, message_id.encode(), b"", errno, 0.0)
+        if listener.wants_more:
+            if "\n" in data:
+                data = _one_line(data)
+            values = (*values[:3], data.encode("utf-8", "surrogateescape"), errno, self._core.clock())
         if listener.layout is not None:
-            payload = listener.layout.flat(contact, job.sender, job.created_at, message_id, values)
+            payload = listener.layout.flat(contact, job, values)
             raised.events.append(OutboxEvent(event, key, payload, 0, 0.0, PROGRAM))
         if listener.is_handed:
-            payload = listener.fields.flat(contact, job.sender, job.created_at, message_id, values)
-            raised.events.append(OutboxEvent(event, key, payload))
+            raised.events.append(OutboxEvent(event, key, listener.fields.flat(contact, job, values)))
 
     def _completed_with(
         self, context: JobContext, claim: Claim, message_id: str, raised: Raised, content: bytes = b""

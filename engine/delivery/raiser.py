@@ -64,7 +64,7 @@ class Listener:
         action: the string of event_action, unless that does nothing.
         is_handed: a handler of a worker wants it.
         layout: of what the string is told, if it is not evaluated at once; fields: of what handlers are told.
-        is_flat: an event about a recipient needs no `Happening`.
+        is_flat: an event about a recipient needs no `Happening`; wants_more: its data or the time is told.
     """
 
     row: EventRow
@@ -73,6 +73,7 @@ class Listener:
     layout: Layout | None
     fields: Layout
     is_flat: bool
+    wants_more: bool
 
 
 class Raiser:
@@ -153,7 +154,8 @@ class Raiser:
             layout = _layout(transport, action.scope_names, makers, wants_headers=action.wants_headers)
         fields = _layout(transport, FIELDS[row.name], MAKERS)
         is_flat = (layout.is_flat if layout is not None else action is None) and (fields.is_flat or not is_handed)
-        return Listener(row, action, is_handed, layout, fields, is_flat)
+        wants_more = is_handed or (layout is not None and not layout.wants.isdisjoint(("event_data", "event_time")))
+        return Listener(row, action, is_handed, layout, fields, is_flat, wants_more)
 
     def _forget_listeners(self) -> None:
         # new ones, since another thread may be adding to these

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from ..events import Contact
+    from ..queue.model import Job
 
 _VERSION: Final = 2
 #: lists of names that are remembered; there are as many as events, and some for their strings
@@ -82,7 +83,7 @@ class Layout:
         wants_headers: the header of the message goes with it.
 
     Attributes:
-        is_flat: the others are all among those that `flat` takes.
+        is_flat: the others are all among those that `flat` takes; wants: their names.
     """
 
     def __init__(
@@ -100,9 +101,10 @@ class Layout:
         self._wants_headers = wants_headers
         self._before = b"\x96" + _ring.pack(_VERSION) + _ring.pack(transport)
         self._names = _ring.pack(" ".join(names))
-        self._names_alone = self._names + _ring.pack(()) + b"\xc5"
+        self._names_alone = self._names + _ring.pack(())
         self.is_flat = not wants_headers and all(name in _FLAT for name in names[kept:])
         self._pick = _picker([_FLAT[name] for name in names[kept:]] if self.is_flat else [])
+        self.wants = frozenset(names[kept:])
 
     def payload(self, it: Happening) -> bytes:
         """The payload of an event for the outbox."""
@@ -110,25 +112,27 @@ class Layout:
         headers = it.headers() if self._wants_headers else ()
         return b"".join((self._before, _ring.pack(it.message_id), self._names, _ring.pack(headers), values))
 
-    def flat(self, contact: Contact, sender: str, created_at: float, message_id: str, values: FlatValues) -> bytes:
+    def flat(self, contact: Contact, job: Job, values: FlatValues) -> bytes:
         """As `payload`, for one that `is_flat` and a contact that is about its own certificate.
 
         Args:
+            job: whose message it is.
             values: local part, domain and id of the message, `$event_data`, `$event_defer_errno`, UTC epoch seconds;
-                text as octets.
+                text as octets, and anything for the last three where nobody `wants` them.
         """
         known = contact.kept.get(self)
-        if known is None or known[0] != sender or known[1] != created_at:
-            it = Happening(contact, sender=sender, created_at=created_at)
-            known = contact.kept[self] = sender, created_at, self._head + _members(self._first, it)
+        if known is None or known[0] != job.sender or known[1] != job.created_at:
+            it = Happening(contact, sender=job.sender, created_at=job.created_at)
+            known = contact.kept[self] = job.sender, job.created_at, self._head + _members(self._first, it)
         first = known[2]
         rest = _ring.pack(self._pick(values))[self._rest_head_octets :]
+        message_id = values[2]
         octets = len(first) + len(rest)
-        if octets > _MAX_SHORT:
-            packed = _ring.pack(first + rest)
-            return b"".join((self._before, _ring.pack(message_id), self._names_alone[:-1], packed))
-        length = octets.to_bytes(2)
-        return b"".join((self._before, _ring.pack(message_id), self._names_alone, length, first, rest))
+        if octets < _TABLE and len(message_id) < len(_TEXT):
+            return b"".join(
+                (self._before, _TEXT[len(message_id)], message_id, self._names_alone, _OCTETS[octets], first, rest)
+            )
+        return b"".join((self._before, _ring.pack(message_id.decode()), self._names_alone, _ring.pack(first + rest)))
 
     def values(self, it: Happening) -> bytes:
         """The values of an event alone, as an array."""
@@ -146,8 +150,10 @@ class Layout:
 
 #: local part, domain, id of the message, data, error number, UTC epoch seconds
 FlatValues = tuple[bytes, bytes, bytes, bytes, int, float]
-#: octets whose number msgpack writes in two
-_MAX_SHORT: Final = 0xFFFF
+#: what msgpack writes in front of so many octets, and of a text of so many
+_TABLE: Final = 1024
+_OCTETS: Final = [_ring.pack(bytes(octets))[: -octets or None] for octets in range(_TABLE)]
+_TEXT: Final = [bytes((0xA0 | octets,)) for octets in range(32)]
 
 
 def _picker(numbers: list[int]) -> Callable[[FlatValues], tuple[object, ...]]:

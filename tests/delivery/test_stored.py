@@ -14,6 +14,7 @@ from engine.events import CATALOGUE, Contact, Happening
 from engine.events.catalogue import EventRow
 from engine.events.fields import FIELDS, MAKERS, values_of
 from engine.events.happening import CONTACT_VARIABLES
+from engine.queue.model import Job, JobCounts, JobState
 from engine.tls.facts import TlsFacts
 from engine.tls.selfmade import make_leaf
 
@@ -62,12 +63,13 @@ def test_an_event_of_a_recipient_is_packed_flat_as_it_would_be_from_a_happening(
 ) -> None:
     mine = layout(names)
     assert mine.is_flat
+    assert ("event_data" in names) == ("event_data" in mine.wants)
     where = contact()
     told = data.encode("utf-8", "surrogateescape") if data.isprintable() else b"\x80" * (70_000 if many else 3)
     it = happening(where, data=told, errno=errno, now=now)
-    flat = mine.flat(
-        where, it.sender, it.created_at, it.message_id, (b"ada", b"d.example", it.message_id.encode(), told, errno, now)
-    )
+    counts = JobCounts()
+    job = Job(7, "", it.sender, JobState.ACTIVE, False, False, True, it.created_at, 0.0, None, None, {}, counts)
+    flat = mine.flat(where, job, (b"ada", b"d.example", it.message_id.encode(), told, errno, now))
     found, expected = unpack(flat), unpack(mine.payload(it))
     assert found is not None
     assert expected is not None
