@@ -4,7 +4,7 @@ The action is that of the documentation, in workers, with a PostgreSQL of the te
 test; a hundred thousand recipients and ten rounds are run by
 
     OUTRIDER_KILL_RECIPIENTS=100000 OUTRIDER_KILL_ROUNDS=10 .venv/bin/python -m pytest -s --timeout 3600 \
-        tests/e2e/test_event_kill.py
+        -o faulthandler_timeout=0 tests/e2e/test_event_kill.py
 
 which prints what it found.  Moments are random; what must hold does not depend on them.
 """
