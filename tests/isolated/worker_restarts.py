@@ -35,6 +35,8 @@ CLEAR: Final = re.compile(
     r"(it died|it sent what is no frame: .{5,120}|the worker went before it had its transport: .{5,40})"
     r" \((signal (9|15)|exit status [34])\); the next one starts in 0 s"
 )
+#: what is said beside it of one that had events
+HANDED_ON: Final = re.compile(r"\d+ events that a worker of main had not acknowledged are handed on again")
 
 
 class Engine:
@@ -55,6 +57,8 @@ class Engine:
 
     def log(self, text: bytes, logs: frozenset[str], event: Outgoing | None = None, /) -> None:
         line = text.decode()
+        if HANDED_ON.fullmatch(line):
+            return
         if not CLEAR.fullmatch(line):
             self.unclear.append(line)
         self.lines[re.sub(r"[0-9]+", "N", line).partition(" is gone: ")[2].partition(";")[0]] += 1
