@@ -64,6 +64,9 @@ class Outbox:
         #: numbers of what was handed on and is not acknowledged
         self._held: set[int] = set()
         self._is_full = False
+        #: numbers of what was acknowledged while the queue was being read: that may have found them still
+        self._gone: set[int] = set()
+        self._is_reading = False
         #: there may be something in the queue that was not handed on: nothing may overtake it
         self._must_read = True
         #: more has come since the last look into the queue began
@@ -162,9 +165,14 @@ class Outbox:
         self._is_full = False
         while self._must_read:
             self._has_more = False
-            events = await database.call(database.store.drain_outbox, owner, BATCH, self._after)
+            self._gone.clear()
+            self._is_reading = True
+            try:
+                events = await database.call(database.store.drain_outbox, owner, BATCH, self._after)
+            finally:
+                self._is_reading = False
             for event in events:
-                if event.id not in self._held and not self._hand_on(event):
+                if event.id not in self._held and event.id not in self._gone and not self._hand_on(event):
                     self._is_full = self._must_read = True
                     return False
                 self._after = max(self._after, event.id)
@@ -188,7 +196,7 @@ class Outbox:
         is_taken = True
         if stored is None:
             # nobody here can read it; a person may know another version that does
-            self._bury(event, event.handler or PROGRAM, event.group, "another version has stored it", 0)
+            self._bury(event, event.handler, event.group, "another version has stored it", 0)
             self._forget(event)
         elif event.handler == PROGRAM:
             is_taken = self._hand_on_program(event, stored)
@@ -212,19 +220,16 @@ class Outbox:
         return self._hub.submit_nowait(outgoing)
 
     def _hand_on_to_handlers(self, event: OutboxEvent, stored: Stored) -> bool:
-        if self._hub is None:
+        # one that names its handler is a dead letter that is tried again
+        choice = (f"{event.group}:{event.handler}",) if event.handler else self._events.choice(stored.transport)
+        if self._hub is None or (event.handler and not self._hub.wants(event.name, choice)):
+            if event.handler:
+                self._bury(event, event.handler, event.group, "there is no such handler", 0)
             self._forget(event)
             return True
         outgoing = self._outgoing(event, stored)
         outgoing.shape = self._hub.shape(event.name, stored.names)
-        outgoing.handlers = self._events.choice(stored.transport)
-        if event.handler:
-            # a dead letter that is tried again
-            outgoing.handlers = (f"{event.group}:{event.handler}",)
-            if not self._hub.wants(event.name, outgoing.handlers):
-                self._bury(event, event.handler, event.group, "there is no such handler", 0)
-                self._forget(event)
-                return True
+        outgoing.handlers = choice
         return self._hub.submit_nowait(outgoing)
 
     def _outgoing(self, event: OutboxEvent, stored: Stored) -> Outgoing:
@@ -277,10 +282,10 @@ class Outbox:
 
     async def _acknowledge_now(self) -> None:
         """Take what is done out of the outbox.  Raises StoreError; then it is still to be done."""
-        self._to_acknowledge = trio.Event()
         done, dead = self._done, self._dead
         if not done and not dead:
-            return
+            return  # the event stays, for who waits for it
+        self._to_acknowledge = trio.Event()
         self._done, self._dead = [], []
         try:
             # not cancelled once begun
@@ -290,6 +295,8 @@ class Outbox:
             self._to_acknowledge.set()
             raise
         self._held.difference_update(done)
+        if self._is_reading:
+            self._gone.update(done)
         if self._is_full:
             self.notify()
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from engine.actions import _ring
 from engine.delivery import local as module
 from engine.delivery import raiser
 from engine.delivery.events import label_for, split_label
@@ -213,8 +216,33 @@ async def test_what_another_program_left_becomes_dead_letters(make_world: MakeWo
     await world.run()
     assert world.store._db.execute("SELECT count(*) FROM outbox").fetchone() == (0,)
     assert [(letter.handler, letter.payload) for letter in world.store.dead_letters(10)] == [
-        (PROGRAM, event.payload) for event in strange
+        ("", event.payload) for event in strange
     ]
+
+
+@pytest.mark.parametrize("workers", [False, True])
+async def test_what_is_tried_again_for_a_handler_that_is_not_there_stays_a_dead_letter(
+    make_world: MakeWorld, tmp_path: Path, workers: bool
+) -> None:
+    table = f'[actions]\nworker_sockets = ["crm:{tmp_path}/crm.sock"]' if workers else ""
+    world = make_world(retry=f'pattern = "*"\nrule = "F,1h,5m"\n{table}', main="event_action = '${domain}'")
+    payload = _ring.pack((2, "smtp", "m", "local_part", (), pack_values(["a"])))
+    events = [
+        OutboxEvent("msg:delivery", "m/1", payload, handler="gone", group="main"),
+        OutboxEvent("msg:delivery", "m/2", payload),
+    ]
+    world.store.settle(world.core.engine.owner, (), world.clock(), events=events)
+    await world.run()
+    (letter,) = world.store.dead_letters(10)
+    assert (letter.key, letter.handler, letter.group, letter.reason) == (
+        "m/1",
+        "gone",
+        "main",
+        "there is no such handler",
+    )
+    left = world.store._db.execute("SELECT key FROM outbox").fetchall()
+    # that of no handler waits for the group that is configured, if there is one
+    assert left == ([("m/2",)] if workers else [])
 
 
 async def test_what_the_journal_of_a_dead_engine_tells_is_raised(make_world: MakeWorld) -> None:

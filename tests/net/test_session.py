@@ -90,10 +90,12 @@ async def test_it_is_told_before_the_end_of_a_message_that_has_an_envelope_behin
 
         session._start_send = note
         sender = Sender(sent)
-        sender.on_before_final = lambda given: told.extend(each.recipients[0] for each in given)  # type: ignore[method-assign]
-        await sender.run(session)
+
+        def before_final(transactions: list[Transaction]) -> None:
+            told.extend(each.recipients[0] for each in transactions)
+
+        await session.run(sender.next_transaction, sender.results.extend, before_final)
         await session.quit()
-        assert sender.error is None
         assert [message.octets for message in sink.messages] == [given.content.octets for given in sent]
     assert told == [b"c@d", b"c@d", b"end", recipients[0]]
 
