@@ -85,6 +85,12 @@ class WatchedResolver(Resolver):
         self.answers.setdefault((answer.name, rdtype), answer)
         return answer
 
+    def query_nowait(self, name: str, rdtype: str) -> Answer | None:
+        answer = super().query_nowait(name, rdtype)
+        if answer is not None:
+            self.answers.setdefault((answer.name, rdtype), answer)
+        return answer
+
 
 @dataclass(frozen=True, slots=True)
 class Hop:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import secrets
 import socket
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import dns.rcode
@@ -144,7 +144,14 @@ class Resolver:
 
         Never raises for what DNS does: see `Answer.status`.
         """
-        answer = await self._query(name, rdtype)
+        return self._told(await self._query(name, rdtype))
+
+    def query_nowait(self, name: str, rdtype: str) -> Answer | None:
+        """As `query`, where the answer is kept; None where somebody has to be asked."""
+        answer = self.cached_or_none(name.lower().removesuffix("."), rdtype)
+        return None if answer is None else self._told(answer)
+
+    def _told(self, answer: Answer) -> Answer:
         if self.on_failure is not None and answer.status is not Status.OK:
             self.on_failure(answer)
         return answer
@@ -186,7 +193,7 @@ class Resolver:
         if answer is None:
             return None
         self.counts.cache_hits += 1
-        return answer if answer.is_error else replace(answer, ttl_s=int(self._kept.seconds_left(key)))
+        return answer if answer.is_error else answer.with_ttl(int(self._kept.seconds_left(key)))
 
     def flush(self) -> None:
         """Forget every answer."""

@@ -71,6 +71,9 @@ class SystemHosts:
             name, rdtype, status, addresses=addresses, canonical_name=name, ttl_s=SYSTEM_TTL_S, server="system"
         )
 
+    def query_nowait(self, name: str, rdtype: str) -> Answer | None:
+        """None: nothing is kept here."""
+
 
 def _look_up(name: str, family: socket.AddressFamily) -> tuple[str, ...]:
     found = socket.getaddrinfo(name, None, family, socket.SOCK_STREAM)

@@ -8,7 +8,6 @@ Invariants: an error is not kept here (the resolver keeps it for some seconds); 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
@@ -72,7 +71,6 @@ class TlsaLookup:
         if not answer.is_error:
             octets = sum(map(len, answer.rdata))
             ttl_s = max(answer.ttl_s, MIN_TTL_S)
-            if ttl_s != answer.ttl_s:
-                answer = replace(answer, ttl_s=ttl_s)
+            answer = answer.with_ttl(ttl_s)
             self._kept.put(name, answer, ttl_s, 1 + octets // _UNIT_OCTETS)
         return answer

@@ -66,6 +66,26 @@ class Answer:
     extended_error: str = ""
     server: str = ""
 
+    def with_ttl(self, ttl_s: int) -> Answer:
+        """The same, to be cached for so many seconds."""
+        if ttl_s == self.ttl_s:
+            return self
+        return Answer(
+            self.name,
+            self.rdtype,
+            self.status,
+            self.ad,
+            self.is_ad_trusted,
+            self.mx,
+            self.addresses,
+            self.rdata,
+            self.canonical_name,
+            self.cnames,
+            ttl_s,
+            self.extended_error,
+            self.server,
+        )
+
     @property
     def secure(self) -> bool | None:
         """True for secure, False for insecure, None where the AD bit is not to be believed (DN-3)."""

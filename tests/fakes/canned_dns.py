@@ -43,6 +43,9 @@ class CannedDns:
         self.most_at_once = 0
         self._now = 0
 
+    def query_nowait(self, name: str, rdtype: str) -> Answer | None:
+        """Nothing is kept."""
+
     async def query(self, name: str, rdtype: str) -> Answer:
         self.asked.append((name, rdtype))
         self._now += 1

@@ -170,8 +170,7 @@ class RouterChain:
                     if not router.options.more:
                         break
                 case _:
-                    reasons += verdict.reasons
-                    return replace(verdict, reasons=tuple(reasons))
+                    return replace(verdict, reasons=(*reasons, *verdict.reasons)) if reasons else verdict
         if passed is not None:
             # an error in DNS must not become a failure because no router was left to pass to
             return replace(passed, reasons=(*reasons, *passed.reasons))

@@ -256,9 +256,9 @@ class Router:
 
     async def _dnslookup(self, walk: Walk) -> Verdict:
         domain = walk.address.domain
-        options = replace(
-            await self._search_options(walk, domain), must_have_mx=await self._contains(walk, self._mx_domains, domain)
-        )
+        options = await self._search_options(walk, domain)
+        if await self._contains(walk, self._mx_domains, domain):
+            options = replace(options, must_have_mx=True)
         found = await self._find(walk, HostSearch(domain, options, random=self._around.random), self._around.resolver)
         if isinstance(found, HostList):
             found = apply_self(found, self.options.self_)

@@ -26,6 +26,9 @@ class Asks(Protocol):
 
     async def query(self, name: str, rdtype: str) -> Answer: ...
 
+    def query_nowait(self, name: str, rdtype: str) -> Answer | None:
+        """The answer where it is known, None where it has to be asked for."""
+
 
 async def _at_once(step: Callable[[], None]) -> None:
     step()
@@ -43,17 +46,19 @@ async def find_hosts(search: HostSearch, source: Asks, run: Run = _at_once) -> F
             queries.append(query)
         if not queries:
             raise AssertionError(f"the search for {search.domain} has neither a question nor a result")
-        answers: list[Answer | None] = [None] * len(queries)
+        answers = [source.query_nowait(query.name, query.rdtype) for query in queries]
+        unknown = [number for number, answer in enumerate(answers) if answer is None]
 
         async def ask(number: int, name: str, rdtype: str, into: list[Answer | None] = answers) -> None:
             into[number] = await source.query(name, rdtype)
 
-        if len(queries) == 1:
-            await ask(0, queries[0].name, queries[0].rdtype)
-        else:
+        if len(unknown) == 1:
+            number = unknown[0]
+            await ask(number, queries[number].name, queries[number].rdtype)
+        elif unknown:
             async with trio.open_nursery() as nursery:
-                for number, query in enumerate(queries):
-                    nursery.start_soon(ask, number, query.name, query.rdtype)
+                for number in unknown:
+                    nursery.start_soon(ask, number, queries[number].name, queries[number].rdtype)
         for answer in answers:
             if answer is not None:
                 taken = answer
