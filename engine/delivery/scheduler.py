@@ -28,7 +28,7 @@ from ..errors import DataError
 from ..logs.facts import Fact, FactKind
 from ..policy.wishes import Wish
 from ..queue.store import QueueFull, QueueLocked
-from ..values import parse_address
+from ..values import parse_address, parse_rate
 from .jobs import message_id_of
 from .outcome import EXPIRED_TEXT
 from .routing import Routed, Unrouteable
@@ -60,6 +60,8 @@ CLAIMS_A_TURN: Final = 4
 MAX_ROUTING: Final = 100
 #: sites kept beyond those with work or a connection
 MAX_IDLE_SITES: Final = 20_000
+#: seconds' worth of messages held for a host with a rate; the others go back until their turn is near
+PACED_S: Final = 30.0
 #: seconds between looks for what other processes added to the queue
 POLL_S: Final = 1.0
 #: what the display says while the queue takes nothing; the log has the reason
@@ -92,6 +94,8 @@ class Scheduler:
         self._told = ""
         #: too many stored events wait
         self._is_behind = False
+        #: UTC epoch seconds at which the last of those is due that were given back for the sake of a rate
+        self._paced_until = 0.0
         self.held = 0
 
     def on_settled(self, settled: Settled) -> None:
@@ -221,7 +225,7 @@ class Scheduler:
         return found
 
     async def _is_done(self, due_at: float | None) -> bool:
-        if self.held or not self._drain:
+        if self.held or not self._drain or (due_at is not None and due_at <= self._paced_until):
             return False
         if not self._wait:
             return due_at is None or due_at > self._core.clock()
@@ -324,6 +328,8 @@ class Scheduler:
         if isinstance(route, Routed):
             site = self._site(route, wish, sts)
             max_rcpt = site.transport.options.max_rcpt or math.inf
+            if site.transport.options.message_rate_per_host:
+                members = self._pace(site, members)
             own, shared = _pieces(members, max_rcpt, route.hosts[0].domain)
             site.extend(own)
             for work in shared:
@@ -339,6 +345,28 @@ class Scheduler:
         else:
             for context, claim in members:
                 core.defer_routing(context, claim, route)
+
+    def _pace(self, site: Site, members: list[Member]) -> list[Member]:
+        """Give back those whose turn will not come soon, each until then, so that they do not stand before others.
+
+        Returns:
+            The rest.
+        """
+        options = site.transport.options
+        rate = parse_rate(options.message_rate_per_host)
+        a_message = 1 if members[0][0].is_personalised else options.max_rcpt or len(members)
+        hosts = sum(host.preference == site.hosts[0].preference for host in site.hosts)
+        room = (math.ceil(PACED_S / rate.interval_s * hosts) + rate.burst - site.waiting) * a_message
+        kept = members[: max(0, room)]
+        due_at = max(site.paced_until, self._core.clock() + PACED_S)
+        for index, (_, claim) in enumerate(members[len(kept) :]):
+            if index % a_message == 0:
+                due_at += rate.interval_s / hosts
+            self._core.settlement.release(claim, due_at)
+        if len(kept) < len(members):
+            site.paced_until = due_at
+            self._paced_until = max(self._paced_until, due_at)
+        return kept
 
     def _site(self, route: Routed, wish: Wish, sts: StsAnswer) -> Site:
         hosts = [_identity(host) for host in route.hosts]

@@ -181,9 +181,9 @@ class Settlement:
         self._entries.append(_Entry(outcome, facts, label, claim.attempts > 0, None, events))
         self._notify()
 
-    def release(self, claim: Claim) -> None:
-        """Give a claim back that was not tried."""
-        self._entries.append(_Entry(claim.outcome(OutcomeKind.RELEASED), ()))
+    def release(self, claim: Claim, due_at: float | None = None) -> None:
+        """Give a claim back that was not tried, to be claimed at its time, or not before `due_at`."""
+        self._entries.append(_Entry(claim.outcome(OutcomeKind.RELEASED, next_attempt_at=due_at), ()))
         self._notify()
 
     def defer(self, deferral: Deferral, label: str = "", events: Sequence[OutboxEvent] = ()) -> None:

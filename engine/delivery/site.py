@@ -88,6 +88,7 @@ class Site:
         decisions: host number -> what the options say of it, where nothing that can change was looked at.
         policies: host number -> what TLS must prove, until it has to be looked up again.
         ways: host number -> the options of its connections, as made of these last.
+        paced_until: UTC epoch seconds at which the last of those is due that were given back for the sake of a rate.
         is_shared: it has had work of another domain than that of its hosts.
         by_domain: names of the next hop count in the policy of a host (DN-11): no more domains are to be added.
         connections: connection tasks alive; connections_to: the same by host number; established_to: those with a
@@ -106,6 +107,7 @@ class Site:
     records: dict[int, RetryRecord] = field(default_factory=dict)
     is_judged: bool = False
     judged_at: float = 0.0
+    paced_until: float = 0.0
     memory: dict[int, HostMemory] = field(default_factory=dict)
     decisions: dict[int, HostDecisions] = field(default_factory=dict)
     policies: dict[int, Policy] = field(default_factory=dict)

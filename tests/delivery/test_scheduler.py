@@ -304,3 +304,33 @@ async def test_nothing_new_begins_while_too_many_events_wait(
     ]
     assert world.core.progress.phase == ""
     other.journal.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("personalised", [True, False])
+async def test_what_a_rate_holds_up_for_long_goes_back_until_its_turn(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch, personalised: bool
+) -> None:
+    """It must not stand before others; a run that drains the queue stays for it."""
+    monkeypatch.setattr("engine.delivery.scheduler.PACED_S", 0.5)
+    async with open_sink(SinkOptions(track=True)) as sink:
+        transport = 'message_rate_per_host = "40/s"\nhosts_require_tls = ""\nmax_rcpt = 2'
+        world = make_world(hosts=sink_host(sink), main="claim_size = 20", transport=transport, clock=RealClock())
+        names = [f"u{number}@d.example" for number in range(100 if personalised else 200)]
+        world.add_job(*names, personalised=personalised)
+        released: list[float] = []
+        settle = world.store.settle
+
+        def watch(owner: int, outcomes: Any, *arguments: Any, **options: Any) -> Any:
+            released.extend(outcome.next_attempt_at for outcome in outcomes if outcome.kind is OutcomeKind.RELEASED)
+            return settle(owner, outcomes, *arguments, **options)
+
+        monkeypatch.setattr(world.store, "settle", watch)
+        with trio.fail_after(30):
+            await world.run()
+        assert sink.counts.duplicates == 0
+        assert sink.counts.recipients == len(names)
+        assert 100 <= sink.counts.messages <= 110, "recipients of one message stay together, but for where claims end"
+    assert {world.state(name)[0] for name in names} == {D}
+    assert released
+    assert len(released) <= len(names), "each goes back once, not again and again"
