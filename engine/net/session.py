@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 #: octets handed to the stream at a time; each has `data_timeout_s`
 BLOCK_OCTETS: Final = 64 * 1024
+#: by how much of itself a timeout may be longer than it is said to be
+_SLACK: Final = 1 / 64
 #: octets of replies kept while a write is under way
 EARLY_OCTETS: Final = 256 * 1024
 #: seconds for what a server still says after 421, and for its answer to QUIT
@@ -319,7 +321,7 @@ class Session:
                 return None
             if client.reply_count != seen:
                 seen = client.reply_count
-                scope.deadline = trio.current_time() + self._reply_timeout_s()
+                _put_off(scope, self._reply_timeout_s())
             octets_or_loss = await receive(self._stream)
             if isinstance(octets_or_loss, Loss):
                 return octets_or_loss
@@ -355,7 +357,7 @@ class Session:
                     client.on_final_handed()
                     completing = []
                 if self._start_send is None or not self._start_send(block):
-                    scope.deadline = trio.current_time() + timeout_s
+                    _put_off(scope, timeout_s)
                     await self._send_reading(block)
                 client.written_octets += len(block)
         except trio.BrokenResourceError as error:
@@ -407,6 +409,14 @@ class Session:
         if self._client.failure is not None:
             self._client.memory.on_disorder()
             self._is_broken = True
+
+
+def _put_off(scope: trio.CancelScope, seconds: float) -> None:
+    """Let the scope last for so long, or a little more: to move its deadline costs as much as a message."""
+    at = trio.current_time() + seconds
+    latest = at + seconds * _SLACK
+    if not at <= scope.deadline <= latest:
+        scope.deadline = latest
 
 
 def _blocks(pieces: list[bytes]) -> Iterator[bytes | memoryview]:

@@ -58,7 +58,7 @@ async def test_a_stall(opening: str, phase: str, autojump_clock: trio.testing.Mo
         session = await open_on(stream)
         started = trio.current_time()
         sender = await Sender().run(session)
-        assert trio.current_time() - started == timeout_s
+        assert timeout_s <= trio.current_time() - started <= timeout_s * 65 / 64
         await session.aclose()
     assert sender.error is not None
     written = f" ({SIZE} bytes written)" if phase == "end of data" else ""
@@ -166,7 +166,7 @@ async def test_a_server_that_dribbles_its_reply(autojump_clock: trio.testing.Moc
         session = await open_on(stream)
         started = trio.current_time()
         sender = await Sender().run(session)
-        assert trio.current_time() - started == 300
+        assert 300 <= trio.current_time() - started <= 305
         assert sender.message == "SMTP timeout after MAIL FROM:<a@b>"
         await session.aclose()
 
