@@ -7,6 +7,7 @@ engine that listens at a socket (`attach.paths`), whenever it comes, and starts 
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import signal
 import socket
@@ -52,6 +53,8 @@ def serve(
             control = socket.socket(fileno=control_fd)
         except OSError as error:
             raise ActionError(f"descriptor {control_fd} is no socket: {error.strerror}") from None
+        # an event makes some dozens of objects and no cycle
+        gc.set_threshold(20_000, 20, 50)
         # the engine tells when it is enough; Ctrl-C is not for us
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         run_worker(Worker(), control)
