@@ -32,8 +32,8 @@ from fakes.private_postgresql import PrivatePostgresql
 
 pytestmark = pytest.mark.slow
 
-RECIPIENTS: Final = int(os.environ.get("OUTRIDER_KILL_RECIPIENTS", "600"))
-ROUNDS: Final = int(os.environ.get("OUTRIDER_KILL_ROUNDS", "2"))
+RECIPIENTS: Final = int(os.environ.get("OUTRIDER_KILL_RECIPIENTS", "400"))
+ROUNDS: Final = int(os.environ.get("OUTRIDER_KILL_ROUNDS", "1"))
 WORKERS: Final = 2
 #: seconds without any progress after which something is wrong
 _PATIENCE_S: Final = 60.0

@@ -13,8 +13,10 @@ from typing import Final
 import pytest
 
 from fakes.engine_world import RealClock, World, make_world_in
-from fakes.event_probe import PLACE, Recorder, Seen
+from fakes.event_probe import LOGWRITE, PLACE, Recorder, Seen, seen_in
 from fakes.event_scenarios import SCENARIOS, Scenario, events_of_exim, hosts_of, settings
+from fakes.outrider import Outrider
+from fakes.searching import in_thread
 
 
 @pytest.fixture
@@ -107,15 +109,19 @@ async def test_exim_raises_the_same(name: str, tmp_path: Path, seen: Recorder) -
     await run_engine(scenario, tmp_path)
     for without in (lambda event: event == "tcp:close", lambda event: event.startswith("msg:") and "host" not in event):
         assert in_order(seen.raised, scenario, without) == in_order(theirs, scenario, without)
-    differences = [
+    assert differences(theirs, seen.raised, scenario) == []
+
+
+def differences(theirs: Sequence[Seen], ours: Sequence[Seen], scenario: Scenario) -> list[tuple[str, str, str, str]]:
+    """Event, variable, Exim's value and ours, where no departure allows it."""
+    return [
         (mine.name, variable, its[variable], mine[variable])
-        for its, mine in pairs_of(theirs, seen.raised, scenario)
+        for its, mine in pairs_of(theirs, ours, scenario)
         for variable in its.values
         if its[variable] != mine[variable]
         and not (scenario.library and variable == "event_data")
         and not (variable in DEPARTURES and DEPARTURES[variable](its, mine))
     ]
-    assert differences == []
 
 
 def pairs_of(theirs: Sequence[Seen], ours: Sequence[Seen], scenario: Scenario) -> list[tuple[Seen, Seen]]:
@@ -159,3 +165,31 @@ async def test_the_variables_of_a_delivery(tmp_path: Path, seen: Recorder) -> No
         "verify_mode": "",
     }
     assert {name: delivery[name] for name in expected} == expected
+
+
+# --- the same text in both configurations -----------------------------------------------------------------------------
+
+
+async def test_an_acl_that_workers_run_sees_what_that_of_exim_sees(tmp_path: Path) -> None:
+    """`event_action` and ACL word for word, through the command, the outbox and an action worker."""
+    scenario = SCENARIOS["one of three fails, one is put off"]
+    theirs = await events_of_exim(scenario)
+    action = "event_action = '${acl{note}}'"
+    tables = f"[acls]\nnote = '''\naccept {LOGWRITE}\n'''\n[actions]\nworkers = 1"
+    async with hosts_of(scenario, ":") as hosts:
+        port = int(hosts.rpartition(":")[2])
+        user = Outrider(tmp_path, port, main=action, transport=f"{action}\nconnections_per_host = 1")
+        user.config.write_text(f"{user.config.read_text()}\n{tables}\n".replace("remote_smtp", "smtp"))
+        (tmp_path / "to.csv").write_text("email\n" + "\n".join(scenario.to) + "\n")
+        message = user.message("From: a@sender.example\nSubject: x\n\nbody\n")
+        await in_thread(user.send, "to.csv", message)
+    ours = seen_in(user.log_text())
+    # stored events are run when their outcome is on disk, so each kind has an order of its own
+    for is_stored in (True, False):
+        order = [[event.pair for event in events if is_kept(event) is is_stored] for events in (theirs, ours)]
+        assert order[0] == order[1]
+    assert differences(theirs, ours, scenario) == []
+
+
+def is_kept(event: Seen) -> bool:
+    return event.name.startswith("msg:")
