@@ -331,7 +331,7 @@ async def test_of_a_large_message_only_the_last_block_is_in_doubt(autojump_clock
         assert sender.error.scope is Scope.HOST
         # The small pieces before the content are a block of their own.
         assert sender.message.startswith("SMTP timeout after sending data block (65")
-        assert trio.current_time() == pytest.approx(200, abs=1)
+        assert trio.current_time() == pytest.approx(200, rel=1 / 64)
 
 
 # Between two messages
