@@ -36,6 +36,8 @@ _HEALTHY_S: Final = 30.0
 _END_S: Final = 5.0
 #: how long the kernel may take to tell of the end of one whose link is over
 _DEAD_S: Final = 0.2
+#: pause after a connection of a worker could not be accepted
+_BREATH_S: Final = 1.0
 #: workers that may be attached to one socket at one time
 MAX_ATTACHED: Final = 64
 
@@ -121,7 +123,10 @@ class Supervisor:
 
     async def _live(self, number: int) -> str:
         """One life of a worker; returns how it ended."""
-        ours, theirs = socket.socketpair()
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as error:
+            return f"it cannot be started: {error.strerror or error}"
         try:
             try:
                 process = await trio.lowlevel.open_process(
@@ -154,7 +159,11 @@ class Supervisor:
 
 async def _serve(hub: Hub, sock: socket.socket, group: str, settings: Mapping[str, Any], ring_octets: int) -> str:
     """Hand a transport over and serve the worker; returns why it ended."""
-    transport, kind, descriptors = make_pair(ring_octets)
+    try:
+        transport, kind, descriptors = make_pair(ring_octets)
+    except OSError as error:
+        sock.close()
+        return f"there is no transport for it: {error.strerror or error}"
     sock.setblocking(False)
     try:
         attach.hand_over(sock, kind, descriptors)
@@ -230,7 +239,13 @@ async def serve_socket(
 
     async def accept(nursery: trio.Nursery) -> None:
         while True:
-            accepted, _ = await listener.accept()
+            try:
+                accepted, _ = await listener.accept()
+            except OSError as error:
+                # no descriptors left, most likely: mail needs them too, and gives them back
+                log(f"no action worker can attach itself now: {error.strerror or error}".encode(), _MAIN_LOG)
+                await trio.sleep(_BREATH_S)
+                continue
             sock = socket.socket(fileno=accepted.detach())
             who = attach.credentials(sock)
             name = f"action worker of {options.group}" + (f" (process {who.pid}, user {who.uid})" if who else "")

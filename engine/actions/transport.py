@@ -296,6 +296,9 @@ def make_pair(octets: int = RING_OCTETS, *, kind: int | None = None) -> tuple[Tr
     Returns:
         The engine's end, the kind, and the descriptors of the worker's end; the caller closes these when they have
         been handed over.
+
+    Raises:
+        OSError: the machine, or this process, has no room for it; nothing is left open.
     """
     if kind is None:
         kind = RINGS if hasattr(os, "memfd_create") and hasattr(os, "eventfd") else PIPE
@@ -303,15 +306,22 @@ def make_pair(octets: int = RING_OCTETS, *, kind: int | None = None) -> tuple[Tr
         ours, theirs = socket.socketpair()
         return Pipe(ours), PIPE, [theirs.detach()]
     size = _ring.octets_needed(octets, octets)
-    fd = os.memfd_create("outrider-ring", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.ftruncate(fd, size)
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-    memory = mmap.mmap(fd, size)
-    _ring.lay_out(memory, octets, octets)
     flags = os.EFD_CLOEXEC | os.EFD_NONBLOCK
-    engine, worker = os.eventfd(0, flags), os.eventfd(0, flags)
-    end = Rings(memory, engine, worker, 0)
-    return end, RINGS, [fd, os.dup(worker), os.dup(engine)]
+    with contextlib.ExitStack() as undo:
+
+        def kept(fd: int) -> int:
+            undo.callback(os.close, fd)
+            return fd
+
+        fd = kept(os.memfd_create("outrider-ring", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
+        os.ftruncate(fd, size)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        engine, worker = kept(os.eventfd(0, flags)), kept(os.eventfd(0, flags))
+        theirs = [fd, kept(os.dup(worker)), kept(os.dup(engine))]
+        memory = mmap.mmap(fd, size)
+        undo.pop_all()
+    _ring.lay_out(memory, octets, octets)
+    return Rings(memory, engine, worker, 0), RINGS, theirs
 
 
 def open_end(kind: int, descriptors: Sequence[int]) -> Transport:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
+import resource
 import select
 import signal
 import socket
@@ -20,6 +22,7 @@ import pytest
 import trio
 
 from engine.actions import attach
+from engine.actions import supervisor as supervisor_module
 from engine.actions.channel import Outgoing
 from engine.actions.hub import Hub
 from engine.actions.programs import Settings
@@ -142,6 +145,68 @@ async def test_a_worker_that_cannot_be_started_is_told_and_tried_later_and_later
         nursery.cancel_scope.cancel()
     assert [line.rsplit(" ", 2)[1] for line in told.lines] == ["0.01", "0.02", "0.04", "0.05"]
     assert "it cannot be started: No such file or directory" in told.lines[0]
+
+
+@contextlib.contextmanager
+def descriptors_left(count: int) -> Iterator[None]:
+    """This process can open so many more."""
+    free = os.dup(0)
+    os.close(free)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + count, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def open_descriptors() -> set[str]:
+    return set(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="there is no /proc to count descriptors in")
+@pytest.mark.parametrize("left", [0, 1, 2, 4, 7])
+async def test_a_worker_for_which_there_are_no_descriptors_is_started_later(left: int) -> None:
+    told = Told()
+    command = [sys.executable, str(ROGUE), "dies at once"]
+    supervisor = Supervisor(told.make_hub(), 1, log=told.log, command=command, restart=QUICK)
+    before = open_descriptors()
+    async with trio.open_nursery() as nursery:
+        with descriptors_left(left):
+            nursery.start_soon(supervisor.run)
+            await until(lambda: told.lines)
+        assert "Too many open files" in told.lines[0]
+        lines = len(told.lines)
+        await until(lambda: any("(exit status 3)" in line for line in told.lines[lines:]))
+        nursery.cancel_scope.cancel()
+    assert open_descriptors() == before
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="there is no /proc to count descriptors in")
+@pytest.mark.parametrize("left", [0, 1, 3, 6])
+async def test_a_worker_that_attaches_itself_when_there_are_no_descriptors_may_come_again(
+    place: Path, left: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor_module, "_BREATH_S", 0.01)
+    told = Told()
+    hub = told.make_hub()
+    path = str(place / "crm.sock")
+    async with trio.open_nursery() as nursery:
+        options = SocketOptions(group="crm", path=path)
+        await nursery.start(functools.partial(serve_socket, hub, options, log=told.log))
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        before = open_descriptors()
+        with descriptors_left(left):
+            sock.connect(path)
+            await until(lambda: any("Too many open files" in line for line in told.lines))
+        if left:
+            assert open_descriptors() == before
+        sock.close()
+        again = attach.connect(path)
+        transport = await trio.to_thread.run_sync(attach.receive, again)
+        transport.close()
+        again.close()
+        nursery.cancel_scope.cancel()
 
 
 async def test_hundreds_of_restarts_leave_nothing_behind() -> None:
