@@ -5,13 +5,14 @@ It shows what a sink can take, and nothing of what sending mail takes.
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
 from contextlib import ExitStack
 from typing import Final, Self
 
 _TAKEN: Final = b"250 2.0.0 Ok: queued as "
-_HEADER: Final = b"Message-ID: <%010d@bench.test>\r\nSubject: x\r\n\r\n"
+_HEADER: Final = b"Message-ID: <%b.%010d@bench.test>\r\nSubject: x\r\n\r\n"
 _LINE: Final = b"x" * 76 + b"\r\n"
 #: octets that one connection takes without waiting for the sink to read
 _SEND_OCTETS: Final = 1 << 20
@@ -36,9 +37,10 @@ class Flights:
         self._connections = connections
         self._window = window
         self._tls = tls
+        token = os.urandom(8).hex().encode()
         body = _LINE * max(octets // len(_LINE), 1)
         self._flights = [
-            b"".join(_transaction(start + number, body) for number in range(window))
+            b"".join(_transaction(token, start + number, body) for number in range(window))
             for start in range(0, count, window)
         ]
         self.count = len(self._flights) * window
@@ -78,8 +80,8 @@ class Flights:
         self._stack.close()
 
 
-def _transaction(number: int, body: bytes) -> bytes:
-    content = _HEADER % number + body
+def _transaction(token: bytes, number: int, body: bytes) -> bytes:
+    content = _HEADER % (token, number) + body
     head = b"MAIL FROM:<a@b.test>\r\nRCPT TO:<r%d@d.test>\r\nBDAT %d LAST\r\n" % (number, len(content))
     return head + content
 

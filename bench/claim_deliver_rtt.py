@@ -66,6 +66,10 @@ def _figure(bench: Harness, sink_core: int) -> None:
 
 
 def _beside(bench: Harness, cores: list[int]) -> None:
+    with Sink(core=cores[-1]) as sink, peer("bdat_pipe", bench.note, core=cores[0]) as ceiling:
+        if ceiling is not None:
+            load = sink.load(bench.size(20_000, 400), connections=CONNECTIONS)
+            bench.measure("0 ms, what the sink can take", sink.judged(ceiling, load), runs=1, warm_up=False)
     with Sink(core=cores[-1], delay_s=_DELAY_MS / 1000) as sink:
         for name, round_trips in list(_PEERS.items())[: 1 if bench.quick else None]:
             with peer(name, bench.note, core=cores[0]) as contender:
