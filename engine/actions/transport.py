@@ -317,11 +317,11 @@ def make_pair(octets: int = RING_OCTETS, *, kind: int | None = None) -> tuple[Tr
         os.ftruncate(fd, size)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
         engine, worker = kept(os.eventfd(0, flags)), kept(os.eventfd(0, flags))
-        theirs = [fd, kept(os.dup(worker)), kept(os.dup(engine))]
+        descriptors = [fd, kept(os.dup(worker)), kept(os.dup(engine))]
         memory = mmap.mmap(fd, size)
         undo.pop_all()
     _ring.lay_out(memory, octets, octets)
-    return Rings(memory, engine, worker, 0), RINGS, theirs
+    return Rings(memory, engine, worker, 0), RINGS, descriptors
 
 
 def open_end(kind: int, descriptors: Sequence[int]) -> Transport:
