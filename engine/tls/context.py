@@ -18,7 +18,7 @@ import pathlib
 import re
 from collections import OrderedDict
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -60,6 +60,9 @@ _SHARES: Final = {
     "x25519": b"?X25519MLKEM768:?SecP256r1MLKEM768:?curveSM2MLKEM768/?*X25519:?secp256r1:DEFAULT",
     "secp256r1": b"?X25519MLKEM768:?SecP256r1MLKEM768:?curveSM2MLKEM768/?X25519:?*secp256r1:DEFAULT",
 }
+
+#: not in the bindings of every version
+_set_groups: Final[Any] = getattr(lib, "SSL_set1_curves_list", None)
 
 _Key = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey
 _PRIVATE_KEY: Final = re.compile(rb"-----BEGIN ([A-Z ]*PRIVATE KEY)-----.*?-----END \1-----", re.DOTALL)
@@ -186,7 +189,7 @@ class TlsContexts:
             connection.set_tlsext_host_name(plan.sni.encode("ascii"))
         host = (host_name, endpoint)
         group = self._groups.get(host)
-        if group is not None and lib.SSL_set1_curves_list(connection._ssl, _SHARES[group]) != 1:
+        if group is not None and _set_groups is not None and _set_groups(connection._ssl, _SHARES[group]) != 1:
             lib.ERR_clear_error()
         key = None
         stored = None
