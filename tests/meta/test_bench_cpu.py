@@ -58,4 +58,4 @@ def test_all_processes_of_a_peer_are_counted() -> None:
     process.communicate(timeout=20)
     # time.process_time of a forked process begins at zero; a tick is what ended children are counted in
     assert used >= 0.4 - 0.02
-    assert used < 1.0
+    assert used < 0.75  # and none twice
