@@ -127,7 +127,8 @@ class Events(Raiser):
                 # the message ends after what the action wrote
                 line.completes = False
                 raised.facts.append(line.completion())
-            self._completed(work.context, work.message_id, raised, claim, content)
+            if self.listens("", "msg:complete") is not None:
+                self._completed(work.context, work.message_id, raised, claim, content)
         return raised
 
     def on_failed(
