@@ -37,6 +37,12 @@ begin retry
 """
 
 
+class _Exim(Exim):
+    """With the log lines that it writes by default."""
+
+    log_selector = ""
+
+
 def version() -> str:
     """That of Exim."""
     return _real.version("exim4-base", Exim)
@@ -46,7 +52,7 @@ def run(load: Load) -> Timing:
     """Relay a load."""
     tls = "hosts_require_tls = *\n  tls_tempfail_tryclear = false" if load.tls else "hosts_avoid_tls = *"
     extra = _MAIN.format(port=load.port, connections=load.connections, tls=tls)
-    relay = _servers.Relay(lambda: Exim(extra=extra), lambda _: None, _release, Exim.count, is_started_again=False)
+    relay = _servers.Relay(lambda: _Exim(extra=extra), lambda _: None, _release, Exim.count, is_started_again=False)
     return relay.run(load)
 
 

@@ -70,7 +70,7 @@ smtputf8_advertise_hosts = *
 pipelining_advertise_hosts = *
 chunking_advertise_hosts = *
 dsn_advertise_hosts = *
-log_selector = +all -arguments -pid
+log_selector = {log_selector}
 {tls}
 acl_smtp_rcpt = accept
 acl_smtp_data = accept
@@ -82,6 +82,7 @@ class Exim(Receiver):
     """A real Exim; see `Receiver`."""
 
     name = "exim"
+    log_selector = "+all -arguments -pid"
     complaint_marks = (
         "synchronization error",
         "protocol violation",
@@ -128,6 +129,7 @@ class Exim(Receiver):
             host=self.host,
             port=self.port,
             tls=tls,
+            log_selector=self.log_selector,
             extra=self.extra,
         )
         self._configuration = self._place.file("exim.conf", text)
