@@ -40,8 +40,6 @@ if TYPE_CHECKING:
 RECOVER_INTERVAL_S: Final = 15.0
 #: seconds between looks for jobs that have expired
 EXPIRY_INTERVAL_S: Final = 10.0
-#: seconds between looks into the outbox
-OUTBOX_INTERVAL_S: Final = 1.0
 #: seconds between looks at how far actions are behind
 LAG_INTERVAL_S: Final = 1.0
 #: seconds between two sweeps of old retry records
@@ -84,7 +82,7 @@ async def run(core: Core, *, job_id: int | None = None, drain: bool = True, wait
                 outer.start_soon(core.settlement.run)
                 async with trio.open_nursery() as chores:
                     _start_chores(core, scheduler, chores, outbox)
-                    is_told = await _deliver(core, scheduler)
+                    is_told = await _deliver(core, scheduler, outbox)
                     chores.cancel_scope.cancel()
                 scheduler.release_waiting()
                 core.settlement.close()
@@ -98,14 +96,12 @@ async def run(core: Core, *, job_id: int | None = None, drain: bool = True, wait
         # an expansion that nobody waits for any more may still be looking something up
         async with core.threads:
             pass
-    if outbox is None:
-        await core.settlement.drain_outbox()
-    else:
+    if outbox is not None:
         await _look_at_outbox(core)
     await core.database.call(core.database.store.retire, core.engine, core.clock())
 
 
-async def _deliver(core: Core, scheduler: Scheduler) -> bool:
+async def _deliver(core: Core, scheduler: Scheduler, outbox: Outbox | None) -> bool:
     """Deliver to the end; True if that came from outside."""
     is_told = False
     cut_off = trio.CancelScope()
@@ -114,7 +110,7 @@ async def _deliver(core: Core, scheduler: Scheduler) -> bool:
         with cut_off:
             async with trio.open_nursery() as workers:
                 core.pool = Pool(core, workers)
-                await _recover(core)
+                await _recover(core, outbox)
                 await core.limits.begin()
                 watch.start_soon(core.limits.run)
                 async with trio.open_nursery() as routes:
@@ -151,9 +147,7 @@ def _start_chores(core: Core, scheduler: Scheduler, nursery: trio.Nursery, outbo
         (EXPIRY_INTERVAL_S, scheduler.fail_expired),
         (SWEEP_INTERVAL_S, lambda: _sweep(core)),
     )
-    if outbox is None:
-        chores += ((OUTBOX_INTERVAL_S, core.settlement.drain_outbox),)
-    else:
+    if outbox is not None:
         chores += ((LAG_INTERVAL_S, lambda: _look_at_outbox(core)),)
     for interval_s, chore in chores:
         nursery.start_soon(_repeat, core, interval_s, chore)
@@ -208,7 +202,7 @@ async def _sweep(core: Core) -> None:
     await core.database.call(core.database.store.drop_retry_records, before)
 
 
-async def _recover(core: Core, outbox: Outbox | None = None) -> None:
+async def _recover(core: Core, outbox: Outbox | None) -> None:
     await core.database.call(recover_now, core)
     if outbox is not None:
         outbox.look_again()
@@ -225,7 +219,7 @@ def recover_now(core: Core) -> None:
         core.engine.owner,
         core.clock(),
         in_doubt_delay_s=core.config.main.in_doubt_delay,
-        describe=None if core.events is None else partial(_events_of, core, core.events),
+        describe=partial(_events_of, core, core.events),
         witness=log_before_the_commit,
     )
     if core.events is not None and recovery.completed:
@@ -241,8 +235,9 @@ def recover_now(core: Core) -> None:
             f" {doubtful} in doubt, {kinds.total() - doubtful - ended} settled from the journal,"
             f" {recovery.released} given back{f', {ended} cancelled' if ended else ''}"
         )
-    if recovery.events and core.events is not None:
-        notes.append(f"{recovery.events} events that it had not seen acknowledged are handed on again")
+    if recovery.events:
+        what = "wait for an engine that listens to events" if core.events is None else "are handed on again"
+        notes.append(f"{recovery.events} events that it had not seen acknowledged {what}")
     notes += [
         f"job {job_id} is held: its loading was cut off after part of it could have been sent"
         for job_id in recovery.held_jobs
@@ -253,8 +248,10 @@ def recover_now(core: Core) -> None:
         core.log.write(facts)
 
 
-def _events_of(core: Core, events: Events, recovered: Recovered) -> list[OutboxEvent]:
+def _events_of(core: Core, events: Events | None, recovered: Recovered) -> list[OutboxEvent]:
     """The events of one recipient whose engine could not raise them.  In the queue's thread."""
+    if events is None:
+        return []
     if recovered.kind is RecoveryKind.CANCELLED:
         return raise_cancelled(core, (recovered,)).events
     context = core.jobs.load_now_or_none(recovered.job_id)

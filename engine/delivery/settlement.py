@@ -44,8 +44,6 @@ MAX_LAST_COMMITS: Final = 5
 #: most outcomes in one commit; keeps one transaction and its lock short (some 100 ms), and yet takes what a turn of the
 #: event loop with hundreds of TLS handshakes in it can bring
 MAX_BATCH: Final = 10_000
-#: events taken from the outbox at a time
-_OUTBOX_BATCH: Final = 500
 
 
 class StoreThread:
@@ -241,15 +239,6 @@ class Settlement:
         """Let `run` end once everything is committed."""
         self._closing = True
         self._notify()
-
-    async def drain_outbox(self) -> None:
-        """Drop the events that are committed: for an engine where nobody listens to any."""
-        store = self._database.store
-        while True:
-            events: list[OutboxEvent] = await self._database.call(store.drain_outbox, self._engine.owner, _OUTBOX_BATCH)
-            if not events:
-                return
-            await self._database.call(store.ack_outbox, [event.id for event in events])
 
     async def _commit(self) -> None:
         entries, self._entries = self._entries[:MAX_BATCH], self._entries[MAX_BATCH:]

@@ -107,3 +107,17 @@ async def test_an_event_of_another_version_is_kept_for_whom_it_was(make_world: M
     assert (letter.handler, letter.payload, letter.reason) == (handler, b"?", "another version has stored it")
     assert handed == []
     assert world.store.outbox_size() == 0
+
+
+async def test_an_engine_that_listens_to_no_event_leaves_those_of_others_alone(make_world: MakeWorld) -> None:
+    """Such as a `send` by another configuration, beside or after an engine that was killed."""
+    world = make_world(hosts="127.0.0.1:9")
+    assert world.core.events is None
+    dead = world.store.register(world.clock())
+    world.store.settle(dead.owner, (), world.clock(), events=[event(1), event(2)])
+    dead.journal.close()
+    await world.run()
+    assert "2 events that it had not seen acknowledged wait for an engine that listens to events" in world.log.lines
+    heir = world.store.register(world.clock())
+    assert world.store.adopt_outbox(heir.owner) == 2
+    assert [left.key[:2] for left in world.store.drain_outbox(heir.owner, 10)] == ["m1", "m2"]

@@ -11,7 +11,7 @@ import trio
 from engine.delivery.settlement import Deferral
 from engine.errors import StoreError
 from engine.logs.facts import FactKind
-from engine.queue.model import Claim, OutboxEvent, OutcomeKind, RecipientState
+from engine.queue.model import Claim, OutcomeKind, RecipientState
 from engine.queue.rules import Failure
 from engine.queue.schedule import recipient_key
 from engine.queue.store import QueueCorrupt, QueueFull
@@ -202,18 +202,6 @@ async def test_more_than_a_batch_is_committed_in_order(make_world: MakeWorld, mo
     await commit(world)
     assert [fact.address for fact in world.log.facts] == [f"u{number}@d.example" for number in range(10)]
     assert world.core.progress.delivered == 10
-
-
-async def test_events_in_the_outbox_are_drained(make_world: MakeWorld) -> None:
-    world = make_world()
-    world.add_job("a@d.example")
-    (claim,) = world.claim()
-    owner = world.core.engine.owner
-    event = OutboxEvent("msg:delivery", "k", b"\x80")
-    world.store.settle(owner, [claim.outcome(OutcomeKind.DELIVERED)], world.clock(), events=[event])
-    assert len(world.store.drain_outbox(owner, 10)) == 1
-    await world.core.settlement.drain_outbox()
-    assert world.store.drain_outbox(owner, 10) == []
 
 
 async def test_a_domain_that_is_put_off_keeps_its_time_for_those_who_come_later(make_world: MakeWorld) -> None:
