@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from engine.net.resolver import ERROR_TTL_S
-from engine.policy.answers import Status
+from engine.policy.answers import Answer, Status
 from fakes.dns_server import ManualClock, Reply, resolver_for, serve_dns
 
 if TYPE_CHECKING:
@@ -64,6 +64,20 @@ async def test_errors_are_kept_for_seconds_only() -> None:
         clock.now += ERROR_TTL_S
         server.zone[MX] = ZONE[MX]
         assert (await resolver.query(*MX)).status is Status.OK
+
+
+async def test_what_is_kept_is_given_without_a_wait_and_told_of_all_the_same() -> None:
+    async with serve_dns(ZONE) as server:
+        resolver = resolver_for(server, clock=ManualClock())
+        told: list[Answer] = []
+        resolver.on_failure = told.append
+        assert resolver.query_nowait(*MX) is None
+        answer = await resolver.query(*MX)
+        assert resolver.query_nowait("EXAMPLE.test.", "MX") == answer
+        missing = await resolver.query("missing.test", "A")
+        assert resolver.query_nowait("missing.test", "A") == missing
+        assert told == [missing, missing]
+        assert len(server.queries) == 2
 
 
 async def test_a_ttl_of_zero_or_beyond_reason() -> None:

@@ -20,6 +20,7 @@ from engine.policy.answers import Status
 
 NAMES = SinkNames("mx.sink.test", "127.0.0.1", 2525, "3 1 1 " + "ab" * 32)
 SIX = SinkNames("mx.sink.test", "::1", 2525, None)
+OWN = SinkNames("mx.sink.test", "127.0.0.1", 2525, "3 1 1 " + "ab" * 32, own_hosts=True)
 
 
 def ask(names: SinkNames, name: str, rdtype: str, rdclass: str = "IN") -> dns.message.Message:
@@ -36,6 +37,12 @@ def ask(names: SinkNames, name: str, rdtype: str, rdclass: str = "IN") -> dns.me
     ("names", "name", "rdtype", "rdata"),
     [
         (NAMES, "example.org", "MX", ["10 mx.sink.test."]),
+        (OWN, "example.org", "MX", ["10 mx.example.org."]),
+        (OWN, "mx.example.org", "A", ["127.0.0.1"]),
+        (OWN, "mx.example.org", "MX", []),
+        (OWN, "_2525._tcp.mx.example.org", "TLSA", ["3 1 1 " + "ab" * 32]),
+        (OWN, "_25._tcp.mx.example.org", "TLSA", []),
+        (OWN, "_mta-sts.example.org", "TXT", []),
         (NAMES, "EXAMPLE.org", "MX", ["10 mx.sink.test."]),
         (NAMES, "mx.sink.test", "A", ["127.0.0.1"]),
         (NAMES, "mx.sink.test", "AAAA", []),

@@ -11,6 +11,7 @@ import trio.testing
 
 from engine.delivery.routing.search import find_hosts
 from engine.errors import ExpandError
+from engine.policy.answers import Answer
 from engine.policy.hosts import Failure, HostList
 from engine.policy.mx import HostSearch, SearchOptions
 from fakes.canned_dns import CannedDns, Records
@@ -38,6 +39,33 @@ async def test_a_search_without_questions_asks_none() -> None:
     asks = CannedDns({})
     found = await find_hosts(search("[192.0.2.1]"), asks)
     assert isinstance(found, HostList)
+    assert not asks.asked
+
+
+class Remembering(CannedDns):
+    """Knows what it was asked once."""
+
+    def __init__(self, records: Records) -> None:
+        super().__init__(records)
+        self.kept: dict[tuple[str, str], Answer] = {}
+
+    async def query(self, name: str, rdtype: str) -> Answer:
+        answer = self.kept[name, rdtype] = await super().query(name, rdtype)
+        return answer
+
+    def query_nowait(self, name: str, rdtype: str) -> Answer | None:
+        return self.kept.get((name, rdtype))
+
+
+async def test_what_is_known_is_not_asked_for() -> None:
+    asks = Remembering(MANY)
+    found = await find_hosts(search("many.test"), asks)
+    del asks.kept["h7.test", "A"], asks.kept["many.test", "MX"]
+    asks.asked.clear()
+    assert await find_hosts(search("many.test"), asks) == found
+    assert sorted(asks.asked) == [("h7.test", "A"), ("many.test", "MX")]
+    asks.asked.clear()
+    assert await find_hosts(search("many.test"), asks) == found
     assert not asks.asked
 
 
