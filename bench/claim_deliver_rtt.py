@@ -35,8 +35,8 @@ DEFERRALS: Final = (0.0, 0.05, 0.2)
 _DELAY_MS: Final = 30
 _WINDOW: Final = 8
 #: seconds that a cell of the grid should take, about; and the most it does
-_CELL_S: Final = 2.0
-_CELL_COUNT: Final = 6000
+_CELL_S: Final = 1.5
+_CELL_COUNT: Final = 5000
 #: senders beside us -> round trips a message that they are thought to need, to choose how much they send
 _PEERS: Final = {"aiosmtplib_pool": 4, "nodemailer_pool": 4, "postfix_reuse": 5}
 
