@@ -49,6 +49,8 @@ _KILLING_STOP: Final = 2
 #: statuses that another start would not cure
 _FATAL: Final = frozenset({Exit.USAGE, Exit.DATA, Exit.UNAVAILABLE, Exit.TEMPORARY, Exit.CONFIG})
 _COUNTS: Final = ("delivered", "failed", "deferred", "waiting", "in_doubt", "connections", "opened", "tls")
+#: what is told of the action workers of one engine and is over with it
+_OF_LIVING: Final = frozenset({"workers", "waiting", "unacknowledged"})
 #: what all engines see of the queue that they share: the last report holds
 _OF_QUEUE: Final = ("events", "dead", "events_behind_s")
 
@@ -118,6 +120,7 @@ class Link:
         report = {
             "phase": progress.phase,
             **{name: getattr(progress, name) for name in (*_COUNTS, *_OF_QUEUE)},
+            "actions": progress.actions,
             "sites": {label: list(asdict(counts).values()) for label, counts in sites.items()},
         }
         return json.dumps(report).encode() + b"\n"
@@ -146,6 +149,7 @@ class Tally:
         self._progress = progress
         self._counts = dict.fromkeys(_COUNTS, 0)
         self._sites: dict[str, list[int]] = {}
+        self._actions: dict[str, dict[str, int]] = {}
         #: what it says that it is about beside sending
         self.phase = ""
 
@@ -156,6 +160,7 @@ class Tally:
             self._set(name, report[name])
         for name in _OF_QUEUE:
             setattr(self._progress, name, report[name])
+        self._set_actions(report["actions"])
         for label, numbers in report["sites"].items():
             counts = self._progress.site(label)
             before = self._sites.get(label, [0] * len(numbers))
@@ -167,6 +172,19 @@ class Tally:
         """The child has ended: what it did stays, its connections are gone."""
         self.phase = ""
         self._set("connections", 0)
+        self._set_actions(
+            {
+                group: {name: 0 if name in _OF_LIVING else count for name, count in counts.items()}
+                for group, counts in self._actions.items()
+            }
+        )
+
+    def _set_actions(self, actions: dict[str, dict[str, int]]) -> None:
+        for group, counts in actions.items():
+            added, before = self._progress.actions.setdefault(group, {}), self._actions.get(group, {})
+            for name, count in counts.items():
+                added[name] = added.get(name, 0) + count - before.get(name, 0)
+        self._actions = actions
 
     def _set(self, name: str, value: int) -> None:
         setattr(self._progress, name, getattr(self._progress, name) + value - self._counts[name])

@@ -175,6 +175,7 @@ def count_some(progress: Progress) -> None:
     progress.count(OutcomeKind.DELIVERED, "a", number=5)
     progress.count(OutcomeKind.DEFERRED, "b", in_doubt=True)
     progress.connections = progress.opened = 3
+    progress.actions["main"] = {"workers": 2, "waiting": 5, "done": 11}
     progress.events, progress.dead, progress.events_behind_s = 7, 2, 1.5
 
 
@@ -192,8 +193,14 @@ async def test_what_a_child_counts_is_what_its_parent_adds() -> None:
         assert report["sites"] == {"a": [5, 0, 1, 0]}, "what did not change is not told again"
         tally.add(report)
         assert added == counted
+        again = Tally(added)
+        again.add({**report, "actions": {"main": {"workers": 1, "waiting": 2, "done": 3}}})
+        assert added.actions == {"main": {"workers": 3, "waiting": 7, "done": 14}}, "each has workers of its own"
+        assert added.events == 7, "but the queue is one"
+        again.end()
+        assert added.actions == {"main": {"workers": 2, "waiting": 5, "done": 14}}
         tally.end()
-        assert (added.connections, added.opened, added.delivered) == (0, 3, 5)
+        assert (added.connections, added.opened) == (0, 6)
 
 
 def test_what_all_see_of_the_queue_is_not_added_up() -> None:
