@@ -15,6 +15,9 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.string cimport memchr, memcpy, strlen
 
+cdef extern from "string.h":
+    void *memmem(const void *, size_t, const void *, size_t) noexcept
+
 from sink_arguments cimport (
     OFFERED_CHUNKING, OFFERED_PIPELINING, Path, _is_word, _parse_chunk, _parse_number, _parse_path
 )
@@ -23,6 +26,16 @@ NEED_DATA = 0
 COMMAND = 1
 CLOSE = 2
 DROP = 3
+
+# what `take_messages` gives of a message: nothing, all of it, its header
+KEEP_NOTHING = 0
+KEEP_WHOLE = 1
+KEEP_HEADER = 2
+
+cdef enum:
+    _KEEP_WHOLE = 1
+    _KEEP_HEADER = 2
+    _MAX_HEADER = 65536
 
 cdef enum:
     _NEED_DATA = 0
@@ -71,10 +84,10 @@ cdef class Scanner:
     cdef uint64_t _rcpt_defer, _rcpt_fail, _end_defer, _end_fail, _drop, _random
     cdef uint64_t _max_size, _max_messages, _max_recipients
     cdef uint64_t _size, _accepted, _message_number, _mail_number, _chunk_size, _chunk_left
-    cdef int _errors, _drop_point, _pause
+    cdef int _errors, _drop_point, _pause, _keep
     cdef Mode _mode
     cdef LineState _line_state
-    cdef bint _keep, _skipping, _in_transaction, _utf8, _chunks, _failed, _chunk_last
+    cdef bint _header_ended, _skipping, _in_transaction, _utf8, _chunks, _failed, _chunk_last
     cdef const char *_chunk_reply
     cdef readonly bytes line
     cdef public bint greeted, raw_lines
@@ -89,8 +102,10 @@ cdef class Scanner:
         tuple thresholds not None,
         seed,
         bytes prefix not None,
-        bint keep,
+        int keep,
     ):
+        if not 0 <= keep <= _KEEP_HEADER:
+            raise ValueError("nothing, the whole message or its header can be kept")
         self._max_size = max_size_octets
         self._max_messages = max_messages
         self._max_recipients = max_recipients
@@ -350,9 +365,11 @@ cdef class Scanner:
         """Count octets of the body, and keep what the limit allows."""
         cdef uint64_t room
         cdef Py_ssize_t before
-        if self._keep and self._size < self._max_size and length > 0:
+        if self._keep and not self._header_ended and self._size < self._max_size and length > 0:
             room = self._max_size - self._size
             before = PyByteArray_GET_SIZE(self._body)
+            if self._keep == _KEEP_HEADER:
+                room = min(room, <uint64_t>self._header_part(text, length))
             if <uint64_t>length < room:
                 room = <uint64_t>length
             PyByteArray_Resize(self._body, before + <Py_ssize_t>room)
@@ -362,6 +379,27 @@ cdef class Scanner:
             # It will be refused: hold none of it meanwhile.
             self._body = bytearray()
         return 0
+
+    cdef Py_ssize_t _header_part(self, const char *text, Py_ssize_t length) except -1:
+        """How many of the next octets of the body belong to the header, with the empty line that ends it."""
+        cdef char seam[6]
+        cdef Py_ssize_t before = PyByteArray_GET_SIZE(self._body)
+        cdef Py_ssize_t tail = min(before, <Py_ssize_t>3)
+        cdef Py_ssize_t lead = min(length, <Py_ssize_t>3)
+        cdef Py_ssize_t part = min(length, <Py_ssize_t>_MAX_HEADER - before)
+        cdef const char *found
+        memcpy(seam, PyByteArray_AS_STRING(self._body) + before - tail, tail)
+        memcpy(seam + tail, text, lead)
+        found = <const char *>memmem(seam, tail + lead, b"\r\n\r\n", 4)
+        if found != NULL:
+            part = min(part, <Py_ssize_t>(found - seam) + 4 - tail)
+            self._header_ended = True
+        else:
+            found = <const char *>memmem(text, part, b"\r\n\r\n", 4)
+            if found != NULL:
+                part = <Py_ssize_t>(found - text) + 4
+            self._header_ended = found != NULL or before + part == _MAX_HEADER
+        return part
 
     cdef int _scan_data(self) except -1:
         cdef const char *base = PyBytes_AS_STRING(self._work)
@@ -491,6 +529,7 @@ cdef class Scanner:
             self._sender = b""
             self._recipients = []
             self._body = bytearray()
+            self._header_ended = False
         return 0
 
     cdef int _reply(self, const char *text) except -1:

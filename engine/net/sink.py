@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from ..errors import StoreError, TlsPolicyError
-from ..smtp.server import Action, Counts, Received, ServerOptions, SinkProtocol
+from ..smtp.server import Action, Counts, Keep, Received, ServerOptions, SinkProtocol
 from .sink_store import DuplicateTracker, MessageStore
 from .stream import TlsStream, serve_tls
 from .tcp import TcpStream, tune
@@ -134,7 +134,10 @@ class Sink:
         self._store = MessageStore(options.store) if options.store is not None else None
         self._store_lock = trio.Lock()
         self._store_failed = trio.Event()
-        self._needs_messages = bool(options.store or options.keep_messages or options.track)
+        if options.store or options.keep_messages:
+            self._keeps = Keep.WHOLE
+        else:
+            self._keeps = Keep.HEADER if options.track else Keep.NOTHING
         self._changed: trio.Event | None = None
 
     @property
@@ -228,7 +231,7 @@ class _Connection:
         self._sink = sink
         self._options = options
         self._stream: TcpStream | TlsStream = stream
-        self._needs_messages = sink._needs_messages
+        self._needs_messages = sink._keeps is not Keep.NOTHING
         self._delayed: deque[tuple[float, bytes]] = deque()
         self._delayed_octets = 0
         source = random.Random(f"{sink._seed}/{number}")
@@ -237,7 +240,7 @@ class _Connection:
             number=number,
             seed=source.getrandbits(63),
             tls_available=options.tls is not None,
-            keep=sink._needs_messages,
+            keep=sink._keeps,
             nonce=f"{random.SystemRandom().getrandbits(128):x}" if options.server.credentials else "",
         )
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 #: pairs of Message-ID and recipient remembered; 100 octets each or so
 TRACK_LIMIT: Final = 5_000_000
-#: octets at the start of a message in which its Message-ID is looked for
+#: octets at the start of a message in which its Message-ID is looked for; a sink that only tracks keeps no more
 _HEADER_OCTETS: Final = 65_536
 
 _MESSAGE_ID = re.compile(rb"^message-id:[ \t]*(?:\r\n[ \t]+)?([^\r\n]+)", re.IGNORECASE | re.MULTILINE)

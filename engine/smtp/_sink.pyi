@@ -2,6 +2,9 @@ NEED_DATA: int
 COMMAND: int
 CLOSE: int
 DROP: int
+KEEP_NOTHING: int
+KEEP_WHOLE: int
+KEEP_HEADER: int
 
 class Scanner:
     greeted: bool
@@ -24,7 +27,7 @@ class Scanner:
         thresholds: tuple[int, int, int, int, int],
         seed: int,
         prefix: bytes,
-        keep: bool,
+        keep: int,
     ) -> None: ...
     def receive(self, data: bytes) -> bytes: ...
     def reset(self) -> None: ...

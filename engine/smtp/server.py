@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Final
 
 import scramp
 
-from ._sink import CLOSE, COMMAND, DROP, Scanner
+from ._sink import CLOSE, COMMAND, DROP, KEEP_HEADER, KEEP_NOTHING, KEEP_WHOLE, Scanner
 from .server_auth import MECHANISMS, Authentication, scram_record
 
 if TYPE_CHECKING:
@@ -69,6 +69,15 @@ _OFFERED_BITS: Final = {
 }
 _KEYWORD: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*(?: [!-~]+)*\Z")
 _PATH: Final = re.compile(rb'<((?:[^<>"\\ ]|"(?:[^"\\]|\\.)*")*)>', re.DOTALL)
+
+
+class Keep(enum.IntEnum):
+    """What is kept of a message that was taken."""
+
+    NOTHING = KEEP_NOTHING
+    WHOLE = KEEP_WHOLE
+    #: its header and the empty line behind it, 64 KiB at most
+    HEADER = KEEP_HEADER
 
 
 class Action(enum.Enum):
@@ -197,7 +206,7 @@ class Received:
     Attributes:
         sender: address of MAIL, without brackets.
         recipients: addresses of RCPT, without brackets.
-        octets: the message with CRLF, dot-unstuffed.
+        octets: the message with CRLF, dot-unstuffed; its header alone where nothing more is kept.
         mail_parameters: the words after the address of MAIL.
         rcpt_parameters: for each recipient, the words after its address.
         helo: the argument of EHLO or HELO.
@@ -226,7 +235,7 @@ class SinkProtocol:
         seed: of this connection's random numbers.
         tls_available: whether STARTTLS can be done.
         secure: whether TLS is there already.
-        keep: whether `take_messages` gives the messages.
+        keep: what `take_messages` gives of messages; none of them with `Keep.NOTHING`.
         nonce: for SCRAM, unpredictable and printable; needed only where `options.credentials` are set.
     """
 
@@ -238,7 +247,7 @@ class SinkProtocol:
         seed: int,
         tls_available: bool = False,
         secure: bool = False,
-        keep: bool = False,
+        keep: Keep = Keep.NOTHING,
         nonce: str = "",
     ) -> None:
         if options.credentials is not None and not nonce:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 
 NEED_DATA, COMMAND, CLOSE, DROP = range(4)
+KEEP_NOTHING, KEEP_WHOLE, KEEP_HEADER = range(3)
+MAX_HEADER_OCTETS = 65536
 MAX_LINE_OCTETS = 12288
 MAX_ERRORS = 50
 MAX_CHUNK_OCTETS = 1 << 40
@@ -52,7 +54,7 @@ class Scanner:
             that drops the connection.
         seed: of the random numbers, any integer.
         prefix: what the identifier in the reply to a message begins with.
-        keep: whether `take_messages` gets them.
+        keep: what of a message `take_messages` gives: nothing, all of it, or its header with the empty line behind it.
     """
 
     def __init__(
@@ -63,7 +65,7 @@ class Scanner:
         thresholds: tuple[int, int, int, int, int],
         seed: int,
         prefix: bytes,
-        keep: bool,
+        keep: int,
     ) -> None:
         self.max_size = max_size_octets
         self.max_messages = max_messages
@@ -395,7 +397,11 @@ class Scanner:
             self.counts[2] += self.size
             reply = b"250 2.0.0 Ok: queued as %s-%d\r\n" % (self.prefix, self.message_number)
             if self.keep:
-                self.kept.append((self.sender, tuple(self.recipients), bytes(self.body), reply))
+                octets = bytes(self.body)
+                if self.keep == KEEP_HEADER:
+                    end = octets.find(b"\r\n\r\n")
+                    octets = octets[: MAX_HEADER_OCTETS if end < 0 else min(end + 4, MAX_HEADER_OCTETS)]
+                self.kept.append((self.sender, tuple(self.recipients), octets, reply))
         self.reset()
         if drop_point != 4:
             self.reply(reply)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import scramp
 
-from engine.smtp.server import EXTENSIONS, Action, Counts, Received, ServerOptions, SinkProtocol
+from engine.smtp.server import EXTENSIONS, Action, Counts, Keep, Received, ServerOptions, SinkProtocol
 
 EHLO = b"EHLO client.test\r\n"
 ENVELOPE = b"MAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\n"
@@ -16,7 +16,7 @@ MESSAGE = ENVELOPE + b"DATA\r\nSubject: x\r\n\r\nhello\r\n..\r\n.\r\n"
 CREDENTIALS = ("user", "secret")
 
 
-def protocol(*, tls_available: bool = False, keep: bool = True, **options: Any) -> SinkProtocol:
+def protocol(*, tls_available: bool = False, keep: Keep = Keep.WHOLE, **options: Any) -> SinkProtocol:
     return SinkProtocol(
         ServerOptions(**options),
         number=7,
@@ -104,7 +104,7 @@ def test_parameters_are_kept_as_they_came(step: int) -> None:
 
 @STEPS
 def test_many_transactions_in_one_flight(step: int) -> None:
-    server = greeted(keep=False)
+    server = greeted(keep=Keep.NOTHING)
     one = b"MAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\nRCPT TO:<e@f>\r\nBDAT 7 LAST\r\nQUIT\r\n\0"
     replies = say(server, one * 50, step)
     assert codes(replies) == [b"250"] * 200

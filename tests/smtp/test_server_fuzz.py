@@ -8,7 +8,7 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.smtp.server import Action, Counts, Received, ServerOptions, SinkProtocol
+from engine.smtp.server import Action, Counts, Keep, Received, ServerOptions, SinkProtocol
 
 WORDS = [
     b"EHLO a\r\n",
@@ -94,7 +94,7 @@ def test_whatever_comes_leads_to_a_reply_a_count_or_the_end(
     octets: list[bytes], options: ServerOptions, seed: int, tls_available: bool
 ) -> None:
     def make() -> SinkProtocol:
-        return SinkProtocol(options, number=1, seed=seed, tls_available=tls_available, keep=True, nonce="n0nce")
+        return SinkProtocol(options, number=1, seed=seed, tls_available=tls_available, keep=Keep.WHOLE, nonce="n0nce")
 
     server = make()
     replies, counts, messages = feed(server, octets)
@@ -115,7 +115,7 @@ def test_octet_by_octet_is_the_same_as_whole(octets: list[bytes], options: Serve
     whole = b"".join(octets)
 
     def make() -> SinkProtocol:
-        return SinkProtocol(options, number=1, seed=seed, keep=True, nonce="n0nce")
+        return SinkProtocol(options, number=1, seed=seed, keep=Keep.WHOLE, nonce="n0nce")
 
     replies, counts, messages = feed(make(), [whole])
     slowly = make()

@@ -83,7 +83,7 @@ def run(module: Any, pieces: list[bytes], **options: Any) -> list[object]:
         options.get("thresholds", NEVER),
         options.get("seed", 1),
         b"7",
-        options.get("keep", True),
+        options.get("keep", sink_scanner.KEEP_WHOLE),
     )
     scanner.greeted = options.get("greeted", True)
     scanner.offered = options.get("offered", EVERYTHING)
@@ -125,7 +125,7 @@ thresholds = st.one_of(
     pieces=dialogues(),
     thresholds=thresholds,
     seed=st.integers(-(2**70), 2**70),
-    keep=st.booleans(),
+    keep=st.sampled_from([sink_scanner.KEEP_NOTHING, sink_scanner.KEEP_WHOLE, sink_scanner.KEEP_HEADER]),
     max_messages=st.integers(0, 3),
     max_recipients=st.integers(1, 3),
     greeted=st.sampled_from([True, True, True, False]),
@@ -136,6 +136,25 @@ def test_equals_the_reference(pieces: list[bytes], **options: Any) -> None:
 
 
 TRANSACTION = b"MAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\n"
+
+
+@settings(max_examples=300, deadline=None)
+@given(body=st.text("\r\nx", max_size=20).map(str.encode), cuts=st.lists(st.integers(0, 40), max_size=6))
+def test_the_header_that_is_kept_equals_the_reference(body: bytes, cuts: list[int]) -> None:
+    octets = b"BDAT %d LAST\r\n" % len(body) + body
+    edges = [0, *sorted(min(cut, len(octets)) for cut in cuts), len(octets)]
+    pieces = [TRANSACTION] + [octets[start:end] for start, end in itertools.pairwise(edges)]
+    keep = {"keep": sink_scanner.KEEP_HEADER}
+    assert run(_sink, pieces, **keep) == run(sink_scanner, pieces, **keep)
+
+
+@pytest.mark.parametrize("module", [_sink, sink_scanner], ids=["compiled", "reference"])
+def test_of_a_header_without_end_64_kib_are_kept(module: Any) -> None:
+    lines = b"x\r\n" * 30000
+    pieces = [TRANSACTION, b"BDAT %d LAST\r\n" % len(lines), lines[:50000], lines[50000:]]
+    seen: Any = run(module, pieces, max_size=1 << 20, keep=sink_scanner.KEEP_HEADER)
+    assert seen[-1][0][2] == lines[:65536]
+    assert seen[-2][2] == len(lines)
 
 
 @settings(max_examples=300, deadline=None)
