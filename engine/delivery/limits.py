@@ -81,6 +81,8 @@ class Meter:
     def wait_s(self, now: float) -> float:
         """Seconds until there is a token, 0 if there is one; infinite until the store has given an answer."""
         if not self._is_shared:
+            # further ahead than that only where the clock was set back, or engines that are gone had reserved some
+            self._next_at = min(self._next_at, now + self.rate.interval_s)
             return max(0.0, reserve(self._next_at, now, 1, self.rate)[0] - now)
         self._drop_void(now)
         if self._left * 2 <= self.block and self._spare is None and not self._is_asked:

@@ -363,6 +363,14 @@ async def take_for(limits: Limits, rate: Rate, seconds: float, takers: int = 5) 
     return taken
 
 
+def test_a_clock_that_is_set_back_costs_one_interval() -> None:
+    meter = Meter("m", Rate.of(1, 10.0), lambda _: None, is_shared=False)
+    assert meter.try_take(5000.0)
+    assert meter.wait_s(1000.0) == 10.0
+    assert not meter.try_take(1009.0)
+    assert meter.try_take(1010.0)
+
+
 def most_in(times: list[float], seconds: float) -> int:
     return max(sum(begin <= at < begin + seconds for at in times) for begin in times)
 
