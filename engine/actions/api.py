@@ -14,9 +14,9 @@ Layer: adapter; no trio.  Spec: issue text "Workers".
 
 `outrider worker run package.module:worker --socket PATH` runs it; `engine.actions.testing.TestChannel` tests it.
 `msg:*` events come at least once and in order per message: after a crash of anybody some come again, with the same
-`id`, so that an action can tell.  A handler that raises is called again with the same events, later and later; after
-`attempts` each event is tried alone, and those that still fail become dead letters.  Live events (`tcp:*`, `tls:cert`,
-`smtp:connect`) come once, or not at all where a worker cannot keep up.
+`id`, so that an action can tell.  A handler that raises is called again with the same events, later and later; if that
+does not help each event is tried alone, while the others go on, and those that still fail after `attempts` become dead
+letters.  Live events (`tcp:*`, `tls:cert`, `smtp:connect`) come once, or not at all where a worker cannot keep up.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 if TYPE_CHECKING:
     from .frames import Arrived, Shape
 
-#: times that a handler is called with the same events before they are given up; with the pauses of `Backoff` 15 minutes
+#: times that a handler is called with an event before that is given up; with the pauses of `Backoff` 15 minutes
 ATTEMPTS: Final = 20
 #: events that a handler can be given at one time at most
 MAX_BATCH: Final = 100_000

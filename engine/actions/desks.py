@@ -1,9 +1,8 @@
-"""The threads of a worker: each handler has a desk, where events wait, are batched, handled, retried and given up.
+"""The threads of a worker: each handler has a desk, where events wait and are batched.
 
-Layer: adapter; threads, no trio.  Spec: issue text "Guarantees".
-Invariants: what one desk gets it handles in order, and nothing behind an event is handled before that event is done or
-given up, so that the events of a message stay in order; an event is acknowledged when every desk that got it is done
-with it; a live event is tried once; what is unfinished when the worker stops is not acknowledged, and comes again.
+Layer: adapter; threads, no trio.  Spec: issue text "Guarantees".  What fails is the business of patience.py.
+Invariants: what one desk gets it handles in order; an event is acknowledged when every desk that got it is done with
+it; what is unfinished when the worker stops is not acknowledged, and comes again.
 """
 
 from __future__ import annotations
@@ -20,14 +19,10 @@ from .frames import ALIVE, DEAD, LOG, ack_frame
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from .api import Backoff, Event, Registration
+    from .api import Backoff
 
 #: octets of an error that are worth keeping
 _MAX_ERROR = 2000
-#: programs whose end is told together: what is done again when the worker dies
-_ACKNOWLEDGED = 20
-#: the logs of an expansion that failed (EV-5)
-_BOTH = frozenset(["main", "panic"])
 
 
 class Sender(Protocol):
@@ -101,6 +96,11 @@ class Desk:
                 # whoever waits for a batch to fill up is not woken for every item
                 self._changed.notify()
 
+    def _put_back(self, items: list[Any]) -> None:
+        """Put items before the others again."""
+        with self._changed:
+            self._items.extendleft(reversed(items))
+
     def finish(self) -> None:
         """Stop when everything is handled; whoever waits to try again stops at once."""
         self._stopping.set()
@@ -153,46 +153,6 @@ class Desk:
 
     def _close(self) -> None:
         raise NotImplementedError
-
-
-class HandlerDesk(Desk):
-    """Calls a handler of events."""
-
-    def __init__(self, registration: Registration, ledger: Ledger, send: Sender) -> None:
-        super().__init__(registration.name, ledger, send, batch=registration.batch, linger_s=registration.linger_s)
-        self.registration = registration
-        self._caller = Caller()
-
-    def _handle(self, batch: list[Event]) -> None:
-        registration = self.registration
-        for attempt in range(1, registration.attempts + 1):
-            error = self._caller.problem(registration.function, batch)
-            if error is None:
-                self._ledger.done(event.seq for event in batch)
-                return
-            self._log(f"handler {self.name} failed with {len(batch)} events (attempt {attempt}): {error}")
-            batch = [event for event in batch if event.seq]
-            if not batch:
-                return
-            if attempt < registration.attempts and not self._pause(registration.backoff, attempt):
-                return
-        self._give_up(batch, error)
-
-    def _give_up(self, batch: list[Event], error: str | None) -> None:
-        """Try each alone, so that one that cannot be handled does not take the others with it."""
-        attempts = self.registration.attempts
-        for event in batch:
-            if len(batch) > 1:
-                error = self._caller.problem(self.registration.function, [event])
-            if error is None:
-                self._ledger.done([event.seq])
-            else:
-                self._ledger.dead(event.seq, self.name, attempts + (len(batch) > 1), error)
-
-    def _close(self) -> None:
-        self._caller.close()
-        if self.registration.close is not None:
-            self.registration.close()
 
 
 class Caller:

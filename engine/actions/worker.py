@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING, Any, Final
 from ..errors import ActionError, ConfigError, FrameError
 from . import attach, frames
 from .api import ATTEMPTS, Backoff, Event, VetoRegistration, Worker, is_chosen, refusal
-from .desks import Caller, Desk, HandlerDesk, Ledger, describe
+from .desks import Caller, Desk, Ledger, describe
 from .frames import ProgramText, Shape, Status
+from .handler_desk import HandlerDesk
 from .handlers import register_all
+from .patience import message_of
 from .program_desk import ProgramDesk, Run
 from .programs import Evaluator, Settings
 
@@ -235,10 +237,8 @@ class Runner:
         evaluator, desk = self._evaluators()
         evaluator.check(program, values)
         self._ledger.expect(seq, 1)
-        # the message stands first in the key of an event; what is of no message has no order to keep
-        message = name.partition(b"/")[0] or name
         arrived = tuple(map(frames.arrived_untrusted, values))
-        desk.add(Run(seq, program, message, arrived, frames.state_untrusted(state)))
+        desk.add(Run(seq, program, message_of(name), arrived, frames.state_untrusted(state)))
 
     def _logwrite(self, seq: int, text: bytes, logs: frozenset[str]) -> None:
         self._send((frames.LOG, seq, text, tuple(sorted(logs))))

@@ -9,7 +9,8 @@ import pytest
 from engine.actions.api import Backoff
 from engine.actions.desks import Ledger
 from engine.actions.frames import ACK, ALIVE, DEAD, LOG, Status
-from engine.actions.program_desk import MAX_DEFERRALS, ProgramDesk, Run
+from engine.actions.patience import MAX_FAILURES
+from engine.actions.program_desk import ProgramDesk, Run
 from engine.actions.programs import Evaluated
 
 QUICK = Backoff(0.001, 0.002)
@@ -139,13 +140,13 @@ def test_a_server_that_is_away_is_not_asked_for_every_event(sent: Sent) -> None:
     evaluator = Evaluator(*values)
     desk = desk_with(evaluator, sent, *values, backoff=Backoff(3600.0, 3600.0))
     desk.start()
-    while len(evaluator.tried) < MAX_DEFERRALS:
+    while len(evaluator.tried) < MAX_FAILURES:
         desk.join(0.002)
     desk.finish()
     assert desk.join(10)
-    assert len(evaluator.tried) == MAX_DEFERRALS
+    assert len(evaluator.tried) == MAX_FAILURES
     assert sent.done == []
-    assert len(sent.of(LOG)) == MAX_DEFERRALS
+    assert len(sent.of(LOG)) == MAX_FAILURES
 
 
 def test_a_server_that_comes_back_is_asked_for_everything_in_order(sent: Sent) -> None:
@@ -153,7 +154,7 @@ def test_a_server_that_comes_back_is_asked_for_everything_in_order(sent: Sent) -
     evaluator = Evaluator(*values)
     desk = desk_with(evaluator, sent, *values)
     desk.start()
-    while len(evaluator.tried) < 3 * MAX_DEFERRALS:
+    while len(evaluator.tried) < 3 * MAX_FAILURES:
         desk.join(0.001)
     evaluator.away.clear()
     while len(sent.done) < 50:

@@ -86,14 +86,14 @@ async def test_a_database_that_is_away_for_a_while_loses_nothing(database: Postg
         port = proxy.port
         async with working(hub, Worker(), settings=settings(database.server(port))):
             for number in range(3):
-                hub.submit_nowait(Outgoing(None, b"m", b"%d" % number, values(b"u%d" % number), program=program))
+                hub.submit_nowait(Outgoing(None, b"m", b"m/%d" % number, values(b"u%d" % number), program=program))
             await until(lambda: not hub.held)
     assert told.lines == []
     # nobody listens there now
     backoff = Backoff(0.02, 0.05)
     async with working(hub, Worker(), settings=settings(database.server(port)), backoff=backoff, attempts=1000):
         for number in range(5):
-            hub.submit_nowait(Outgoing(None, b"m", b"%d" % number, values(b"u%d" % number), program=program))
+            hub.submit_nowait(Outgoing(None, b"m", b"m/%d" % number, values(b"u%d" % number), program=program))
         await until(lambda: told.lines)
         assert "refused" in told.lines[0]
         assert hub.held == 5
