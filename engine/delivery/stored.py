@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from ..actions import _ring
-from ..actions.frames import arrived_untrusted, travelling
+from ..actions.frames import arrived_untrusted, state_frame, state_untrusted, travelling
 from ..errors import FrameError
 from ..events import Happening
 
@@ -183,11 +183,16 @@ def unpack(payload: bytes, *, is_ours: bool = False) -> Stored | None:
         if version != _VERSION or not isinstance(values, bytes):
             return None
         names = _split(text)
-        if not is_ours and len(_ring.unpack(values)) != len(names):
-            return None
+        stored = Stored(str(transport), str(message_id), names, tuple(headers), values)
+        if not is_ours:
+            # what a thread or a worker could not read would end it, and the next one
+            if not isinstance(_ring.unpack(values), tuple):
+                return None
+            stored.variables()
+            state_untrusted(state_frame(stored.headers))
     except (FrameError, TypeError, ValueError, AttributeError):
         return None
-    return Stored(str(transport), str(message_id), names, tuple(headers), values)
+    return stored
 
 
 @functools.lru_cache(maxsize=_MAX_NAMES)

@@ -7,6 +7,7 @@ import datetime
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgpack import ExtType
 
 from engine.actions import _ring
 from engine.delivery.stored import Layout, Stored, pack_values, unpack
@@ -98,3 +99,6 @@ def test_a_payload_comes_back() -> None:
     assert stored.names == names
     assert stored.variables()["event_data"] == b"250 ok"
     assert unpack(_ring.pack((2, "t", "", "a b", (), pack_values(("one",))))) is None
+    for value in ((ExtType(99, b""),), ((1,),), ({1: 2},), 1, {b"a": b"b"}):
+        assert unpack(_ring.pack((2, "t", "", "a", (), _ring.pack(value)))) is None
+    assert unpack(_ring.pack((2, "t", "", "a", (7,), pack_values(("one",))))) is None
