@@ -96,6 +96,8 @@ class Carrier:
         self._meter = core.pool.message_meter(site, self._place)
         #: it has been told to end for the sake of other engines
         self._must_leave = False
+        #: it may be used on, as far as was known when something came last: until it is waited again
+        self._is_proven = False
         #: transactions that had a result
         self._ended = 0
         self._delivered = False
@@ -107,6 +109,7 @@ class Carrier:
         """Send until nothing is left for this host, or the connection ends."""
         core, site, session = self._core, self._site, self._session
         while True:
+            self._is_proven = False
             try:
                 await session.run(self._next_transaction, self._on_results, self._before_final)
             except DeliveryError as error:
@@ -124,6 +127,7 @@ class Carrier:
                     await session.aclose()
                 self._check_progress()
                 return
+            self._is_proven = False
             if self._is_worn_out() or core.stopping.is_set():
                 break
             if core.settlement.is_stuck:
@@ -139,10 +143,15 @@ class Carrier:
     def _is_worn_out(self) -> bool:
         session = self._session
         begun = session.sent_count
-        if begun and (begun >= self._limit or trio.current_time() >= session.use_until):
+        if begun >= self._limit:
+            return True
+        if self._is_proven:
+            return False
+        if begun and trio.current_time() >= session.use_until:
             return True  # R46, R47: the TLSA records that it was proved by have had their time
         if self._must_leave or (self._core.limits.over and self._core.limits.must_leave(self._place)):
             self._must_leave = True
+        self._is_proven = not self._must_leave
         return self._must_leave
 
     async def _wait_for_work(self) -> bool:
@@ -235,7 +244,7 @@ class Carrier:
         return Transaction(
             context.sender,
             recipients,
-            self._content(rendered.content),
+            Content(rendered.content) if context.is_personalised else self._content(rendered.content),
             rendered.is_8bit,
             smtputf8,
             requiretls,
@@ -300,6 +309,7 @@ class Carrier:
             raise LeaseLost("the lease of a recipient ran out before its message could be sent")
 
     def _on_results(self, results: list[TransactionResult]) -> None:
+        self._is_proven = False
         known: list[_Known] = []
         try:
             for result in results:
