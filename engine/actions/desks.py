@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import inspect
 import threading
+import time
 import traceback
 from collections import Counter, deque
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from .frames import ALIVE, DEAD, LOG, ack_frame
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
     from .api import Backoff
 
+#: seconds between two signs of life of a desk that waits; worker_timeout is a second at least
+ALIVE_S: Final = 0.25
 #: octets of an error that are worth keeping
 _MAX_ERROR = 2000
 
@@ -142,8 +145,12 @@ class Desk:
 
     def _pause(self, backoff: Backoff, attempt: int) -> bool:
         """Wait before the next attempt; False if the worker stops."""
-        self._send((ALIVE,))
-        return not self._stopping.wait(backoff.pause_s(attempt))
+        end = time.monotonic() + backoff.pause_s(attempt)
+        while (left := end - time.monotonic()) > 0:
+            self._send((ALIVE,))
+            if self._stopping.wait(min(left, ALIVE_S)):
+                return False
+        return not self._stopping.is_set()
 
     def _log(self, text: str) -> None:
         self._send((LOG, 0, text.encode("utf-8", "surrogateescape"), ("main",)))

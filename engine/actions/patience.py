@@ -22,7 +22,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from .desks import Desk, Ledger, Sender
+from .desks import ALIVE_S, Desk, Ledger, Sender
 from .frames import ALIVE
 
 if TYPE_CHECKING:
@@ -96,15 +96,18 @@ class PatientDesk(Desk):
                     break
                 if batch:
                     self._handle(batch)
+                elif self._aside:
+                    self._send((ALIVE,))
                 self._try_again()
         finally:
             self._close()
 
     def _until_next(self) -> float | None:
-        """Seconds until something that was put aside is due; None if nothing was."""
+        """Seconds until something that was put aside is due, or is to be told alive; None if nothing was."""
         if not self._aside:
             return None
-        return max(0.0, min(aside.at for aside in self._aside.values()) - time.monotonic())
+        left = min(aside.at for aside in self._aside.values()) - time.monotonic()
+        return min(max(0.0, left), ALIVE_S)
 
     def _is_behind(self, message: bytes, item: Any) -> bool:
         """Put an item behind its message, if that is aside; whether it is."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -165,3 +166,23 @@ def test_a_server_that_comes_back_is_asked_for_everything_in_order(sent: Sent) -
     for message in range(7):
         mine = [seq for seq in sent.done if (seq - 1) % 7 == message]
         assert mine == sorted(mine)
+
+
+@pytest.mark.parametrize("count", [1, MAX_FAILURES])
+def test_a_desk_that_waits_says_that_it_is_alive(count: int) -> None:
+    """More often than `worker_timeout` can be: for one message that is aside, and for a server that is away."""
+    evaluator, sent = Evaluator(*(b"%d/1" % number for number in range(count))), Sent()
+    desk = desk_with(evaluator, sent, *evaluator.away, backoff=Backoff(60.0, 60.0))
+    enough = threading.Event()
+
+    def send(frame: tuple[Any, ...]) -> None:
+        sent(frame)
+        if len(sent.of(ALIVE)) == 3:
+            enough.set()
+
+    desk._send = send
+    desk.start()
+    assert enough.wait(20)
+    desk.finish()
+    assert desk.join(20)
+    assert len(evaluator.tried) == count
