@@ -27,6 +27,7 @@ import trio
 from ..errors import DataError
 from ..logs.facts import Fact, FactKind
 from ..policy.wishes import Wish
+from ..queue.model import OutcomeKind
 from ..queue.store import QueueFull, QueueLocked
 from ..values import parse_address, parse_rate
 from .jobs import message_id_of
@@ -68,6 +69,11 @@ POLL_S: Final = 1.0
 TROUBLE: Final = "waiting for the queue: disk full or locked"
 #: what it says while nothing is claimed since actions are behind
 BACKLOG: Final = "waiting for event actions"
+#: seconds between looks at the queue while all that was due is held and is being settled: each look is three calls of
+#: the store, and a connection for each message settles one at a time
+LULL_S: Final = 0.1
+#: what makes nobody due
+_FINAL: Final = (OutcomeKind.DELIVERED, OutcomeKind.FAILED)
 #: seconds between looks while something is due that another engine is about to take
 MIN_WAIT_S: Final = 0.05
 
@@ -91,6 +97,8 @@ class Scheduler:
         self._unrouted: dict[str, list[Member]] = {}
         self._sites: dict[tuple[object, ...], Site] = {}
         self._settled = trio.Event()
+        #: monotonic second before which it is not worth while to look for more: there was nobody left who was due
+        self._lull_until = 0.0
         self._told = ""
         #: too many stored events wait
         self._is_behind = False
@@ -102,7 +110,9 @@ class Scheduler:
         """A commit was done: these claims are no longer held."""
         self.held -= settled.held
         self._core.on_settled(settled)
-        self._settled.set()
+        is_final = all(kind in _FINAL for _, kind, _, _ in settled.counts)
+        if not self.held or not is_final or trio.current_time() >= self._lull_until:
+            self._settled.set()
 
     # the claim loop
 
@@ -132,6 +142,7 @@ class Scheduler:
         self._told = ""
         self._show_trouble(BACKLOG if self._is_behind else "")
         if claims:
+            self._lull_until = 0.0
             await self._dispatch(claims, nursery)
             return False
         if await self.fail_expired():
@@ -139,6 +150,8 @@ class Scheduler:
         due_at = await self._next_due_at()
         if await self._is_done(due_at):
             return True
+        if not self._is_behind:
+            self._lull_until = trio.current_time() + LULL_S
         if due_at is None or self._is_behind:
             await self._wait_settled(POLL_S)
         else:

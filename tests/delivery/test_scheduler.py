@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import trio
 
-from engine.delivery.scheduler import BACKLOG, TROUBLE
+from engine.delivery.scheduler import BACKLOG, TROUBLE, Scheduler
+from engine.delivery.settlement import Settled
 from engine.logs.facts import FactKind
 from engine.net.sink import Sink, SinkOptions, open_sink
 from engine.queue.model import Filter, NewJob, NewRecipient, OutboxEvent, OutcomeKind, RecipientState
@@ -334,3 +337,28 @@ async def test_what_a_rate_holds_up_for_long_goes_back_until_its_turn(
     assert {world.state(name)[0] for name in names} == {D}
     assert released
     assert len(released) <= len(names), "each goes back once, not again and again"
+
+
+@pytest.mark.parametrize(
+    ("held", "kind", "is_lull", "looks"),
+    [
+        (2, OutcomeKind.DELIVERED, True, False),
+        (2, OutcomeKind.FAILED, True, False),
+        (2, OutcomeKind.DELIVERED, False, True),
+        # somebody may be due again, and the end is not to be missed
+        (2, OutcomeKind.DEFERRED, True, True),
+        (2, OutcomeKind.RELEASED, True, True),
+        (1, OutcomeKind.DELIVERED, True, True),
+    ],
+)
+async def test_a_commit_is_a_reason_to_look_for_more_only_where_there_may_be_more(
+    held: int, kind: OutcomeKind, is_lull: bool, looks: bool
+) -> None:
+    core = SimpleNamespace(on_settled=lambda _: None)
+    scheduler = Scheduler(core, job_id=None, drain=True, wait=False)  # type: ignore[arg-type]
+    scheduler.held = held
+    if is_lull:
+        scheduler._lull_until = math.inf
+    scheduler.on_settled(Settled(1, (), Counter({("mx.test", kind, False, False): 1})))
+    assert scheduler.held == held - 1
+    assert scheduler._settled.is_set() is looks
