@@ -8,6 +8,7 @@ in `outbox_size` are those of the rows.
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import TYPE_CHECKING, Final
 
@@ -22,6 +23,11 @@ MAX_TEXT: Final = 1000
 #: the owner of events that no engine has
 NOBODY: Final = 0
 
+_ROW: Final = "(?, ?, ?, ?, ?, ?, ?)"
+_INSERT: Final = f"INSERT INTO outbox (owner, name, key, payload, stored_at, handler, handler_group) VALUES {_ROW}"
+#: events stored by one statement: that takes a quarter less than one after the other
+_ROWS: Final = 64
+_INSERT_ROWS: Final = ", ".join([_INSERT, *[_ROW] * (_ROWS - 1)])
 _LETTER_COLUMNS: Final = "name, key, payload, handler, handler_group, reason, attempts, stored_at, died_at"
 
 
@@ -38,11 +44,10 @@ class OutboxKeeping(Database):
         rows = [(owner, event.name, event.key, event.payload, now, event.handler, event.group) for event in events]
         if rows:
             self._grow(len(rows))
-            self._db.executemany(
-                "INSERT INTO outbox (owner, name, key, payload, stored_at, handler, handler_group)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?)",
-                rows,
-            )
+            whole = len(rows) - len(rows) % _ROWS
+            for start in range(0, whole, _ROWS):
+                self._db.execute(_INSERT_ROWS, list(itertools.chain.from_iterable(rows[start : start + _ROWS])))
+            self._db.executemany(_INSERT, rows[whole:])
             # within a transaction the numbers follow one another
             (last,) = self._db.execute("SELECT last_insert_rowid()").fetchone()
             for number, event in enumerate(events, last - len(rows) + 1):

@@ -5,6 +5,8 @@ The text of `engine.queue.store`, sentence by sentence; see `fakes.stores`.
 
 from __future__ import annotations
 
+import pytest
+
 from engine.queue.model import PROGRAM, DeadLetter, OutboxEvent, OutboxReport, Outcome, OutcomeKind, recipient_id
 from engine.queue.store import Store
 from fakes.stores import NOW, Bench, addresses, stopped_group
@@ -32,6 +34,15 @@ def test_events_are_stored_with_the_outcome_they_tell_of(bench: Bench, other: Be
     bench.store.ack_outbox([])
     assert bench.store.drain_outbox(bench.owner, 10) == [second]
     assert bench.store.counts(job).delivered == 2
+
+
+@pytest.mark.parametrize("count", [1, 63, 64, 65, 200])
+def test_any_number_of_events_is_stored_in_order(bench: Bench, count: int) -> None:
+    keys = [f"k{number}" for number in range(count)]
+    found = store_events(bench, *keys)
+    assert [event.key for event in found] == keys
+    assert [event.id for event in found] == list(range(found[0].id, found[0].id + count))
+    assert bench.store.outbox_size() == count
 
 
 def test_events_survive_even_when_the_outcome_is_lost(bench: Bench) -> None:
