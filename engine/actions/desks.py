@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 #: seconds between two signs of life of a desk that waits; worker_timeout is a second at least
 ALIVE_S: Final = 0.25
+#: what the code of users may raise, as a failed attempt: `sys.exit` and a task that was cancelled are no Exception, and
+#: would end the thread that called it without a word
+FAILURES: Final = (Exception, SystemExit, asyncio.CancelledError)
 #: octets of an error that are worth keeping
 _MAX_ERROR = 2000
 
@@ -181,7 +184,7 @@ class Caller:
         """Call; None if it returned, or what it raised, with the place."""
         try:
             self.call(function, *arguments)
-        except Exception as error:  # code of users: whatever it raises is a failed attempt
+        except FAILURES as error:
             return describe(error)
         return None
 

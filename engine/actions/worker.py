@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ..errors import ActionError, ConfigError, FrameError
 from . import attach, frames
 from .api import ATTEMPTS, Backoff, Event, VetoRegistration, Worker, is_chosen, refusal
-from .desks import Caller, Desk, Ledger, describe
+from .desks import FAILURES, Caller, Desk, Ledger, describe
 from .frames import ProgramText, Shape, Status
 from .handler_desk import HandlerDesk
 from .handlers import register_all
@@ -194,7 +194,7 @@ class Runner:
             try:
                 status = Status.DONE
                 text = refusal(self._caller.call(veto.function, event), veto.name)
-            except Exception as error:  # code of users: an exception must not end the worker, and is told
+            except FAILURES as error:
                 status, text = Status.FAILED, f"veto {veto.name}: {describe(error)}".encode("utf-8", "replace")
         self._answer(seq, status, text, {}, deadline)
 

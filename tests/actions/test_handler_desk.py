@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -147,3 +149,25 @@ def test_a_live_event_is_tried_once_and_never_put_aside() -> None:
     work(desk, lambda: bool(sent.of(LOG)))
     assert handler.calls == [[b""]]
     assert sent.done == []
+
+
+async def _is_cancelled(events: list[Event]) -> None:
+    del events
+    raise asyncio.CancelledError
+
+
+def _exits(events: list[Event]) -> None:
+    del events
+    sys.exit(3)
+
+
+@pytest.mark.parametrize("function", [_is_cancelled, _exits])
+def test_a_handler_that_exits_or_is_cancelled_has_failed_and_its_desk_goes_on(function: Callable[..., Any]) -> None:
+    sent = Sent()
+    worker = Worker()
+    worker.on("msg:*", attempts=2, backoff=QUICK, name="record")(function)
+    desk = HandlerDesk(worker.handlers[0], Ledger(sent), sent)
+    for number in (1, 2):
+        desk.add(Event(SHAPE, (b"x",), b"m%d/1" % number, number))
+    work(desk, lambda: len(sent.done) == 2)
+    assert sorted(frame[1] for frame in sent.of(DEAD)) == [1, 2]
