@@ -124,14 +124,14 @@ async def test_a_database_that_comes_back_gets_every_call(tmp_path: Path, databa
     assert sorted(row[3] for row in rows(database)) == sorted(f"user{number}" for number in range(30))
 
 
-@in_either
-def test_an_engine_that_is_killed_loses_no_event_and_invents_none(
-    tmp_path: Path, database: Postgresql, workers: int
-) -> None:
-    """`kill -9` again and again: everyone who got the message is recorded, once or again, and nobody else."""
+def test_an_engine_that_is_killed_loses_no_event_and_invents_none(tmp_path: Path, database: Postgresql) -> None:
+    """`kill -9` again and again: everyone who got the message is recorded, once or again, and nobody else.
+
+    With workers: test_event_kill.py.
+    """
     count = 400
     with SinkProcess("--delay", "0.01") as sink:
-        user = user_with(tmp_path, sink.port, database.server(), workers)
+        user = user_with(tmp_path, sink.port, database.server())
         arguments = user.send_arguments(user.recipients(count), user.message(TEMPLATE), "--template")
         for _ in range(3):
             with user.started(*arguments) as process:
@@ -155,7 +155,7 @@ def test_an_engine_that_is_killed_loses_no_event_and_invents_none(
 
 def test_workers_that_are_killed_lose_no_event_and_invent_none(tmp_path: Path, database: Postgresql) -> None:
     """`kill -9` of each worker in turn, with the engine at work: another one takes over what it had."""
-    count = 1500
+    count = 800
     with SinkProcess("--delay", "0.005") as sink:
         user = user_with(tmp_path, sink.port, database.server(), workers=2)
         with user.started(
