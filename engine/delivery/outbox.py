@@ -312,8 +312,8 @@ class Outbox:
         self._tell(Fact(FactKind.NOTE, self._core.clock(), text=text))
 
     def _tell(self, fact: Fact) -> None:
-        if self._is_over:
-            # nothing is committed any more that it could go with
+        if self._is_over or self._core.settlement.is_stuck:
+            # nothing is committed any more, or for long, that it could go with: lines must not gather in memory
             self._core.log.write([fact])
         else:
             self._core.settlement.tell(fact)

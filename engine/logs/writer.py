@@ -5,7 +5,7 @@ Input: batches of facts.  Output: one `write` a file and batch, O_APPEND, so tha
 pipe (standard error) lines go in pieces that it takes as one.
 Invariants: a file that was renamed (log rotation) is reopened before the next batch; a log that cannot be written
 never stops delivery: the lines go to standard error and the trouble is told once; a line that a full disk cut short
-never runs into the next one.
+never runs into the next one; any thread may write.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import select
 import sys
+import threading
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
@@ -36,6 +37,8 @@ class LogFile:
     def __init__(self, path: str) -> None:
         self._path = path
         self._told = False
+        #: of two threads that follow one rotation the second would close a descriptor that is somebody else's by then
+        self._lock = threading.Lock()
         #: a write ended inside a line; the next one begins with a newline
         self._is_torn = False
         self._fd = sys.stderr.fileno() if not path else -1
@@ -48,13 +51,14 @@ class LogFile:
     def write(self, text: str) -> None:
         """Append `text`, which ends in a newline.  Never raises."""
         data = text.encode("utf-8", "backslashreplace")
-        try:
-            if self._path:
-                self._follow_rotation()
-            self._append(b"\n" + data if self._is_torn else data)
-            self._told = False
-        except OSError as error:
-            self._complain(data, error)
+        with self._lock:
+            try:
+                if self._path:
+                    self._follow_rotation()
+                self._append(b"\n" + data if self._is_torn else data)
+                self._told = False
+            except OSError as error:
+                self._complain(data, error)
 
     def close(self) -> None:
         if self._path and self._fd >= 0:

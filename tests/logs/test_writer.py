@@ -6,6 +6,7 @@ import errno
 import os
 import select
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -170,3 +171,31 @@ def test_standard_error_gets_whole_lines_in_pieces_that_a_pipe_takes_as_one(monk
     assert all(piece.endswith(b"\n") for piece in written)
     assert [len(piece) for piece in written if len(piece) > select.PIPE_BUF] == [10_001]
     assert len(written) < 25
+
+
+def test_two_threads_that_follow_one_rotation_close_the_old_file_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second close would hit whatever has the number by then: a connection, for one."""
+    path = tmp_path / "main.log"
+    file = LogFile(str(path))
+    file.write("before\n")
+    path.rename(tmp_path / "main.log.1")
+    closed: list[int] = []
+    other = threading.Thread(target=file.write, args=("two\n",))
+    close = os.close
+
+    def note_close(fd: int) -> None:
+        closed.append(fd)
+        if len(closed) == 1:
+            other.start()
+            other.join(0.1)
+        close(fd)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "close", note_close)
+        file.write("one\n")
+        other.join()
+    file.close()
+    assert len(closed) == 1
+    assert sorted(path.read_text().splitlines()) == ["one", "two"]
