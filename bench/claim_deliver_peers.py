@@ -32,7 +32,7 @@ PER_CPU_S: Final = Metric("for a second of CPU", "1/s", True, lambda timing: tim
 _PEERS: Final = {
     "postfix_reuse": (3000, 30),
     "postfix": (1000, 0),
-    "opensmtpd": (100, 5),
+    "opensmtpd": (100, 0),
     "nodemailer_pool": (3000, 0),
     "aiosmtplib_pool": (3000, 0),
     "smtp_source": (5000, 30),
