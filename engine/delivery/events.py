@@ -106,9 +106,9 @@ class Events(Raiser):
             it.compose = partial(_content_of, context, claim, message_id)
         return it
 
-    def about_batch(self, contact: Contact, work: Work | None, data: bytes | str, *, errno: int = 0) -> Happening:
-        """What an event about a host or a connection is told of the batch that it is for (1.1)."""
-        it = Happening(contact, data, errno)
+    def about_batch(self, contact: Contact, work: Work | None) -> Happening:
+        """What an event about a connection is told of the batch that it is for (1.1)."""
+        it = Happening(contact)
         if work is not None:
             context = work.context
             it.address = _shared(work.claims)

@@ -64,7 +64,8 @@ class ConnectionWatch:
         self._core = core
         self._events = events
         self.contact = contact
-        self._work = work
+        #: what events are told of the batch; the batch itself will be taken, and change
+        self._batch = events.about_batch(contact, work)
         self._plan = plan
         self._only_wire = only_wire
         self._variables = AclVariables()
@@ -86,8 +87,9 @@ class ConnectionWatch:
         transport = self.contact.transport
         if self._events.listens(transport, event) is None:
             return b""
-        it = self._events.about_batch(self.contact, self._work, data)
-        it.certificate, it.cert_source, it.authenticator = certificate, cert_source, authenticator
+        it = replace(
+            self._batch, data=data, certificate=certificate, cert_source=cert_source, authenticator=authenticator
+        )
         return (await self._events.live(transport, event, it, self._variables)).text
 
     # before the connection

@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 
 from engine.delivery import raiser as module
-from engine.events import Action, Result, run
+from engine.delivery.watch import ConnectionWatch
+from engine.delivery.work import Work
+from engine.events import Action, Contact, Result, run
 from engine.expand import Scope
 from engine.net.sink import SinkOptions, open_sink
 from engine.policy.answers import Answer, Status
+from engine.policy.plan import CLEAR
 from engine.queue.model import RecipientState
 from engine.tls.context import server_context
 from engine.tls.selfmade import make_leaf
@@ -233,6 +236,22 @@ async def test_authentication_that_fails(make_world: MakeWorld, seen: Recorder) 
     ]
     assert world.log.lines.count("my own words") == 2
     assert world.state("a@d.example")[0] is D
+
+
+async def test_events_of_a_connection_tell_of_its_batch_though_that_is_taken_meanwhile(
+    make_world: MakeWorld, seen: Recorder
+) -> None:
+    world = world_for(make_world, "127.0.0.1:9")
+    job = world.add_job("Ann@d.example")
+    context = world.core.jobs.load_now_or_none(job.id)
+    assert context is not None
+    assert world.core.events is not None
+    work = Work(context, world.claim(), "1x")
+    watch = ConnectionWatch(world.core, world.core.events, Contact(transport="smtp"), work, CLEAR, only_wire=False)
+    work.claims = []
+    await watch.ask_to_connect()
+    values = seen.of("tcp:connect")
+    assert (values["local_part"], values["message_exim_id"]) == ("Ann", "1x")
 
 
 async def test_an_expansion_that_fails_is_logged_and_changes_nothing(make_world: MakeWorld) -> None:
