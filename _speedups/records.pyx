@@ -12,7 +12,15 @@ No directive is turned off.
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF
 from libc.stdint cimport uintptr_t
+from libc.string cimport memcpy
+
+cdef extern from "Python.h":
+    PyObject *_new_bytes "PyBytes_FromStringAndSize"(const char *, Py_ssize_t) except NULL
+    char *_octets_of "PyBytes_AS_STRING"(PyObject *) noexcept
+    int _PyBytes_Resize(PyObject **, Py_ssize_t) except -1
 
 cdef enum:
     #: largest plaintext of one record (RFC 8446 §5.1)
@@ -101,45 +109,67 @@ cdef class Records:
 
     def read(self, Py_ssize_t limit):
         """Plaintext, until there are `limit` octets or the library gives no more; `reason` says why."""
-        cdef char space[_RECORD]
-        cdef int wanted = <int>min(<Py_ssize_t>_RECORD, max(limit, <Py_ssize_t>1))
+        cdef char *start = NULL
+        # what is to be decrypted is longer than the plaintext, but for a record that the library has begun to hand out
+        cdef Py_ssize_t room = self._functions.bio_get_mem_data(self._into, &start) + <Py_ssize_t>_RECORD
         cdef Py_ssize_t size = 0
-        cdef bytes first = b""
-        cdef list more = None
         cdef int result
+        cdef PyObject *found
         self.result = self.reason = 0
-        while size < limit:
-            result = self._functions.ssl_read(self._ssl, space, wanted)
+        room = min(room, max(limit, <Py_ssize_t>1), <Py_ssize_t>_MOST)
+        found = _new_bytes(NULL, room)
+        while size < room:
+            result = self._functions.ssl_read(self._ssl, _octets_of(found) + size, <int>(room - size))
             if result <= 0:
                 self.result = result
                 self.reason = self._functions.ssl_get_error(self._ssl, result)
                 break
-            if size == 0:
-                first = PyBytes_FromStringAndSize(space, result)
-            elif more is None:
-                more = [first, PyBytes_FromStringAndSize(space, result)]
-            else:
-                more.append(PyBytes_FromStringAndSize(space, result))
             size += result
-        return first if more is None else b"".join(more)
+        _PyBytes_Resize(&found, size)
+        octets = <object>found
+        Py_DECREF(octets)
+        return octets
 
-    def write(self, object octets not None):
-        """Encrypt; whether all of it was."""
+    def write(self, *pieces):
+        """Encrypt, with no regard to where pieces end, so that all records but the last are full; whether all was."""
+        cdef char seam[_RECORD]
+        cdef Py_ssize_t held = 0, done, part
         cdef Py_buffer view
+        cdef bint good = True
+        self.result = self.reason = 0
+        for piece in pieces:
+            PyObject_GetBuffer(piece, &view, PyBUF_SIMPLE)
+            try:
+                if view.len > _MOST:
+                    raise ValueError("too much at a time")
+                done = 0
+                if held:
+                    done = min(<Py_ssize_t>_RECORD - held, view.len)
+                    memcpy(seam + held, view.buf, done)
+                    held += done
+                    if held == _RECORD:
+                        good = self._encrypt(seam, held)
+                        held = 0
+                part = (view.len - done) // _RECORD * _RECORD
+                good = good and self._encrypt(<const char *>view.buf + done, part)
+                done += part
+                if good and done < view.len:
+                    memcpy(seam, <const char *>view.buf + done, view.len - done)
+                    held = view.len - done
+            finally:
+                PyBuffer_Release(&view)
+            if not good:
+                return False
+        return self._encrypt(seam, held)
+
+    cdef bint _encrypt(self, const char *octets, Py_ssize_t size) noexcept:
         cdef Py_ssize_t done = 0
         cdef int result
-        self.result = self.reason = 0
-        PyObject_GetBuffer(octets, &view, PyBUF_SIMPLE)
-        try:
-            if view.len > _MOST:
-                raise ValueError("too much at a time")
-            while done < view.len:
-                result = self._functions.ssl_write(self._ssl, <const char *>view.buf + done, <int>(view.len - done))
-                if result <= 0:
-                    self.result = result
-                    self.reason = self._functions.ssl_get_error(self._ssl, result)
-                    return False
-                done += result
-        finally:
-            PyBuffer_Release(&view)
+        while done < size:
+            result = self._functions.ssl_write(self._ssl, octets + done, <int>(size - done))
+            if result <= 0:
+                self.result = result
+                self.reason = self._functions.ssl_get_error(self._ssl, result)
+                return False
+            done += result
         return True

@@ -7,7 +7,7 @@ One task drives a session, and no task or cancel scope is made for a message: al
 write, all replies that have come are read at once, and one deadline moves with the replies.  It moves when a reply is
 complete, not when an octet arrives, so a server that dribbles is as dead as one that is silent.
 
-A server may stop reading until we read its replies, so what the kernel does not take at once is sent with a reader
+A server may stop reading until we read its replies, so what it does not take within `PATIENCE_S` is sent with a reader
 beside it.  What the reader finds is kept until the write is done, up to `EARLY_OCTETS`; a server that has more to say
 than that does not get to say it, and runs into the deadline of the write.
 """
@@ -24,12 +24,13 @@ from ..errors import LocalProtocolError
 from ..smtp import commands
 from ..smtp.failure import CANCELLED, TIMEOUT, Loss
 from ..smtp.flight import MAX_FLIGHT_OCTETS
+from ..tls.engine import WRITE_OCTETS
 from .losses import is_readable, receive, send_loss
 from .stream import TlsStream
-from .tcp import TcpStream
+from .tcp import MAX_PIECES, TcpStream
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 
     from ..policy.mx import Host
     from ..policy.plan import Plan
@@ -39,9 +40,11 @@ if TYPE_CHECKING:
     from ..tls.facts import TlsFacts
 
 #: octets handed to the stream at a time; each has `data_timeout_s`
-BLOCK_OCTETS: Final = 64 * 1024
+BLOCK_OCTETS: Final = WRITE_OCTETS
 #: by how much of itself a timeout may be longer than it is said to be
 _SLACK: Final = 1 / 64
+#: seconds for which a write waits without somebody who reads; arbitrary, it costs a task each time it is over
+PATIENCE_S: Final = 0.1
 #: octets of replies kept while a write is under way
 EARLY_OCTETS: Final = 256 * 1024
 #: seconds for what a server still says after 421, and for its answer to QUIT
@@ -149,8 +152,8 @@ class Session:
         self.use_until = math.inf
         self.is_closed = False
         self._stream = stream
-        self._start_send: Callable[[bytes | memoryview], bool] | None = None
-        self._finish_send: Callable[[], Awaitable[None]] | None = None
+        self._start_send: Callable[..., bool] | None = None
+        self._finish_send: Callable[..., Awaitable[bool]] | None = None
         if isinstance(stream, TcpStream | TlsStream):
             self._start_send, self._finish_send = stream.start_send, stream.finish_send
         self._client = client
@@ -345,27 +348,29 @@ class Session:
         is_at_end = len(completing) == 1 and client.ends_with_final
         pieces = client.take_output()
         size = sum(map(len, pieces))
-        if size <= BLOCK_OCTETS:
-            blocks: Iterator[bytes | memoryview] = iter((pieces[0] if len(pieces) == 1 else b"".join(pieces),))
+        blocks: Iterable[tuple[int, Sequence[bytes | memoryview]]]
+        if size <= BLOCK_OCTETS and len(pieces) <= MAX_PIECES:
+            blocks = ((size, pieces),)
         else:
             blocks = _blocks(pieces)
         timeout_s = self._options.data_timeout_s if completing else self._options.command_timeout_s
         try:
-            for block in blocks:
-                if completing and (not is_at_end or client.written_octets + len(block) == size):
+            for octets, block in blocks:
+                if completing and (not is_at_end or client.written_octets + octets == size):
                     before_final(completing)
                     client.on_final_handed()
                     completing = []
-                if self._start_send is None or not self._start_send(block):
+                if self._start_send is None or not self._start_send(*block):
                     _put_off(scope, timeout_s)
-                    await self._send_reading(block)
-                client.written_octets += len(block)
+                    if self._finish_send is None or not await self._finish_send(min(PATIENCE_S, timeout_s)):
+                        await self._send_reading(block)
+                client.written_octets += octets
         except trio.BrokenResourceError as error:
             await self._read_last_words()
             return send_loss(error)
         return None
 
-    async def _send_reading(self, block: bytes | memoryview) -> None:
+    async def _send_reading(self, block: Sequence[bytes | memoryview]) -> None:
         """Send a block, or finish it, while somebody reads what the server says meanwhile."""
         failure: trio.BrokenResourceError | None = None
         async with trio.open_nursery() as nursery:
@@ -374,7 +379,7 @@ class Session:
                 if self._finish_send is not None:
                     await self._finish_send()
                 else:
-                    await self._stream.send_all(block)
+                    await self._stream.send_all(b"".join(block))
             except trio.BrokenResourceError as error:
                 failure = error
             nursery.cancel_scope.cancel()
@@ -419,25 +424,19 @@ def _put_off(scope: trio.CancelScope, seconds: float) -> None:
         scope.deadline = latest
 
 
-def _blocks(pieces: list[bytes]) -> Iterator[bytes | memoryview]:
-    """The same octets in blocks of at most `BLOCK_OCTETS`, with few copies."""
-    small: list[bytes] = []
-    small_octets = 0
+def _blocks(pieces: list[bytes]) -> Iterator[tuple[int, list[bytes | memoryview]]]:
+    """The same octets without a copy, in blocks of at most `BLOCK_OCTETS` and `MAX_PIECES`; and how many these are."""
+    block: list[bytes | memoryview] = []
+    room = BLOCK_OCTETS
     for piece in pieces:
-        if small_octets + len(piece) <= BLOCK_OCTETS:
-            small.append(piece)
-            small_octets += len(piece)
-            continue
-        if small:
-            yield b"".join(small)
-            small, small_octets = [], 0
-        with memoryview(piece) as view:
-            start = 0
-            while len(piece) - start > BLOCK_OCTETS:
-                with view[start : start + BLOCK_OCTETS] as block:
-                    yield block
-                start += BLOCK_OCTETS
-        small.append(piece[start:])
-        small_octets = len(piece) - start
-    if small:
-        yield b"".join(small)
+        start = 0
+        while start < len(piece):
+            end = min(start + room, len(piece))
+            block.append(piece if end - start == len(piece) else memoryview(piece)[start:end])
+            room -= end - start
+            start = end
+            if not room or len(block) == MAX_PIECES:
+                yield BLOCK_OCTETS - room, block
+                block, room = [], BLOCK_OCTETS
+    if block:
+        yield BLOCK_OCTETS - room, block

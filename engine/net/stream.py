@@ -22,6 +22,7 @@ may shrug.
 from __future__ import annotations
 
 import contextlib
+import math
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -79,50 +80,53 @@ class TlsStream(trio.abc.Stream):
         self._receiving = False
         self._broken: BaseException | None = None
         self._closed = False
-        #: what `start_send` left: plaintext, or ciphertext for which the lock is held
-        self._held: bytes | memoryview = b""
+        #: what `start_send` left: plaintext, or nothing where it is ciphertext, for which the lock is held
+        self._held = b""
         self._holds_lock = False
 
-    def start_send(self, data: bytes | memoryview) -> bool:
+    def start_send(self, *pieces: bytes | memoryview) -> bool:
         """As `TcpStream.start_send`; `finish_send` must follow in the same task."""
         if self._sending:
             raise trio.BusyResourceError("another task is sending on this stream")
         self._check_usable()
-        if self._tcp is None or self._transmit_lock.locked() or len(data) > WRITE_OCTETS:
-            self._held = data
+        if self._tcp is None or self._transmit_lock.locked() or sum(map(len, pieces)) > WRITE_OCTETS:
+            self._held = b"".join(pieces)
             self._sending = True
             return False
-        ciphertext = self._encrypt(data)
+        ciphertext = self._encrypt(*pieces)
         try:
-            sent = self._tcp._send_nowait(ciphertext)
+            if self._tcp.start_send(ciphertext):
+                return True
         except BaseException as error:
             self._broken = error
             raise
-        if sent == len(ciphertext):
-            return True
         # The rest must go before anything else: take the lock without a gap.
         self._transmit_lock.acquire_nowait()
-        self._held = memoryview(ciphertext)[sent:]
         self._sending = self._holds_lock = True
         return False
 
-    async def finish_send(self) -> None:
-        """Send what `start_send` left; raises as `send_all` does."""
-        held, self._held = self._held, b""
-        self._sending = False
+    async def finish_send(self, patience_s: float = math.inf) -> bool:
+        """As `TcpStream.finish_send`; what was not even encrypted is not sent but without a limit to the patience."""
         if not self._holds_lock:
+            if patience_s < math.inf:
+                return False
+            held, self._held = self._held, b""
+            self._sending = False
             await self.send_all(held)
-            return
-        self._sending = True
+            return True
+        assert self._tcp is not None
+        is_over = True
         try:
             self._quick_count = 0
-            await self.transport.send_all(held)
+            is_over = await self._tcp.finish_send(patience_s)
         except BaseException as error:
             self._broken = self._broken or error
             raise
         finally:
-            self._transmit_lock.release()
-            self._sending = self._holds_lock = False
+            if is_over:
+                self._transmit_lock.release()
+                self._sending = self._holds_lock = False
+        return is_over
 
     # What trio's Stream asks for
 
@@ -264,9 +268,9 @@ class TlsStream(trio.abc.Stream):
 
     # Inner works
 
-    def _encrypt(self, data: bytes | bytearray | memoryview) -> bytes:
+    def _encrypt(self, *pieces: bytes | bytearray | memoryview) -> bytes:
         try:
-            return self._engine.write(data)
+            return self._engine.write(*pieces)
         except TlsPolicyError as error:
             self._broken = error
             raise trio.BrokenResourceError(error.message) from error

@@ -9,19 +9,26 @@ always has to wait for the peer.
 What it means.  Every operation first tries the system call on the non-blocking descriptor, and waits only
 if the kernel says so; of operations in a row that did not wait every `yield_every`-th is a checkpoint, and so is every
 wait: others get their turn, and a cancellation is noticed, by then.  `start_send` is the half of `send_all` that does
-not wait: who must read while he writes needs a second task only if it says that something is left for `finish_send`.
+not wait: who must read while he writes needs a second task only if it says that something is left, and `finish_send`
+that the peer does not take it.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import socket
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 #: octets asked of the kernel at a time; four full flights of a window of 16 KiB messages
 RECEIVE_OCTETS: Final = 256 * 1024
+#: pieces that `start_send` takes; the kernel's limit is 1024
+MAX_PIECES: Final = 512
 #: operations in a row that may do without a turn of the scheduler; arbitrary, a flight is two
 YIELD_EVERY: Final = 16
 #: octets the kernel takes ahead of the wire; trio's 16 KiB would cut a window of messages into many writes
@@ -61,33 +68,46 @@ class TcpStream(trio.abc.HalfCloseableStream):
         self._sending = False
         self._receiving = False
         self._is_half_closed = False
-        self._held: bytes | memoryview = b""
+        #: what `start_send` left
+        self._held: list[bytes | memoryview] = []
 
-    def start_send(self, data: bytes | memoryview) -> bool:
-        """Hand over what the kernel takes at once; no cancellation point.
+    def start_send(self, *pieces: bytes | memoryview) -> bool:
+        """Hand over what the kernel takes at once, of at most `MAX_PIECES`; no cancellation point.
 
         Returns:
-            Whether that was everything.  If not, `finish_send` must follow; `data` must not change before it is done.
+            Whether that was everything.  If not, `finish_send` must follow; no piece must change before it is done.
 
         Raises:
             trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError.
         """
         if self._sending:
             raise trio.BusyResourceError("another task is sending on this stream")
-        sent = self._send_nowait(data)
-        if sent == len(data):
+        held = self._send_pieces(pieces)
+        if not held:
             return True
-        self._held = memoryview(data)[sent:]
+        self._held = held
         self._sending = True
         return False
 
-    async def finish_send(self) -> None:
-        """Send what `start_send` left; raises as `send_all` does."""
+    async def finish_send(self, patience_s: float = math.inf) -> bool:
+        """Send what `start_send` left; raises as `send_all` does.
+
+        Returns:
+            Whether that was everything.  If not, `patience_s` has gone by: call it again.
+        """
+        is_over = True
         try:
-            await self._send_rest(self._held)
+            self._quick_count = 0
+            with trio.move_on_after(patience_s) as scope:
+                while self._held:
+                    await trio.lowlevel.wait_writable(self._fd)
+                    self._held = self._send_pieces(self._held)
+            is_over = not (scope.cancelled_caught and self._held)
         finally:
-            self._held = b""
-            self._sending = False
+            if is_over:
+                self._held = []
+                self._sending = False
+        return is_over
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send everything; trio's contract.
@@ -175,20 +195,27 @@ class TcpStream(trio.abc.HalfCloseableStream):
         if self._quick_count >= self._yield_every:
             await self._checkpoint()
 
-    def _send_nowait(self, data: bytes | bytearray | memoryview) -> int:
+    def _send_nowait(self, *pieces: bytes | bytearray | memoryview) -> int:
         """Hand the kernel what it takes at once and return how much that was."""
         if self._fd == -1:
             raise trio.ClosedResourceError("this stream was closed")
         if self._is_half_closed:
             raise trio.ClosedResourceError("this stream was half-closed")
-        if not data:
-            return 0
         try:
-            return os.write(self._fd, data)
+            return os.write(self._fd, pieces[0]) if len(pieces) == 1 else os.writev(self._fd, pieces)
         except BlockingIOError:
             return 0
         except OSError as error:
             raise trio.BrokenResourceError(f"socket connection broken: {error}") from error
+
+    def _send_pieces(self, pieces: Sequence[bytes | memoryview]) -> list[bytes | memoryview]:
+        """The same; returns what is left of the pieces."""
+        sent = self._send_nowait(*pieces)
+        for index, piece in enumerate(pieces):
+            if sent < len(piece):
+                return [memoryview(piece)[sent:], *pieces[index + 1 :]]
+            sent -= len(piece)
+        return []
 
     async def _send_rest(self, rest: bytes | memoryview) -> None:
         """Send what the kernel did not take at once."""

@@ -189,16 +189,19 @@ class TlsEngine:
             lib.ERR_clear_error()
         return plaintext
 
-    def write(self, plaintext: bytes | bytearray | memoryview) -> bytes:
+    def write(self, *pieces: bytes | bytearray | memoryview) -> bytes:
         """Encrypt at most `WRITE_OCTETS` and return the ciphertext to send, with whatever was pending before it.
+
+        Pieces share records: they are one run of octets.
 
         Raises:
             TlsPolicyError: the connection is broken or was shut down.
         """
-        if len(plaintext) > WRITE_OCTETS:
-            raise LocalProtocolError(f"write of {len(plaintext)} octets, at most {WRITE_OCTETS} at a time")
+        size = sum(map(len, pieces))
+        if size > WRITE_OCTETS:
+            raise LocalProtocolError(f"write of {size} octets, at most {WRITE_OCTETS} at a time")
         self._quiet = False
-        if not self._records.write(plaintext):
+        if not self._records.write(*pieces):
             raise self._failure(self._records.result)
         return self.pending_output()
 
