@@ -31,7 +31,7 @@ from engine import app
 from engine.compose import Composer, Recipient
 from engine.config import loads
 from engine.delivery.jobs import JobOptions, message_id_of
-from engine.delivery.loading import load
+from engine.delivery.loading import Loader, load
 from engine.delivery.settlement import Settlement, _Batch
 from engine.delivery.stored import unpack
 from engine.delivery.work import Work as Batch
@@ -98,7 +98,7 @@ _CONFIRMATION: Final = "250 2.0.0 Ok: queued as 4XyZ12345"
 
 def run(bench: Harness) -> None:
     """Measure the claim."""
-    count = bench.size(20_000, 2_000)
+    count = bench.size(20_000, 500)
     with contextlib.closing(Deliveries(count)) as deliveries:
         raising = Contender("outrider", deliveries.raising)
         storing = Contender("outrider", deliveries.storing)
@@ -116,7 +116,7 @@ def run(bench: Harness) -> None:
 
 
 def _compare(bench: Harness, database: psycopg.Connection[tuple[Any, ...]]) -> None:
-    count = bench.size(20_000, 300)
+    count = bench.size(20_000, 100)
     cores = sorted(os.sched_getaffinity(0))
     name = database.info.dbname
     more = f"event_action = '''{ACTION}'''\n[actions]\nworkers = 1\npgsql_servers = [\"127.0.0.1/{name}/postgres/\"]\n"
@@ -265,7 +265,7 @@ def _job(core: Core, count: int) -> Batch:
     new = NewJob(SENDER, body, is_template=True, personalised=True, options=options)
     numbers = range(count)
     rows = (Recipient(f"User{number}@d{number % 50}.example", {"name": "", "number": number}) for number in numbers)
-    job = load(core.database.store, core.engine.owner, new, composer, rows, now=time.time).job
+    job = load(Loader(core.database.store, core.engine.owner, new, composer, rows, now=time.time)).job
     context = core.jobs.load_now_or_none(job.id)
     assert context is not None
     return Batch(context, [], "")
