@@ -43,6 +43,9 @@ _Row = tuple[int, int, int, float, float]
 #: rates whose next token has been good for so many seconds are forgotten: a burst makes up for no more than one
 _FORGET_S: Final = 60.0
 
+#: seconds that keep two in a line apart
+_BEHIND_S: Final = 0.001
+
 _SET_SLOT: Final = (
     "INSERT INTO slots (place, owner, held, wanted, since, began) VALUES (?, ?, ?, ?, ?, ?)"
     " ON CONFLICT (place, owner) DO UPDATE SET held = excluded.held, wanted = excluded.wanted, since = excluded.since,"
@@ -118,9 +121,10 @@ class Limiting(Database):
         _, _, _, since, began = before or (owner, 0, 0, now, now)
         wanted = max(want.open, want.wanted)
         share, is_starving = _share_of((owner, 0, wanted, since, began), others, want.limit)
-        if is_starving and want.open and now - began >= TURN_S:
-            # there are more engines than slots: this one goes to the end of those that take turns
-            since = now
+        if is_starving and want.open and not 0 <= now - began < TURN_S:
+            # there are more engines than slots: this one goes to the end of those that take turns, also where the clock
+            # was set back since its turn began
+            since = max([now, *(row[3] + _BEHIND_S for row in others)])
             share, _ = _share_of((owner, 0, wanted, since, began), others, want.limit)
         granted = max(0, min(share, want.limit - sum(row[1] for row in others)))
         held = max(want.open, granted)

@@ -80,6 +80,16 @@ def test_engines_take_turns_where_there_are_fewer_slots_than_engines(bench: Benc
     assert share(other, 1, 1, limit=1, now=NOW + 2 * TURN_S + 1) == 0
 
 
+def test_a_turn_ends_when_the_clock_was_set_back(bench: Bench, other: Bench) -> None:
+    join(bench, other)
+    assert share(bench, 0, 1, limit=1, now=NOW) == 1
+    assert share(other, 0, 1, limit=1, now=NOW) == 0
+    assert share(bench, 1, 1, limit=1, now=NOW - 3600) == 0
+    assert share(bench, 0, 1, limit=1, now=NOW - 3599) == 0
+    assert share(other, 0, 1, limit=1, now=NOW - 3599) == 1
+    assert share(other, 1, 1, limit=1, now=NOW - 3599) == 1
+
+
 def test_a_turn_does_not_end_while_nobody_waits(bench: Bench, other: Bench) -> None:
     join(bench, other)
     assert share(bench, 0, 1, limit=1) == 1
