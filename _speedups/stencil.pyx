@@ -3,8 +3,8 @@
 the id of that message.
 
 Layer: kernel of engine/compose/stencil.py and ids.py.  References: the composer itself, with which
-tests/compose/test_stencil.py compares it, and tests/compose/test_ids.py.  No directive is turned off; `fill` copies into
-an object of exactly the size that it has added up, from objects that it holds.
+tests/compose/test_stencil.py compares it, and tests/compose/test_ids.py.  No directive is turned off; values are copied
+into objects of exactly the size that was added up for them, from objects that are held.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -26,6 +26,8 @@ MAX_VALUES = 64
 cdef enum:
     _VALUES = 64
     _CODES = 128
+    #: octets from which on a segment is handed out itself, and not copied; a TLS record
+    _SHARED = 16384
 
 
 cdef class Stencil:
@@ -42,15 +44,14 @@ cdef class Stencil:
     """
 
     cdef tuple _segments, _holes, _allowed, _limits
-    cdef Py_ssize_t _constant
 
     def __init__(self, tuple segments not None, tuple holes not None, tuple allowed not None, tuple limits not None):
         cdef Py_ssize_t count = len(allowed)
         if len(segments) != len(holes) + 1 or count > _VALUES:
             raise ValueError("segments, holes and values do not fit together")
-        self._constant = 0
         for segment in segments:
-            self._constant += PyBytes_GET_SIZE(<bytes?>segment)
+            if not isinstance(segment, bytes):
+                raise TypeError("a segment that is not bytes")
         for table in allowed:
             if PyBytes_GET_SIZE(<bytes?>table) != _CODES:
                 raise ValueError("a table of another size")
@@ -67,7 +68,7 @@ cdef class Stencil:
         self._limits = limits
 
     def fill(self, list values not None):
-        """The octets with these values (text or integers) in the holes.
+        """The octets with these values (text or integers) in the holes, in pieces: long segments are shared.
 
         Returns:
             None where a value is not as it must be: of another type, empty, with a space at an end or a character that
@@ -75,14 +76,12 @@ cdef class Stencil:
         """
         cdef const char *texts[_VALUES]
         cdef Py_ssize_t sizes[_VALUES]
-        cdef Py_ssize_t count = len(self._allowed), index, at, size, number
+        cdef Py_ssize_t count = len(self._allowed), index, at, size
         cdef const char *text
         cdef const char *table
         cdef unsigned char octet
         cdef object value
         cdef list held = []
-        cdef bytes segment, result
-        cdef char *target
         if len(values) != count:
             raise ValueError("another number of values")
         for index in range(count):
@@ -113,22 +112,50 @@ cdef class Stencil:
                 size += sizes[number]
             if size > limit:
                 return None
-        size = self._constant
-        for number in self._holes:
-            size += sizes[number]
-        result = PyBytes_FromStringAndSize(NULL, size)
-        target = PyBytes_AS_STRING(result)
-        for index in range(len(self._holes)):
+        return self._pieces(texts, sizes)
+
+    cdef tuple _pieces(self, const char **texts, Py_ssize_t *sizes):
+        """Long segments as they are, and what stands between them in one piece each."""
+        cdef Py_ssize_t holes = len(self._holes), first = 0, size = 0, index
+        cdef list found = []
+        cdef bytes segment
+        for index in range(holes + 1):
             segment = <bytes>self._segments[index]
-            memcpy(target, PyBytes_AS_STRING(segment), PyBytes_GET_SIZE(segment))
-            target += PyBytes_GET_SIZE(segment)
-            number = self._holes[index]
-            memcpy(target, texts[number], sizes[number])
-            target += sizes[number]
-        segment = <bytes>self._segments[len(self._holes)]
-        memcpy(target, PyBytes_AS_STRING(segment), PyBytes_GET_SIZE(segment))
-        target += PyBytes_GET_SIZE(segment)
-        if target - PyBytes_AS_STRING(result) != size:
+            if PyBytes_GET_SIZE(segment) < _SHARED:
+                size += PyBytes_GET_SIZE(segment)
+            else:
+                if size:
+                    found.append(self._run(first, index, size, texts, sizes))
+                found.append(segment)
+                first = index
+                size = 0
+            if index < holes:
+                size += sizes[<Py_ssize_t>self._holes[index]]
+        if size or not found:
+            found.append(self._run(first, holes + 1, size, texts, sizes))
+        return tuple(found)
+
+    cdef bytes _run(self, Py_ssize_t first, Py_ssize_t end, Py_ssize_t size, const char **texts, Py_ssize_t *sizes):
+        """The segments from `first` to before `end`, but for a long one, each with the value behind it."""
+        cdef bytes result = PyBytes_FromStringAndSize(NULL, size)
+        cdef char *target = PyBytes_AS_STRING(result)
+        cdef char *limit = target + size
+        cdef Py_ssize_t holes = len(self._holes), index, number
+        cdef bytes segment
+        for index in range(first, end):
+            segment = <bytes>self._segments[index]
+            if PyBytes_GET_SIZE(segment) < _SHARED:
+                if PyBytes_GET_SIZE(segment) > limit - target:
+                    raise AssertionError("a message of another size than was reckoned")
+                memcpy(target, PyBytes_AS_STRING(segment), PyBytes_GET_SIZE(segment))
+                target += PyBytes_GET_SIZE(segment)
+            if index < holes:
+                number = self._holes[index]
+                if sizes[number] > limit - target:
+                    raise AssertionError("a message of another size than was reckoned")
+                memcpy(target, texts[number], sizes[number])
+                target += sizes[number]
+        if target != limit:
             raise AssertionError("a message of another size than was reckoned")
         return result
 

@@ -43,14 +43,21 @@ class Rendered(NamedTuple):
     """A message as it goes over the wire, before dot-stuffing.
 
     Attributes:
-        content: lines end with CRLF, so does the whole.
+        pieces: what it consists of, in order; long ones are shared by the messages of a job.
         is_8bit: it holds octets above 127: send BODY=8BITMIME.
         smtputf8: its header is in UTF-8: send SMTPUTF8.
+        is_proved: it was counted that CR and LF stand in it as CRLF only; elsewhere that follows from how it was made.
     """
 
-    content: bytes
+    pieces: tuple[bytes, ...]
     is_8bit: bool
     smtputf8: bool
+    is_proved: bool = False
+
+    @property
+    def content(self) -> bytes:
+        """The whole; its lines end with CRLF, so does itself."""
+        return self.pieces[0] if len(self.pieces) == 1 else b"".join(self.pieces)
 
 
 class Composed:
@@ -87,7 +94,7 @@ class Composed:
         rendered = self._kept.get(eightbit)
         if rendered is None:
             content = self._composer._assemble(self._header, self._texts, eightbit=eightbit)
-            rendered = self._kept[eightbit] = Rendered(content, not content.isascii(), self.needs_smtputf8)
+            rendered = self._kept[eightbit] = Rendered((content,), not content.isascii(), self.needs_smtputf8)
         return rendered
 
 
@@ -207,9 +214,9 @@ class Composer:
             if kept[2] is not None:
                 values = [merge.get(name) for name in self._names]
                 values += (address, message_id)
-                content = kept[2].fill(values)
-                if content is not None:
-                    return Rendered(content, kept[1], False)
+                pieces = kept[2].fill(values)
+                if pieces is not None:
+                    return Rendered(pieces, kept[1], False, True)
         return self.compose(address, merge, message_id, now).render(eightbit=eightbit, smtputf8=smtputf8)
 
     def _make_stencil(self, now: float, eightbit: bool) -> tuple[int, bool, Stencil | None]:

@@ -6,7 +6,7 @@ quoted, encoded, escaped or folded, and no line becomes too long.  What a value 
 each name the characters that are harmless in every place where it stands, and how long the values of a field or a line
 may be together.  The octets around the values are cut out of a message that was composed the long way.
 Invariants: `fill` gives what the long way gives, octet for octet, or None; whoever gets None goes the long way, which
-has the last word on every value.
+has the last word on every value.  What it gives is made of CRLF lines: the sample was, and values have no line ends.
 """
 
 from __future__ import annotations
@@ -94,6 +94,8 @@ def make_stencil(
         return None
     if first != second or not _has_all(program, names, first[1]):
         return None  # a value changes more than its place, such as a fold
+    if not _has_lines(b"x".join(first[0])):
+        return None
     tables = tuple(bytes(chr(code) in rules.allowed[name] for code in range(128)) for name in names)
     stencil = Stencil(first[0], first[1], tables, tuple(rules.limits))
     # the sample must pass by its own rules, or the octets were made under others
@@ -167,6 +169,12 @@ class _Rules:
 
     def _limit(self, octets: int, names: tuple[str, ...]) -> None:
         self.limits.append((octets, tuple(self._numbers[name] for name in names)))
+
+
+def _has_lines(content: bytes) -> bool:
+    """Whether it is made of lines that end with CRLF, and no CR or LF stands elsewhere."""
+    ends = content.count(b"\r\n")
+    return content.endswith(b"\r\n") and content.count(b"\r") == ends and content.count(b"\n") == ends
 
 
 def _has_all(program: Program | None, names: list[str], holes: tuple[int, ...]) -> bool:

@@ -208,13 +208,13 @@ class Client:
             rset = self._flights[-1].is_chunked
         else:
             rset = self._needs_rset
-        content = b""
-        last = b""
+        content = last = b""
+        rest: tuple[bytes, ...] = ()
         recipients = transaction.recipients
         asked = flight.asked
         if style is Style.GLUED:
-            content = transaction.content.octets
-            last = commands.bdat(len(content))
+            last = commands.bdat(len(transaction.content))
+            content, rest = transaction.content.cut()
         elif style is Style.GROUP_DATA:
             last = commands.DATA
         parameters = flight.result.mail_parameters = commands.mail_parameters(transaction, capabilities)
@@ -230,7 +230,7 @@ class Client:
             transaction.smtputf8,
         )
         flight.stage = Stage.RSET if rset else Stage.MAIL
-        flight.octets = len(group)
+        flight.octets = len(group) + sum(map(len, rest))
         if flight.is_lock_step:
             # The octets of a group are those of its commands: take them line by line.
             flight.group = group
@@ -239,6 +239,7 @@ class Client:
         if not self._flights:
             self._probe_if_due()
         self._output.append(group)
+        self._output += rest
         if style is Style.GLUED:
             flight.written = True
             self._completing.append(flight)
@@ -250,13 +251,12 @@ class Client:
     def _write_content(self, flight: Flight) -> None:
         content = flight.transaction.content
         if flight.is_chunked:
-            octets = content.octets
-            self._output += (commands.bdat(len(octets)), octets)
+            pieces, size = (commands.bdat(len(content)), *content.pieces), len(content)
         else:
-            octets = content.stuffed
-            self._output += (octets, commands.DOT)
-        flight.octets += len(octets)
-        self._flight_octets += len(octets)
+            pieces, size = (content.stuffed, commands.DOT), len(content.stuffed)
+        self._output += pieces
+        flight.octets += size
+        self._flight_octets += size
         flight.written = True
         self._completing.append(flight)
 

@@ -46,7 +46,7 @@ def mail_parameters(transaction: Transaction, capabilities: Capabilities) -> byt
     Raises:
         LocalProtocolError: `ret` is neither FULL nor HDRS.
     """
-    parameters = b" SIZE=%d" % len(transaction.content.octets) if capabilities.size else b""
+    parameters = b" SIZE=%d" % len(transaction.content) if capabilities.size else b""
     if capabilities.eightbitmime and (transaction.is_8bit or transaction.content.is_8bit):
         parameters += b" BODY=8BITMIME"
     if transaction.smtputf8:

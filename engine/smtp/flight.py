@@ -104,7 +104,7 @@ def choose_style(
         return Style.GROUP_DATA, rung
     if rung < Rung.GLUED:
         return Style.GROUP_BDAT, rung
-    size = len(transaction.content.octets)
+    size = len(transaction.content)
     limit = capabilities.size_limit
     if not memory.swallows or size > room_octets or (limit is not None and size > limit):
         return Style.GROUP_BDAT, None

@@ -3,13 +3,13 @@
 Layer: sans-I/O.  Spec: RFC 5321 §3.3, RFC 3461 §4 (DSN parameters), RFC 6152, RFC 6531; events-dane RT-1 to RT-6, 11.4.
 Input: addresses and a message, both already valid.  Output: every reply as it came, and an error where none came: the
 outcome of a recipient is read from these by table (delivery/outcome.py), never guessed here.
-Invariants: content that is not made of CRLF lines cannot be held; the dot-stuffed form is made once a `Content`.
+Invariants: content that is not made of CRLF lines is not held; the dot-stuffed form is made once a `Content`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, Self
 
 from . import replies
 from ._wire import inspect, stuff
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ..errors import DeliveryError
+
+
+#: a piece of content that is not copied to stand in one with its envelope; a TLS record
+_LONG_OCTETS: Final = 16384
 
 
 @dataclass(slots=True, eq=False)
@@ -141,28 +145,57 @@ class Content:
     Args:
         octets: the message; CRLF is added if it does not end with one.
 
+    Attributes:
+        pieces: of the octets, in order: as BDAT sends them.
+        is_8bit: whether some octet is above 127.
+
     Raises:
         DataError: it has a CR or LF that is not part of CRLF: such content is never sent (RFC 5321 §2.3.8).
     """
 
-    __slots__ = ("_dots", "_stuffed", "is_8bit", "octets")
+    __slots__ = ("_dots", "_size", "_stuffed", "is_8bit", "pieces")
 
     def __init__(self, octets: bytes) -> None:
         if not octets.endswith(b"\r\n"):
             octets += b"\r\n"
-        self._dots = inspect(octets)
-        #: as BDAT sends it, and what SIZE counts
-        self.octets = octets
-        #: whether some octet is above 127
+        self.pieces: tuple[bytes, ...] = (octets,)
         self.is_8bit = not octets.isascii()
+        self._size = len(octets)
+        self._dots = inspect(octets)
         self._stuffed: bytes | None = None
 
+    @classmethod
+    def of_proved(cls, pieces: tuple[bytes, ...], *, is_8bit: bool) -> Self:
+        """Content of which is proved that it is made of CRLF lines; nothing is copied before somebody asks for that."""
+        made = cls.__new__(cls)
+        made.pieces = pieces
+        made.is_8bit = is_8bit
+        made._size = sum(map(len, pieces))
+        made._dots = -1
+        made._stuffed = None
+        return made
+
+    def cut(self) -> tuple[bytes, tuple[bytes, ...]]:
+        """The first piece where it is short, so that it may be copied behind an envelope, and the other pieces."""
+        pieces = self.pieces
+        return (pieces[0], pieces[1:]) if len(pieces[0]) < _LONG_OCTETS else (b"", pieces)
+
     def __len__(self) -> int:
-        return len(self.octets)
+        """What SIZE counts."""
+        return self._size
+
+    @property
+    def octets(self) -> bytes:
+        """The whole."""
+        if len(self.pieces) > 1:
+            self.pieces = (b"".join(self.pieces),)
+        return self.pieces[0]
 
     @property
     def stuffed(self) -> bytes:
         """As DATA sends it, without the final dot; made once."""
         if self._stuffed is None:
+            if self._dots < 0:
+                self._dots = inspect(self.octets)
             self._stuffed = stuff(self.octets, self._dots)
         return self._stuffed

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from engine.compose import Composer, Rendered
 from engine.compose._stencil import MAX_VALUES, Stencil
+from engine.compose.stencil import _has_lines
 from engine.errors import DataError
 
 PLAIN = (
@@ -81,6 +82,11 @@ def either_way(made: Composer, address: str, merge: dict[str, Any], *, eightbit:
         return error.message
 
 
+def same(found: Rendered | str) -> object:
+    """What is to be the same on either way."""
+    return (found.content, found.is_8bit, found.smtputf8) if isinstance(found, Rendered) else found
+
+
 def stencil_of(made: Composer, *, eightbit: bool = True) -> Stencil | None:
     either_way(made, "ada@d.example", USUAL, eightbit=eightbit)
     return made._stencils[eightbit][2]
@@ -101,7 +107,7 @@ COMPOSERS = {name: composer(text) for name, text in TEMPLATES.items()}
 def test_gives_what_the_long_way_gives(name: str, merge: dict[str, Any], address: str, eightbit: bool) -> None:
     made = COMPOSERS[name]
     found = either_way(made, address, merge, eightbit=eightbit)
-    assert found == long_way(made, address, merge, eightbit=eightbit)
+    assert same(found) == same(long_way(made, address, merge, eightbit=eightbit))
 
 
 @pytest.mark.parametrize("name", ["plain", "html", "multipart", "long"])
@@ -111,7 +117,8 @@ def test_usual_values_go_the_short_way(name: str) -> None:
     found = stencil.fill([USUAL[column] for column in COMPOSERS[name]._names] + ["ada@d.example", ID])
     expected = long_way(COMPOSERS[name], "ada@d.example", USUAL, eightbit=True)
     assert isinstance(expected, Rendered)
-    assert found == expected.content
+    assert found is not None
+    assert b"".join(found) == expected.content
 
 
 def test_8bit_text_has_no_short_way_to_a_server_without_8bitmime() -> None:
@@ -127,14 +134,16 @@ def test_what_needs_thought_has_no_short_way(name: str) -> None:
 def test_a_message_that_is_no_template_has_one() -> None:
     made = composer("From: a@s.example\nSubject: x\n\nbody\n", is_template=False)
     assert stencil_of(made) is not None
-    assert either_way(made, "bob@d.example", {}, eightbit=True) == long_way(made, "bob@d.example", {}, eightbit=True)
+    found, expected = (way(made, "bob@d.example", {}, eightbit=True) for way in (either_way, long_way))
+    assert same(found) == same(expected)
 
 
 def test_the_date_is_that_of_each_call() -> None:
     made = COMPOSERS["plain"]
     for now in (5.0, 86405.5, 5.9):
         found = made.render("ada@d.example", USUAL, ID, now, eightbit=True, smtputf8=False)
-        assert found == made.compose("ada@d.example", USUAL, ID, now).render(eightbit=True, smtputf8=False)
+        expected = made.compose("ada@d.example", USUAL, ID, now).render(eightbit=True, smtputf8=False)
+        assert same(found) == same(expected)
 
 
 # the kernel
@@ -164,7 +173,31 @@ def test_fill(segments: list[bytes], values: list[Any], limit: int, data: st.Dat
     expected = segments[0] + b"".join(
         texts[hole].encode() + after for hole, after in zip(holes, segments[1:], strict=True)
     )
-    assert stencil.fill(values) == (expected if is_right else None)
+    assert stencil.fill(values) == ((expected,) if is_right else None)
+
+
+@given(
+    lengths=st.lists(st.sampled_from([0, 1, 16383, 16384, 20000]), min_size=1, max_size=6),
+    data=st.data(),
+)
+@settings(max_examples=100, deadline=None)
+def test_long_segments_are_shared(lengths: list[int], data: st.DataObject) -> None:
+    segments = tuple(bytes([97 + number]) * length for number, length in enumerate(lengths))
+    holes = tuple(data.draw(st.integers(0, 1)) for _ in segments[1:])
+    found = Stencil(segments, holes, (ANY, ANY), ()).fill(["one", 2])
+    assert found is not None
+    values = [(b"one", b"2")[hole] for hole in holes]
+    assert b"".join(found) == segments[0] + b"".join(map(bytes.__add__, values, segments[1:]))
+    long = [segment for segment in segments if len(segment) >= 16384]
+    assert [id(piece) for piece in found if any(piece is each for each in long)] == list(map(id, long))
+    assert len(found) <= 2 * len(long) + 1
+
+
+def test_a_sample_with_other_line_ends_has_no_stencil() -> None:
+    for line_end in (b"\n", b"\r", b"\n\r\n", b"\r\r\n"):
+        assert not _has_lines(b"a\r\nb" + line_end + b"c\r\n")
+        assert not _has_lines(b"a\r\nb" + line_end.removesuffix(b"\r\n"))
+    assert _has_lines(b"a\r\n\r\nb\r\n")
 
 
 def test_what_does_not_fit_together_is_refused() -> None:
