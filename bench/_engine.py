@@ -16,7 +16,7 @@ from engine import app
 from engine.compose import Composer, Recipient
 from engine.config import loads
 from engine.delivery.jobs import JobOptions
-from engine.delivery.loading import load
+from engine.delivery.loading import Loader, load
 from engine.delivery.run import run as deliver
 from engine.queue.model import NewJob
 
@@ -119,7 +119,7 @@ class Engine:
             options = JobOptions(salt=b"bench").to_mapping()
             new_job = NewJob(SENDER, body, is_template=True, personalised=True, options=options)
             store = core.database.store
-            job = load(store, core.engine.owner, new_job, composer, recipients(work), now=time.time).job
+            job = load(Loader(store, core.engine.owner, new_job, composer, recipients(work), now=time.time)).job
             self.began_at = time.monotonic()
             with Stopwatch() as watch:
                 trio.run(_deliver, core, job.id)

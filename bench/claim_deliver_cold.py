@@ -35,7 +35,7 @@ from engine import app
 from engine.compose import Composer, Recipient
 from engine.config import loads
 from engine.delivery.jobs import JobOptions
-from engine.delivery.loading import load
+from engine.delivery.loading import Loader, load
 from engine.delivery.run import run as deliver
 from engine.queue.model import NewJob
 from engine.tls.context import TlsContexts
@@ -177,7 +177,7 @@ class Engine:
                 host_name="sender.example",
                 created_at=time.time(),
             )
-            job = load(store, core.engine.owner, new_job, composer, self._recipients(count), now=time.time).job
+            job = load(Loader(store, core.engine.owner, new_job, composer, self._recipients(count), now=time.time)).job
             with Stopwatch() as watch:
                 trio.run(_deliver, core, job.id)
             delivered = store.counts(job.id).delivered

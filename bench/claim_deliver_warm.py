@@ -41,7 +41,7 @@ from engine import app
 from engine.compose import Composer, Recipient
 from engine.config import loads
 from engine.delivery.jobs import JobOptions
-from engine.delivery.loading import load
+from engine.delivery.loading import Loader, load
 from engine.delivery.run import run as deliver
 from engine.logs.writer import LogWriter
 from engine.queue.model import NewJob
@@ -226,7 +226,7 @@ class Engine:
             )
             store = core.database.store
             recipients = itertools.islice(self._recipients(), count)
-            job = load(store, core.engine.owner, new_job, _composer(time.time()), recipients, now=time.time).job
+            job = load(Loader(store, core.engine.owner, new_job, _composer(time.time()), recipients, now=time.time)).job
             sink_cpu_s, workers_s = self.sink.cpu_s, _children_s()
             with profile or contextlib.nullcontext(), Stopwatch() as watch:
                 trio.run(_deliver, core, job.id)

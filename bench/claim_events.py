@@ -253,7 +253,7 @@ def _tell(core: Core, contact: Contact, work: Batch, line: Fact, content: bytes)
     claim = work.claims[0]
     raised = core.events.on_delivered(contact, work, claim, _CONFIRMATION, content, line)
     outcome = claim.outcome(OutcomeKind.DELIVERED)
-    core.settlement.settle(claim, outcome, "mx", *raised.facts, events=raised.events)
+    core.settlement.settle_raised(claim, outcome, "mx", raised)
 
 
 def _job(core: Core, count: int) -> Batch:

@@ -3,21 +3,21 @@
 Layer: command line.  Spec: design.md "Command line"; issue "First mail out", "Message", "Bad input", "Telling".
 Sending the same message to the same recipients again goes on with the job that is there: a run that was killed and
 started again sends nothing twice, and a list that is done is not sent a second time unless that is asked for.
+Here is what is given and how it is read; sending.py has what is done with it.
 """
 
 from __future__ import annotations
 
 import json
 import secrets
-import signal
 import sys
 import tempfile
-import threading
 import time
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path  # noqa: TC003 - typer reads the annotations
-from typing import TYPE_CHECKING, Annotated, BinaryIO
+from typing import Annotated, BinaryIO
 
 import trio
 import typer
@@ -26,23 +26,14 @@ from .. import app
 from ..compose import BadRow, Composer, Format, read_recipients
 from ..config import Config, load
 from ..delivery.jobs import JobOptions
-from ..delivery.loading import Loaded, find_same, fingerprint
-from ..delivery.loading import load as load_job
+from ..delivery.loading import Loader, find_same, fingerprint
 from ..delivery.run import recover_now
 from ..errors import DataError
 from ..policy.wishes import Wish, wish_in
-from ..queue.model import JobState, NewJob
+from ..queue.model import NewJob
 from ..values import parse_address, parse_interval
-from .display import show, summary, tell_summary
-from .exits import Exit, exit_on_error
-from .processes import Processes, engine_command
-from .running import run_processes, run_with_signals
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-    from ..delivery.core import Core
-    from ..queue.model import Job
+from .exits import exit_on_error
+from .sending import Given, Sending
 
 #: octets of a message; arbitrary, four times what most servers take
 MAX_MESSAGE_OCTETS = 256 << 20
@@ -68,6 +59,9 @@ def send(
     rejects: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Where bad rows go with their reasons (JSON lines).")
     ] = None,
+    start_early: Annotated[
+        bool, typer.Option(help="Deliver while the list is still being read; only with --skip-invalid.")
+    ] = False,
     name: Annotated[str | None, typer.Option(help="Name of the job; default: the message's file name.")] = None,
     expires: Annotated[
         str | None, typer.Option(metavar="INTERVAL", help="Give up what is undelivered after this, such as 2d.")
@@ -91,6 +85,10 @@ def send(
     Ends with 0 when every recipient is delivered, 75 when some are still deferred (they stay queued), 69 when some
     failed for good.
     """
+    if start_early and not skip_invalid:
+        raise typer.BadParameter("--start-early goes with --skip-invalid: what has gone cannot be taken back")
+    if start_early and queue_only:
+        raise typer.BadParameter("--start-early delivers, and --queue-only does not")
     with exit_on_error():
         options = _job_options(dsn_notify, dsn_ret, dsn_envid)
         loaded = app.with_queue(load(str(config)) if config is not None else Config(), queue)
@@ -129,117 +127,35 @@ def send(
                 name=name or message.name,
                 expires_at=now + expires_s if expires_s else None,
                 options=replace(options, salt=secrets.token_bytes(16), fingerprint=mark).to_mapping(),
+                start_early=start_early,
             )
-
-            stop = threading.Event()
-
-            def queue_job() -> Loaded:
-                with _Rejects(rejects, skip_invalid) as bad:
-                    return load_job(
-                        core.database.store,
-                        core.engine.owner,
-                        new_job,
-                        composer,
-                        reader,
-                        now=time.time,
-                        on_bad=bad.write if skip_invalid else None,
-                        progress=core.progress,
-                        is_only=not again,
-                        is_stopped=stop.is_set,
-                    )
-
-            async def queue_and_tell() -> Job:
+            bad = stack.enter_context(_Rejects(rejects, skip_invalid))
+            loader = Loader(
+                core.database.store,
+                core.engine.owner,
+                new_job,
+                composer,
+                reader,
+                now=time.time,
+                on_bad=bad.write if skip_invalid else None,
+                progress=core.progress,
+                is_only=not again,
+                resumed=job if job is not None and job.is_cut_off else None,
+            )
+            given = Given(
+                name=new_job.name,
+                config=loaded,
+                config_path=config,
+                queue=queue,
+                processes=processes,
+                wait=wait,
+                rejects=rejects,
                 # bad rows that are told one by one would run through a live display
-                async with AsyncExitStack() as shown:
-                    if not skip_invalid or rejects is not None:
-                        core.progress.phase = "queueing"
-                        await shown.enter_async_context(show(core.progress, title=new_job.name))
-                    async with trio.open_nursery() as nursery:
-                        nursery.start_soon(_set_at_signal, stop)
-                        done = await core.database.call(queue_job)
-                        nursery.cancel_scope.cancel()
-                core.progress.phase = ""
-                core.progress.started_at = None
-                _tell_loaded(done, rejects)
-                return done.job
-
-            async def deliver(job: Job) -> int:
-                if processes == 1:
-                    await run_with_signals(core, job_id=job.id, wait=wait, title=job.name, total=job.counts.total)
-                    return Exit.OK
-                await core.database.call(core.database.store.retire, core.engine, core.clock())
-                command = engine_command(processes, config, queue, drain=True, job_id=job.id, wait=wait)
-                children = Processes(processes, command, drain=True, progress=core.progress)
-                compiled = app.compile_config(loaded)
-                return await run_processes(children, compiled, title=job.name, total=job.counts.total)
-
-            return trio.run(_send, core, job, queue_and_tell, None if queue_only else deliver, as_json)
-
-
-async def _send(
-    core: Core,
-    job: Job | None,
-    queue_job: Callable[[], Awaitable[Job]],
-    deliver: Callable[[Job], Awaitable[int]] | None,
-    as_json: bool,
-) -> int:
-    """Queue a job unless there is one, deliver it unless it is only to be queued, and tell how that ended."""
-    store = core.database.store
-    if job is not None:
-        _tell(_known_job(job))
-    else:
-        job = await queue_job()
-    if deliver is None:
-        await core.database.call(store.retire, core.engine, core.clock())
-        _print_job(job.id, as_json)
-        return Exit.OK
-    counts = job.counts
-    progress = core.progress
-    progress.total = counts.total
-    progress.earlier = counts.delivered + counts.failed + counts.cancelled
-    progress.waiting = counts.deferred
-    status = await deliver(job)
-    after = await core.database.call(store.counts, job.id)
-    if as_json:
-        counted = {"job": job.id, "delivered": after.delivered, "failed": after.failed, "unsettled": after.unsettled}
-        print(json.dumps({**summary(progress, time.monotonic()), "queue": counted}, ensure_ascii=False))
-    else:
-        tell_summary(progress)
-    if status:
-        return status
-    if after.unsettled:
-        _tell(f"job {job.id}: {after.unsettled:,} still queued; `outrider run` or the same command goes on with it")
-        return Exit.TEMPORARY
-    return Exit.UNAVAILABLE if after.failed else Exit.OK
-
-
-async def _set_at_signal(event: threading.Event) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for _ in signals:
-            event.set()
-
-
-def _known_job(job: Job) -> str:
-    if job.state is JobState.COMPLETED:
-        return f"this was sent before, as job {job.id}, and is complete; --again sends it once more"
-    return f"going on with job {job.id}, which has {job.counts.unsettled:,} of {job.counts.total:,} left"
-
-
-def _tell(text: str) -> None:
-    print(f"outrider: {text}", file=sys.stderr)
-
-
-def _tell_loaded(done: Loaded, rejects: Path | None) -> None:
-    notes = [f"{done.accepted:,} recipients queued as job {done.job.id}"]
-    if done.duplicates:
-        notes.append(f"{done.duplicates:,} duplicates dropped")
-    if done.skipped:
-        notes.append(f"{done.skipped:,} bad rows skipped" + (f" (see {rejects})" if rejects else ""))
-    _tell(", ".join(notes))
-
-
-def _print_job(job_id: int, as_json: bool) -> None:
-    print(json.dumps({"job": job_id}) if as_json else f"job {job_id}")
+                quiet=skip_invalid and rejects is None,
+                as_json=as_json,
+            )
+            sending = Sending(core, given, loader, job)
+            return trio.run(partial(sending.run, early=start_early, queue_only=queue_only))
 
 
 # reading what was given
@@ -324,7 +240,8 @@ class _Rejects:
 
     def write(self, row: BadRow) -> None:
         if self._path is None:
-            _tell(f"line {row.line}: {row.reason}" if row.line else row.reason)
+            where = f"line {row.line}: " if row.line else ""
+            print(f"outrider: {where}{row.reason}", file=sys.stderr)
             return
         record = {"line": row.line, "reason": row.reason, "row": row.text}
         try:

@@ -4,7 +4,9 @@ Layer: orchestration.  Spec: issue "First mail out", "Queue" and "Bad input".
 Recipients are read, checked and stored as a stream, a batch a commit, so memory does not depend on how many there are.
 A job is not delivered from before it is whole; a row that cannot be used ends the loading and nothing stays queued,
 unless bad rows are to be skipped: then each is handed to `on_bad` with its reason.
-Invariant: when `load` raises, the queue is as it was.
+With `NewJob.start_early` it is delivered from while it is loaded.  A loading that is cut off then leaves the job held,
+and the same loading once more goes on with it: recipients that it has already are dropped.
+Invariant: when `load` raises, the queue is as it was; but see above.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ _HASH_OCTETS: Final = 1 << 20
 
 
 class LoadingStopped(StoreError):
-    """Somebody asked to stop while a job was being loaded.  Nothing of it is queued; start again."""
+    """Somebody asked to stop while a job was being loaded, and none of it was sent meanwhile; start again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,72 +51,144 @@ class Loaded:
     skipped: int
 
 
-def load(
-    store: Store,
-    owner: int,
-    job: NewJob,
-    composer: Composer,
-    rows: Iterable[Recipient | BadRow],
-    *,
-    now: Callable[[], float],
-    on_bad: Callable[[BadRow], None] | None = None,
-    progress: Progress | None = None,
-    is_only: bool = False,
-    is_stopped: Callable[[], bool] = lambda: False,
-) -> Loaded:
-    """Queue a job with its recipients.  Blocks; call it in a thread.
+class Loader:
+    """Queues one job, a batch a call of `step`; every method blocks: call them in the queue's thread.
 
     Args:
-        is_only: refuse if another process has meanwhile begun to queue the same (see `fingerprint`).
-        is_stopped: asked before each batch; once it says yes, nothing stays queued.
         composer: of this job; a row that lacks a column is a bad row, and so is one that cannot be composed as long
             as none could be: an error of the template itself is found with the first row.
         on_bad: takes the rows that are left out; None: the first bad row is an error.
         progress: counts what was loaded.
+        is_only: refuse if another process has meanwhile begun to queue the same (see `fingerprint`).
+        resumed: a job whose loading was cut off, to be gone on with; `rows` are the same, from the first one.
+
+    Attributes:
+        job_id: once `begin` was called.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        owner: int,
+        job: NewJob,
+        composer: Composer,
+        rows: Iterable[Recipient | BadRow],
+        *,
+        now: Callable[[], float],
+        on_bad: Callable[[BadRow], None] | None = None,
+        progress: Progress | None = None,
+        is_only: bool = False,
+        resumed: Job | None = None,
+    ) -> None:
+        self._store = store
+        self._owner = owner
+        self._job = job
+        self._now = now
+        self._on_bad = on_bad
+        self._progress = progress
+        self._is_only = is_only
+        self._resumed = resumed
+        self._check = _Check(composer, job.is_template)
+        self._source = self._good_rows(rows)
+        #: read, and not in the queue yet
+        self._batch: list[NewRecipient] = []
+        self._accepted = 0 if resumed is None else resumed.counts.total
+        self._duplicates = 0
+        self._skipped = 0
+        self.job_id = 0
+
+    def begin(self) -> None:
+        """Make the job, or take up that of before.  Raises StoreError."""
+        if self._resumed is not None:
+            self.job_id = self._resumed.id
+            self._store.resume_loading(self._owner, self.job_id)
+            return
+        self.job_id = self._store.add_job(self._owner, self._job, self._now())
+        if self._is_only:
+            try:
+                _refuse_second(self._store, JobOptions.from_mapping(self._job.options).fingerprint, self.job_id)
+            except BaseException:
+                self.abandon()
+                raise
+
+    def step(self, size: int = BATCH) -> bool:
+        """Read and commit up to `size` recipients; False once there are no more.
+
+        After a StoreError it may be called again: nothing that was read is lost.
+
+        Raises:
+            DataError: a row cannot be used.
+            StoreError: the queue cannot take the batch.
+        """
+        if not self._batch:
+            self._batch = list(islice(self._source, size))
+        if not self._batch:
+            return False
+        added = self._store.add_recipients(self.job_id, self._batch)
+        self._batch = []
+        self._accepted += added.accepted
+        self._duplicates += added.duplicates
+        if self._progress is not None:
+            self._progress.loaded = self._accepted
+        return True
+
+    def finish(self) -> Loaded:
+        """The job is whole.  Raises DataError if nobody is in it."""
+        if not self._accepted:
+            raise DataError("there is no recipient to send to")
+        job = self._store.finish_loading(self.job_id, self._now())
+        return Loaded(job, self._accepted, self._duplicates, self._skipped)
+
+    @property
+    def what_stays(self) -> str:
+        """What `abandon` leaves of the job, for people."""
+        if self._resumed is None and not (self._job.start_early and self._accepted):
+            return "nothing is queued"
+        return (
+            f"{self._accepted:,} recipients are in the queue; job {self.job_id} is held, and the same command goes on"
+            " with it"
+        )
+
+    def abandon(self) -> None:
+        """Take the job out of the queue again, or hold it if part of it may have been sent."""
+        self._store.abandon_loading(self.job_id)
+
+    def _good_rows(self, rows: Iterable[Recipient | BadRow]) -> Iterator[NewRecipient]:
+        for row in rows:
+            bad = row if isinstance(row, BadRow) else None
+            if bad is None and not isinstance(row, BadRow):
+                reason = self._check.reason(row)
+                if not reason:
+                    yield NewRecipient(row.address, row.merge)
+                    continue
+                bad = BadRow(row.line, reason, row.address)
+            assert bad is not None
+            if self._on_bad is None:
+                raise DataError(f"{bad.reason}: {bad.text}" if bad.text else bad.reason, line=bad.line or None)
+            self._on_bad(bad)
+            self._skipped += 1
+
+
+def load(loader: Loader, *, is_stopped: Callable[[], bool] = lambda: False) -> Loaded:
+    """Queue a job with all of its recipients, or nothing.  Blocks.
+
+    Args:
+        is_stopped: asked before each batch; once it says yes, nothing stays queued.
 
     Raises:
         DataError: a row cannot be used, or there is no recipient at all; nothing is queued.
         StoreError: the queue cannot take it; nothing is queued.
         LoadingStopped: `is_stopped` said so.
     """
-    job_id = store.add_job(owner, job, now())
+    loader.begin()
     try:
-        if is_only:
-            _refuse_second(store, JobOptions.from_mapping(job.options).fingerprint, job_id)
-        accepted = duplicates = skipped = 0
-        check = _Check(composer, job.is_template)
-
-        def good_rows() -> Iterator[NewRecipient]:
-            nonlocal skipped
-            for row in rows:
-                bad = row if isinstance(row, BadRow) else None
-                if bad is None and not isinstance(row, BadRow):
-                    reason = check.reason(row)
-                    if not reason:
-                        yield NewRecipient(row.address, row.merge)
-                        continue
-                    bad = BadRow(row.line, reason, row.address)
-                assert bad is not None
-                if on_bad is None:
-                    raise DataError(f"{bad.reason}: {bad.text}" if bad.text else bad.reason, line=bad.line or None)
-                on_bad(bad)
-                skipped += 1
-
-        source = good_rows()
-        while batch := list(islice(source, BATCH)):
+        while loader.step():
             if is_stopped():
-                raise LoadingStopped("stopped while the list was being queued: nothing is queued")
-            added = store.add_recipients(job_id, batch)
-            accepted += added.accepted
-            duplicates += added.duplicates
-            if progress is not None:
-                progress.loaded = accepted
-        if not accepted:
-            raise DataError("there is no recipient to send to")
+                raise LoadingStopped(f"stopped while the list was being queued: {loader.what_stays}")
+        return loader.finish()
     except BaseException:
-        store.abandon_loading(job_id)
+        loader.abandon()
         raise
-    return Loaded(store.finish_loading(job_id, now()), accepted, duplicates, skipped)
 
 
 class _Check:
@@ -159,7 +233,10 @@ def fingerprint(*parts: str | bytes, recipients: BinaryIO) -> bytes:
 
 
 def find_same(store: Store, wanted: bytes) -> Job | None:
-    """The newest job with this fingerprint that is whole and was not cancelled, or None."""
+    """The newest job with this fingerprint that nobody is loading and that was not cancelled, or None.
+
+    Its loading may have been cut off (`Job.is_cut_off`).
+    """
     return max((job for job in _same(store, wanted) if not job.is_loading), key=lambda job: job.id, default=None)
 
 

@@ -222,10 +222,7 @@ def recover_now(core: Core) -> None:
         describe=partial(_events_of, core, core.events),
         witness=log_before_the_commit,
     )
-    if core.events is not None and recovery.completed:
-        raised = [core.raise_completion_of_job(job) for job in recovery.completed]
-        stored = [event for each in raised for event in each.events]
-        core.database.store.settle(core.engine.owner, (), core.clock(), events=stored)
+    raise_completions(core, recovery.completed)
     notes: list[str] = []
     if recovery.engines or recovery.recipients:
         kinds = Counter(recovered.kind for recovered in recovery.recipients)
@@ -246,6 +243,14 @@ def recover_now(core: Core) -> None:
     facts += [fact for fact in map(core.completion_of_job, recovery.completed) if fact is not None]
     if facts:
         core.log.write(facts)
+
+
+def raise_completions(core: Core, jobs: Sequence[int]) -> None:
+    """Raise what ends the messages of jobs whose last recipient was done before.  In the queue's thread."""
+    if core.events is not None and jobs:
+        raised = [core.raise_completion_of_job(job) for job in jobs]
+        stored = [event for each in raised for event in each.events]
+        core.database.store.settle(core.engine.owner, (), core.clock(), events=stored)
 
 
 def _events_of(core: Core, events: Events | None, recovered: Recovered) -> list[OutboxEvent]:

@@ -74,7 +74,7 @@ BACKLOG: Final = "waiting for event actions"
 LULL_S: Final = 0.1
 #: what makes nobody due
 _FINAL: Final = (OutcomeKind.DELIVERED, OutcomeKind.FAILED)
-#: seconds between looks while something is due that another engine is about to take
+#: seconds between looks while something is due that another engine is about to take, or a list is still being read
 MIN_WAIT_S: Final = 0.05
 
 
@@ -147,7 +147,10 @@ class Scheduler:
             return False
         if await self.fail_expired():
             return False
-        due_at = await self._next_due_at()
+        due_at, is_growing = await self._look_ahead()
+        if is_growing:
+            await self._wait_settled(MIN_WAIT_S)
+            return False
         if await self._is_done(due_at):
             return True
         if not self._is_behind:
@@ -248,8 +251,16 @@ class Scheduler:
         counts = await self._core.database.call(self._core.database.store.counts, self._job_id)
         return counts.leased == 0
 
-    async def _next_due_at(self) -> float | None:
-        return await self._core.database.call(self._core.database.store.next_due_at, self._job_id)
+    async def _look_ahead(self) -> tuple[float | None, bool]:
+        """When something is due next, and whether a list is still being read of which some may be due at once."""
+        store = self._core.database.store
+
+        def look() -> tuple[float | None, bool]:
+            # in this order: what was added before the list came to its end is seen
+            is_growing = store.is_growing(self._job_id)
+            return store.next_due_at(self._job_id), is_growing
+
+        return await self._core.database.call(look)
 
     async def _wait_settled(self, seconds: float) -> None:
         """Sleep until something was settled, the engine is to stop, or `seconds` are over."""

@@ -48,6 +48,8 @@ class _Load:
     """A job that this store is loading."""
 
     table: str
+    #: recipients of an earlier loading that have not come again
+    missed: int = 0
     #: why nothing can be added any more; "" if it can
     broken: str = ""
 
@@ -86,11 +88,37 @@ class Loading(Database):
             job_id = cursor.lastrowid
             assert job_id is not None
             self._db.execute("INSERT INTO bodies VALUES (?, ?)", (job_id, job.body))
-        table = f"temp.seen_{job_id}"
-        self._loads[job_id] = _Load(table)
-        with self._errors():
-            self._db.execute(f"CREATE TABLE {table} (hash INTEGER PRIMARY KEY, id INTEGER NOT NULL)")
+        self._begin_load(job_id)
         return job_id
+
+    def _begin_load(self, job_id: int) -> _Load:
+        load = self._loads[job_id] = _Load(f"temp.seen_{job_id}")
+        with self._errors():
+            self._db.execute(f"CREATE TABLE {load.table} (hash INTEGER PRIMARY KEY, id INTEGER NOT NULL)")
+        return load
+
+    def resume_loading(self, owner: int, job_id: int) -> None:
+        self._not_in_group("resume_loading")
+        with self._writing():
+            row = self._db.execute(
+                "UPDATE jobs SET loader = ?, state = ?, cut_off = 0, start_early = 1, completed_at = NULL,"
+                " duplicates = 0 WHERE id = ? AND cut_off AND state <> 3 RETURNING last_number",
+                (owner, int(JobState.ACTIVE), job_id),
+            ).fetchone()
+        if row is None:
+            raise NoSuchJob(f"job {job_id} is none whose loading was cut off")
+        load = self._begin_load(job_id)
+        load.missed = row[0]
+        first, last = recipient_id(job_id, 1), recipient_id(job_id, row[0])
+        while first <= last:
+            with self._errors():
+                known = self._db.execute(
+                    "SELECT id, address FROM recipients WHERE id BETWEEN ? AND ? ORDER BY id LIMIT ?",
+                    (first, last, CHUNK),
+                ).fetchall()
+            hashes, _ = self._find_duplicates(load, [address for _, address in known], first)
+            self._remember(load, hashes)
+            first += CHUNK
 
     def add_recipients(self, job_id: int, recipients: Iterable[NewRecipient]) -> Added:
         self._not_in_group("add_recipients")
@@ -131,17 +159,28 @@ class Loading(Database):
             ]
             if merges:
                 self._db.executemany("INSERT INTO merges VALUES (?, ?)", merges)
+            again = min(load.missed, len(duplicates))
+            dropped = len(duplicates) - again
             changed = self._db.execute(
                 "UPDATE jobs SET last_number = ?, total = total + ?, waiting = waiting + ?,"
                 " duplicates = duplicates + ?, has_merge = has_merge OR ?,"
                 " serve_at = CASE WHEN start_early AND ? THEN min(serve_at, start_at) ELSE serve_at END"
                 " WHERE id = ? AND loader IS NOT NULL AND state <> 3",
-                (row[0] + len(batch), len(batch), len(batch), len(duplicates), bool(merges), bool(batch), job_id),
+                (
+                    row[0] + len(batch),
+                    len(batch),
+                    len(batch),
+                    dropped,
+                    bool(merges),
+                    bool(batch),
+                    job_id,
+                ),
             ).rowcount
             if not changed:
                 raise NoSuchJob(f"job {job_id} was cancelled while it was loaded")
+        load.missed -= again
         self._remember(load, hashes)
-        return Added(len(batch), len(duplicates))
+        return Added(len(batch), dropped)
 
     def _remember(self, load: _Load, hashes: list[tuple[int, int]]) -> None:
         """Note the hashes of recipients that are committed; in their order, which touches each page once."""
@@ -207,6 +246,15 @@ class Loading(Database):
         self._forget_load(job_id)
         return job_from_row(row)
 
+    def is_growing(self, job_id: int | None = None) -> bool:
+        with self._errors():
+            row = self._db.execute(
+                "SELECT 1 FROM jobs WHERE loader > 0 AND start_early AND state <> 3 AND (:job IS NULL OR id = :job)"
+                " LIMIT 1",
+                {"job": job_id},
+            ).fetchone()
+        return row is not None
+
     def abandon_loading(self, job_id: int) -> None:
         self._not_in_group("abandon_loading")
         self._load(job_id)
@@ -230,7 +278,9 @@ class Loading(Database):
         is_kept, old_state, created_at = row
         state = JobState.HELD if is_kept and old_state != JobState.CANCELLED else JobState.CANCELLED
         loader = None if is_kept else TO_BE_REMOVED
-        self._db.execute("UPDATE jobs SET loader = ?, state = ? WHERE id = ?", (loader, int(state), job_id))
+        self._db.execute(
+            "UPDATE jobs SET loader = ?, state = ?, cut_off = ? WHERE id = ?", (loader, int(state), is_kept, job_id)
+        )
         if not is_kept:
             return None
         self._complete_jobs([job_id], created_at if now is None else now)

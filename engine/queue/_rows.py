@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 JOB_COLUMNS: Final = (
-    "id, name, sender, state, loader IS NOT NULL, is_template, personalised, created_at, start_at, expires_at,"
+    "id, name, sender, state, loader IS NOT NULL, cut_off, is_template, personalised, created_at, start_at, expires_at,"
     " completed_at, options, total, duplicates, waiting, deferred, leased, held, delivered, failed, cancelled"
 )
 COUNT_COLUMNS: Final = "total, duplicates, waiting, deferred, leased, held, delivered, failed, cancelled"
@@ -54,14 +54,15 @@ def job_from_row(row: Row) -> Job:
         sender=row[2],
         state=JobState(row[3]),
         is_loading=bool(row[4]),
-        is_template=bool(row[5]),
-        personalised=bool(row[6]),
-        created_at=row[7],
-        start_at=row[8],
-        expires_at=row[9],
-        completed_at=row[10],
-        options=msgpack.unpackb(row[11]),
-        counts=JobCounts(*row[12:]),
+        is_cut_off=bool(row[5]),
+        is_template=bool(row[6]),
+        personalised=bool(row[7]),
+        created_at=row[8],
+        start_at=row[9],
+        expires_at=row[10],
+        completed_at=row[11],
+        options=msgpack.unpackb(row[12]),
+        counts=JobCounts(*row[13:]),
     )
 
 

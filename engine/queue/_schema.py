@@ -92,7 +92,8 @@ SCHEMA: Final = (
         held INTEGER NOT NULL DEFAULT 0,
         delivered INTEGER NOT NULL DEFAULT 0,
         failed INTEGER NOT NULL DEFAULT 0,
-        cancelled INTEGER NOT NULL DEFAULT 0
+        cancelled INTEGER NOT NULL DEFAULT 0,
+        cut_off INTEGER NOT NULL DEFAULT 0
     )""",
     f"CREATE INDEX jobs_serve ON jobs (serve_at) WHERE {SERVED}",
     f"CREATE INDEX jobs_expire ON jobs (expires_at) WHERE {EXPIRES}",
@@ -160,6 +161,7 @@ MIGRATIONS: Final = {
         "ALTER TABLE outbox ADD COLUMN stored_at REAL NOT NULL DEFAULT 0",
         "ALTER TABLE outbox ADD COLUMN handler TEXT NOT NULL DEFAULT ''",
         "ALTER TABLE outbox ADD COLUMN handler_group TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE jobs ADD COLUMN cut_off INTEGER NOT NULL DEFAULT 0",
         # nobody knows how old they are, so they get all the time there is
         "UPDATE outbox SET stored_at = CAST(strftime('%s', 'now') AS REAL)",
         *_VERSION_2,

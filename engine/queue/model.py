@@ -159,7 +159,12 @@ class JobCounts:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A job as it stands; `is_loading` until its last recipient was added."""
+    """A job as it stands.
+
+    Attributes:
+        is_loading: until its last recipient was added.
+        is_cut_off: its loading ended before that, and part of it may have been sent; see `Store.resume_loading`.
+    """
 
     id: int
     name: str
@@ -174,6 +179,7 @@ class Job:
     completed_at: float | None
     options: Mapping[str, object]
     counts: JobCounts
+    is_cut_off: bool = False
 
 
 @dataclass(slots=True, eq=False)

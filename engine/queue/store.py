@@ -191,6 +191,15 @@ class Store(Protocol):
     def abandon_loading(self, job_id: int) -> None:
         """Remove a job that is still being loaded; with `start_early` it is held instead, as part may have gone."""
 
+    def is_growing(self, job_id: int | None = None) -> bool:
+        """Whether this job, or any, is being loaded and may be claimed from already (`NewJob.start_early`)."""
+
+    def resume_loading(self, owner: int, job_id: int) -> None:
+        """Go on loading a job whose loading was cut off: add the same recipients, from the first one.
+
+        Those that the job has are dropped and not counted; the job is active.  Raises NoSuchJob for any other job.
+        """
+
     # delivering
 
     def job_or_none(self, job_id: int) -> Job | None:

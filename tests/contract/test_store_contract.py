@@ -9,6 +9,7 @@ import pytest
 
 from engine.errors import DataError, StoreError
 from engine.queue.model import (
+    Added,
     Changed,
     Filter,
     JobCounts,
@@ -137,6 +138,42 @@ def test_an_abandoned_job_that_started_early_is_held(bench: Bench) -> None:
     assert bench.claim() == []
     bench.store.release(Filter(job_id=job), NOW)
     assert [claim.address for claim in bench.claim()] == ["b@x.org"]
+
+
+def test_a_loading_that_was_cut_off_goes_on(bench: Bench) -> None:
+    store = bench.store
+    job = store.add_job(bench.owner, NewJob("", b"x", start_early=True), NOW)
+    assert (store.is_growing(job), store.is_growing(), store.is_growing(job + 1)) == (True, True, False)
+    store.add_recipients(job, map(NewRecipient, ["a@x.org", "b@x.org", "a@X.org"]))
+    store.abandon_loading(job)
+    found = store.job_or_none(job)
+    assert found is not None
+    assert (found.is_cut_off, found.is_loading, store.is_growing(job)) == (True, False, False)
+    store.resume_loading(bench.owner, job)
+    assert store.is_growing(job)
+    assert [claim.address for claim in bench.claim(1)] == ["a@x.org"]
+    again = store.add_recipients(job, map(NewRecipient, ["a@x.org", "b@x.org", "a@x.org", "c@x.org", "c@x.org"]))
+    assert (again.accepted, again.duplicates) == (1, 2)
+    whole = store.finish_loading(job, NOW)
+    assert (whole.state, whole.is_cut_off, whole.is_loading) == (JobState.ACTIVE, False, False)
+    assert (whole.counts.total, whole.counts.duplicates) == (3, 2)
+    assert [claim.address for claim in bench.claim()] == ["b@x.org", "c@x.org"]
+    for number in (job, job + 1):
+        with pytest.raises(NoSuchJob):
+            store.resume_loading(bench.owner, number)
+
+
+def test_a_loading_that_went_on_may_be_cut_off_again(bench: Bench, other: Bench) -> None:
+    job = bench.store.add_job(bench.owner, NewJob("", b"x", start_early=True), NOW)
+    bench.store.add_recipients(job, map(NewRecipient, addresses(12_000)))
+    bench.store.abandon_loading(job)
+    bench.store.resume_loading(bench.owner, job)
+    assert bench.store.add_recipients(job, map(NewRecipient, addresses(6000))) == Added(0, 0)
+    bench.die()
+    assert other.store.recover(other.owner, NOW).held_jobs == (job,)
+    other.store.resume_loading(other.owner, job)
+    assert other.store.add_recipients(job, map(NewRecipient, addresses(12_001))) == Added(1, 0)
+    assert other.store.finish_loading(job, NOW).counts.total == 12_001
 
 
 def test_an_abandoned_job_that_was_cancelled_stays_cancelled(bench: Bench) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from engine.compose import BadRow, Composer, Recipient, read_recipients
 from engine.delivery.jobs import JobOptions
-from engine.delivery.loading import Loaded, LoadingStopped, find_same, fingerprint, load
+from engine.delivery.loading import Loaded, Loader, LoadingStopped, find_same, fingerprint, load
 from engine.delivery.progress import Progress
 from engine.errors import DataError, StoreError
 from engine.queue.model import Filter, JobState, NewJob
@@ -31,7 +31,9 @@ def load_rows(world: World, rows: Any, body: bytes = TEMPLATE, mark: bytes = b"m
     composer = Composer.for_job(
         body, is_template=True, personalised=True, sender=new.sender, host_name="client.example", created_at=0.0
     )
-    return load(world.store, world.core.engine.owner, new, composer, rows, now=world.clock, **options)
+    is_stopped = options.pop("is_stopped", lambda: False)
+    loader = Loader(world.store, world.core.engine.owner, new, composer, rows, now=world.clock, **options)
+    return load(loader, is_stopped=is_stopped)
 
 
 def read(text: str) -> Iterator[Recipient | BadRow]:

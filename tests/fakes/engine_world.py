@@ -17,7 +17,7 @@ from engine.compose import Composer, Recipient
 from engine.config import loads
 from engine.delivery.core import Core
 from engine.delivery.jobs import JobOptions
-from engine.delivery.loading import load
+from engine.delivery.loading import Loader, load
 from engine.delivery.progress import Progress
 from engine.delivery.run import run
 from engine.delivery.settlement import Settlement
@@ -102,7 +102,7 @@ class World:
             created_at=self.clock(),
         )
         rows = [Recipient(address) for address in addresses]
-        return load(self.store, self.core.engine.owner, new, composer, rows, now=self.clock).job
+        return load(Loader(self.store, self.core.engine.owner, new, composer, rows, now=self.clock)).job
 
     def claim(self, limit: int = 100) -> list[Claim]:
         """Claim what is due."""
