@@ -202,7 +202,7 @@ class Core:
         if contact is None:
             contact = Contact(router=router, transport=transport)
         raised = self.events.on_failed(context, claim, text, contact, fact.message_id, facts, content)
-        self.settlement.settle(claim, outcome, label, *raised.facts, events=raised.events)
+        self.settlement.settle_raised(claim, outcome, label, raised)
 
     def defer_routing(self, context: JobContext, claim: Claim, route: RouteDeferred) -> None:
         """Routing one recipient has to wait (LG-2)."""

@@ -283,7 +283,7 @@ def _settle_not_due(core: Core, site: Site, work: Work, claim: Claim, until: flo
         else:
             contact = Contact(router=site.router, transport=site.transport.name)
             raised = core.events.on_failed(work.context, claim, ended.text, contact, fact.message_id, facts)
-            core.settlement.settle(claim, outcome, site.label, *raised.facts, events=raised.events)
+            core.settlement.settle_raised(claim, outcome, site.label, raised)
     elif is_ultimate_timeout(rule, work.context.job.created_at, now):
         _time_out(core, site, work, claim, fact)
     else:
@@ -361,4 +361,4 @@ def _time_out(core: Core, site: Site, work: Work, claim: Claim, deferred: Fact, 
         return
     contact = contact or Contact(router=site.router, transport=site.transport.name)
     raised = core.events.on_timed_out(work.context, claim, deferred.text, contact, deferred.message_id, b"", facts)
-    core.settlement.settle(claim, outcome, site.label, *raised.facts, events=raised.events)
+    core.settlement.settle_raised(claim, outcome, site.label, raised)

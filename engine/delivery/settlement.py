@@ -179,6 +179,11 @@ class Settlement:
         self._entries.append(_Entry(outcome, facts, label, claim.attempts > 0, None, events))
         self._notify()
 
+    def settle_raised(self, claim: Claim, outcome: Outcome, label: str, raised: Raised) -> None:
+        """As `settle`, with the lines and events that were raised for it."""
+        self._entries.append(_Entry(outcome, raised.facts, label, claim.attempts > 0, None, raised.events))
+        self._notify()
+
     def release(self, claim: Claim, due_at: float | None = None) -> None:
         """Give a claim back that was not tried, to be claimed at its time, or not before `due_at`."""
         self._entries.append(_Entry(claim.outcome(OutcomeKind.RELEASED, next_attempt_at=due_at), ()))
