@@ -244,7 +244,7 @@ class Carrier:
         return Transaction(
             context.sender,
             recipients,
-            Content(rendered.content) if context.is_personalised else self._content(rendered.content),
+            self._content(rendered),
             rendered.is_8bit,
             smtputf8,
             requiretls,
@@ -279,8 +279,11 @@ class Carrier:
             smtputf8=capabilities.smtputf8,
         )
 
-    def _content(self, octets: bytes) -> Content:
+    def _content(self, rendered: Rendered) -> Content:
         """The content of a transaction; the last one again when the octets are the very same."""
+        if rendered.is_proved:
+            return Content.of_proved(rendered.pieces, is_8bit=rendered.is_8bit)
+        octets = rendered.content
         kept = self._kept_content
         if kept is None or kept[0] is not octets:
             kept = self._kept_content = (octets, Content(octets))
@@ -393,7 +396,7 @@ class Carrier:
         core, site, context = self._core, self._site, work.context
         job = context.job
         now = core.clock()
-        content = result.transaction.content.octets
+        content = result.transaction.content
         fact = Fact(
             FactKind.DELIVERED,
             now,
@@ -418,7 +421,7 @@ class Carrier:
         if core.events is None:
             core.settlement.settle(claim, outcome, self._site_label, fact)
         else:
-            raised = core.events.on_delivered(self._contact, work, claim, text, content, fact)
+            raised = core.events.on_delivered(self._contact, work, claim, text, content.octets, fact)
             core.settlement.settle_raised(claim, outcome, self._site_label, raised)
         if claim.attempts:
             self._forget_retries(work, claim)
