@@ -263,7 +263,7 @@ class Processes:
             status, pid = await self._live(number)
             if status == 0 and (self.drain or self._stopping.is_set()):
                 return
-            if self._is_over(status, was_up=was_up):
+            if self._is_over(status, was_up=was_up, was_started=pid > 0):
                 self._status = max(self._status, status if status >= 0 else 128 - status)
                 if not self._stopping.is_set():
                     self.stop()
@@ -276,16 +276,20 @@ class Processes:
             with trio.move_on_after(pause_s):
                 await self._stopping.wait()
 
-    def _is_over(self, status: int, *, was_up: bool) -> bool:
+    def _is_over(self, status: int, *, was_up: bool, was_started: bool) -> bool:
         """Whether the end of a child is the end of all."""
         if self._stopping.is_set():
             return True
-        # a configuration that was spoilt since the start is for the next reload to complain of
-        return status in _FATAL and not (status == Exit.CONFIG and was_up)
+        # a configuration that was spoilt since the start is for the next reload to complain of, and a machine that has
+        # no process or descriptor left now is no reason to end those that run
+        return status in _FATAL and not (was_up and (status == Exit.CONFIG or not was_started))
 
     async def _live(self, number: int) -> tuple[int, int]:
-        """One life of a child; its exit status, negative for a signal, and its process id."""
-        ours, theirs = socket.socketpair()
+        """One life of a child; its exit status, negative for a signal, and its process id, 0 if it has not begun."""
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as error:
+            return self._not_started(error)
         with ours:
             try:
                 process = await trio.lowlevel.open_process(
@@ -297,8 +301,7 @@ class Processes:
                     start_new_session=True,
                 )
             except OSError as error:
-                self.log(f"an engine process cannot be started: {error.strerror or error}")
-                return Exit.TEMPORARY, 0
+                return self._not_started(error)
             finally:
                 theirs.close()
             tally = Tally(self.progress)
@@ -315,6 +318,10 @@ class Processes:
                 tally.end()
         assert process.returncode is not None
         return process.returncode, process.pid
+
+    def _not_started(self, error: OSError) -> tuple[int, int]:
+        self.log(f"an engine process cannot be started: {error.strerror or error}")
+        return Exit.TEMPORARY, 0
 
     async def _listen(self, sock: socket.socket, tally: Tally) -> None:
         """Take reports until the child closes its end, which it does by ending."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 import signal
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -124,6 +127,32 @@ async def test_a_configuration_that_is_spoilt_later_ends_nobody(tmp_path: Path) 
         await family.wait_starts(4)
         family.processes.stop()
     assert "exit status 78" in family.lines[-1]
+
+
+@pytest.mark.slow
+async def test_a_machine_that_has_no_room_for_another_process_ends_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = Family(tmp_path)
+    family.behave(1, "die once")
+    start, failures = trio.lowlevel.open_process, [errno.EMFILE, errno.EAGAIN]
+
+    async def open_process(*arguments: Any, **options: Any) -> trio.Process:
+        if len(family.processes.pids) == 1 and family.lines and failures:
+            number = failures.pop()
+            raise OSError(number, os.strerror(number))
+        return await start(*arguments, **options)
+
+    monkeypatch.setattr(trio.lowlevel, "open_process", open_process)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(family.processes.run)
+        await family.wait_starts(3)
+        family.processes.stop()
+    assert [line for line in family.lines if "cannot be started" in line] == [
+        "an engine process cannot be started: Resource temporarily unavailable",
+        "an engine process cannot be started: Too many open files",
+    ]
+    assert family.words(0) == b"S"
 
 
 @pytest.mark.slow
