@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 import ssl
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -109,6 +112,43 @@ async def test_events_wait_for_a_group_that_is_configured_until_its_worker_comes
             await world.run()
     assert seen.names == ["msg:delivery"]
     assert world.store._db.execute("SELECT count(*) FROM outbox").fetchone() == (0,)
+
+
+async def test_what_is_done_at_the_end_of_a_run_leaves_the_outbox_before_the_rest_is(
+    make: MakeWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A crash while the last events are handled must not have all of them handled again."""
+    ending = threading.Event()
+    left: list[int] = []
+    worker = Worker("crm")
+
+    @worker.on("msg:delivery", batch=1)
+    def record(events: list[Event]) -> None:
+        assert ending.wait(20)
+        with contextlib.closing(sqlite3.connect(tmp_path / "queue.db")) as queue:
+            deadline = time.monotonic() + 20
+            while time.monotonic() < deadline:
+                (count,) = queue.execute("SELECT count(*) FROM outbox").fetchone()
+                if count == 3 - len(left):
+                    break
+        left.append(count)
+
+    async with servers([GREET + (MAIL + RCPT + DATA + STORED) * 3 + QUIT]) as (hosts, _):
+        world = make(hosts)
+        world.add_job("a@d.example", "b@d.example", "c@d.example")
+        assert world.core.events is not None
+        workers = world.core.events.workers
+        assert workers is not None
+        stop = workers.stop
+
+        async def stop_slowly(*, timeout_s: float) -> None:
+            ending.set()
+            await stop(timeout_s=timeout_s)
+
+        monkeypatch.setattr(workers, "stop", stop_slowly)
+        async with working(hub_of(world), worker):
+            await world.run()
+    assert left == [3, 2, 1]
 
 
 async def test_an_event_that_nobody_asked_for_is_never_built(make: MakeWorld) -> None:
