@@ -12,6 +12,7 @@ NUL between each two, which costs one call of Jinja a message; a NUL in the data
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -29,6 +30,9 @@ EMAIL: Final = "email"
 ROW: Final = "row"
 
 _TAGS: Final = ("{{", "{%", "{#")
+_TAG_ENDS: Final = ("}}", "%}", "#}")
+_LINE_END: Final = re.compile(r"\r\n|\r|\n")
+_NO_SPACE: Final = re.compile(r"\S")
 _SEPARATOR: Final = "\0"
 # what expressions and filters raise on data that do not fit them
 _FAULTS: Final = (
@@ -143,7 +147,7 @@ class Program:
         if _SEPARATOR in piece.text:
             raise DataError("a template cannot hold a NUL", line=piece.line)
         try:
-            tree = self._environment.parse(piece.text)
+            tree = self._read(piece.text)
         except _LOAD_FAULTS as error:
             line = error.lineno if isinstance(error, TemplateSyntaxError) else 1
             where = " (what begins in a field or part must end in it)" if "nd of template" in str(error) else ""
@@ -157,6 +161,21 @@ class Program:
                 line=piece.line,
             )
         return tree
+
+    def _read(self, text: str) -> nodes.Template:
+        """Parse; what stands behind the last tag is put in as it is, as Jinja looks at each character of it."""
+        cut = _tail_start(text)
+        if cut is not None:
+            try:
+                tree = self._environment.parse(text[:cut])
+            except _LOAD_FAULTS:
+                pass  # the fault is told of the whole
+            else:
+                last = tree.body[-1].nodes[-1] if isinstance(tree.body[-1], nodes.Output) else None
+                if isinstance(last, nodes.TemplateData):
+                    last.data += _LINE_END.sub("\n", text[cut:])
+                    return tree
+        return self._environment.parse(text)
 
     def _whole(self, body: list[nodes.Node]) -> nodes.Template:
         whole = nodes.Template(body, lineno=1)
@@ -176,6 +195,15 @@ class Program:
                     line = self._template.get_corresponding_lineno(trace.tb_lineno)
             trace = trace.tb_next
         return DataError(f"template: {_words(error)}", line=line)
+
+
+def _tail_start(text: str) -> int | None:
+    """Where text begins that is behind all tags, and behind a character of the text that no tag takes away."""
+    end = max(map(text.rfind, _TAG_ENDS)) + 2
+    if has_tags(text[max(end - 1, 0) :]):
+        return None
+    found = _NO_SPACE.search(text, end if end > 1 else 0)
+    return None if found is None else found.end()
 
 
 def _words(error: BaseException) -> str:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import base64
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from jinja2.exceptions import TemplateSyntaxError
 
 from engine.compose.template import Piece, Program
 from engine.errors import DataError
@@ -317,3 +320,23 @@ def test_the_pieces_come_back_one_by_one() -> None:
     program = Program([Piece("a{{ x }}", 1), Piece("", 2), Piece("{{ x }}b", 3, is_field=True)])
     assert program.render("a@b", {"x": "-"}) == ["a-", "", "\ufdd0-\ufdd0b"]
     assert program.render("a@b", {"x": "\ufdd0"}) == ["a", "", "\ufdd0\ufdd0b"]
+
+
+FRAGMENTS = ["{{ x }}", "{{- x -}}", "{% if x -%}", "{%- endif %}", "{# c #}", "{#- c -#}", "{% raw %}", "{% endraw %}"]
+FRAGMENTS += ["{", "}", "%", "#", "}}", "%}", "#}", "{{", '"', " ", "\n", "\r\n", "\r", "\n ", "a", "b c", "é", "\x1c"]
+
+
+@given(st.lists(st.sampled_from(FRAGMENTS), max_size=10).map("".join))
+@example("{{ x -}}\r\n text\r\nmore\r\n")
+@settings(max_examples=1500, deadline=None)
+def test_what_is_behind_the_last_tag_is_read_as_jinja_reads_it(text: str) -> None:
+    program = Program([])
+    try:
+        expected: object = program._environment.parse(text)
+    except TemplateSyntaxError as error:
+        expected = str(error)
+    try:
+        found: object = program._read(text)
+    except TemplateSyntaxError as error:
+        found = str(error)
+    assert found == expected
