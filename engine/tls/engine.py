@@ -28,7 +28,7 @@ from .facts import TlsFacts
 #: largest plaintext of one record (RFC 8446 §5.1)
 RECORD_OCTETS: Final = 16384
 #: plaintext that `write` turns into records at a time; a caller that has more waits for the transport in between
-WRITE_OCTETS: Final = 4 * RECORD_OCTETS
+WRITE_OCTETS: Final = 16 * RECORD_OCTETS
 #: plaintext that `read` hands out at a time; records beyond it stay for the next call
 READ_OCTETS: Final = 16 * RECORD_OCTETS
 _WANT_READ: Final[int] = lib.SSL_ERROR_WANT_READ

@@ -75,12 +75,13 @@ async def test_a_large_message_and_many_recipients() -> None:
 @pytest.mark.parametrize("offered", [ALL, ("PIPELINING",)], ids=["BDAT", "DATA"])
 async def test_it_is_told_before_the_end_of_a_message_that_has_an_envelope_behind_it(offered: tuple[str, ...]) -> None:
     """The end of the first message and the envelope of the second go out in one write, and not in one block."""
-    first, second = Content(b"x" * 70 + b"\r\n" * 32_600), Content(b"y\r\n" * 30_000)
+    first, second = Content(b"x" * (BLOCK_OCTETS - 302) + b"\r\n"), Content(b"y\r\n" * 30_000)
     recipients = tuple(b"recipient-%d@domain.example" % number for number in range(60))
     sent = [transaction(), transaction(content=first), transaction(*recipients, content=second)]
     async with open_sink(SinkOptions(server=ServerOptions(extensions=offered), keep_messages=9)) as sink:
         memory = HostMemory(rung=Rung.WINDOWED, swallows=True)
-        session = await open_session(HOST, sink.port, options(), TlsContexts(), memory)
+        wide = options(max_flight_octets=BLOCK_OCTETS)
+        session = await open_session(HOST, sink.port, wide, TlsContexts(), memory)
         told: list[bytes] = []
         start_send = session._start_send
         assert start_send is not None
@@ -312,7 +313,7 @@ async def test_an_error_of_before_final_stops_the_octets() -> None:
 
 
 async def test_of_a_large_message_only_the_last_block_is_in_doubt(autojump_clock: trio.testing.MockClock) -> None:
-    large = Content((b"x" * 70 + b"\r\n") * 5000)
+    large = Content((b"x" * 70 + b"\r\n") * (3 * BLOCK_OCTETS // 72))
     script = CHUNKED + "C: MAIL\nS: 250 ok\nC: RCPT\nS: 250 ok\nC: BDAT\n<octets 70000>\n<stall>"
     async with in_memory(script) as (stream, _):
         session = await open_on(stream)
@@ -333,7 +334,7 @@ async def test_of_a_large_message_only_the_last_block_is_in_doubt(autojump_clock
         assert not sender.result.in_doubt
         assert sender.error is not None
         assert sender.error.scope is Scope.HOST
-        assert sender.message.startswith("SMTP timeout after sending data block (65536 ")
+        assert sender.message.startswith(f"SMTP timeout after sending data block ({BLOCK_OCTETS} ")
         assert trio.current_time() == pytest.approx(200, rel=1 / 64)
 
 

@@ -98,7 +98,7 @@ async def test_a_cancelled_rest_breaks_tls_for_good(pairs: Pairs) -> None:
 
 async def test_a_large_piece_over_tls_is_left_as_a_whole(pairs: Pairs) -> None:
     stream, peer = await make(pairs, "tls")
-    large = PIECE * 3
+    large = PIECE * 5
     assert not stream.start_send(large)
     received: list[bytes] = []
 

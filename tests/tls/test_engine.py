@@ -54,7 +54,7 @@ def test_a_write_is_cut_into_records_and_read_in_one() -> None:
     client, peer = pair()
     data = bytes(range(256)) * (WRITE_OCTETS // 256)
     ciphertext = client.write(data)
-    assert WRITE_OCTETS < len(ciphertext) < WRITE_OCTETS + 4 * 64
+    assert WRITE_OCTETS < len(ciphertext) < WRITE_OCTETS + WRITE_OCTETS // RECORD_OCTETS * 64
     peer.feed(ciphertext)
     assert peer.read() == data
 
