@@ -25,8 +25,10 @@ from ._sink import Sink
 if TYPE_CHECKING:
     from ._harness import Harness, Timing
 
-#: octets of a message -> messages of a run
-SIZES: Final = {2 << 10: 6000, 10 << 10: 5000, 100 << 10: 1500, 1 << 20: 150}
+#: octets of a message -> messages of a run, enough for what is done once a job and once a connection to be a small part
+SIZES: Final = {2 << 10: 6000, 10 << 10: 6000, 100 << 10: 6000, 1 << 20: 600}
+#: octets of the transactions that are written beforehand, which are all in memory
+_READY_OCTETS: Final = 1 << 27
 _FIGURE: Final = 100 << 10
 _MORE: Final = 'pipeline_size = "1M"\n'
 
@@ -42,6 +44,7 @@ def run(bench: Harness) -> None:
         for tls in (True, False):
             for octets, full in SIZES.items() if not bench.quick else [(_FIGURE, SIZES[_FIGURE])]:
                 count = bench.size(full, max(full // 100, 4))
+                ready = min(count, _READY_OCTETS // octets)
                 what = f"{octets >> 10} KiB, {'TLS' if tls else 'clear text'}"
                 rate = _content_rate(octets)
                 is_figure = tls and octets == _FIGURE
@@ -54,7 +57,7 @@ def run(bench: Harness) -> None:
                         what,
                         _done(sink.judged(Contender("outrider", engine.run))),
                         pipe and _done(pipe, (count, octets, tls, cores[-1])),
-                        ceiling and _done(ceiling, sink.load(count, octets=octets, connections=2, tls=tls)),
+                        ceiling and _done(ceiling, sink.load(ready, octets=octets, connections=2, tls=tls)),
                         metric=rate,
                         pairs=3,
                         at={"octets": octets, "tls": float(tls)},
