@@ -19,7 +19,7 @@ import signal
 import sys
 import threading
 import time
-from collections import Counter
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Final, Self
 
 if TYPE_CHECKING:
@@ -78,8 +78,8 @@ class Profile:
         self._timed = timed
         self._before: list[Callable[..., Any]] = []
         #: (subject, whether in the main thread) -> seconds
-        self.seconds: Counter[tuple[str, bool]] = Counter()
-        self.functions: Counter[tuple[str, str]] = Counter()
+        self.seconds: defaultdict[tuple[str, bool], float] = defaultdict(float)
+        self.functions: defaultdict[tuple[str, str], float] = defaultdict(float)
         self._clocks: dict[int, float] = {}
         self._main = threading.main_thread().ident
 
@@ -143,9 +143,10 @@ class Profile:
 
     def dearest(self, count: int, number: int = 40) -> str:
         """The functions that took most by themselves, or in what they call outside of the project."""
+        dearest = sorted(self.functions.items(), key=lambda row: -row[1])
         return "\n".join(
             f"{1e6 * seconds / count:6.2f} µs  {subject:<16}{function}"
-            for (subject, function), seconds in self.functions.most_common(number)
+            for (subject, function), seconds in dearest[:number]
         )
 
 
