@@ -95,7 +95,7 @@ class Profile:
     def __exit__(self, *_: object) -> None:
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.signal(signal.SIGPROF, signal.SIG_IGN)
-        for (owner, name, _), function in zip(self._timed, self._before, strict=True):
+        for (owner, name, _subject), function in zip(self._timed, self._before, strict=True):
             setattr(owner, name, function)
 
     def _timing(self, function: Callable[..., Any], subject: str) -> Callable[..., Any]:
@@ -131,7 +131,8 @@ class Profile:
         Args:
             count: pieces of work done; workers_s: CPU time of other processes that did a part of it.
         """
-        rows = {subject: (self.seconds[subject, True], self.seconds[subject, False]) for subject, _ in self.seconds}
+        subjects = {subject for subject, _ in self.seconds}
+        rows = {subject: (self.seconds[subject, True], self.seconds[subject, False]) for subject in subjects}
         lines = ["| part | µs a delivery | of these in the queue's thread |", "|---|---:|---:|"]
         for subject, (main, other) in sorted(rows.items(), key=lambda row: -sum(row[1])):
             lines.append(f"| {subject} | {1e6 * (main + other) / count:.1f} | {1e6 * other / count:.1f} |")
