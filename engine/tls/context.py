@@ -44,6 +44,9 @@ if TYPE_CHECKING:
 SYSTEM: Final = "system"
 #: contexts kept; one is a set of options, so only expansions with many results come near
 _CONTEXT_LIMIT: Final = 256
+#: seconds for which what was found about a certificate is believed when its session is resumed: each resumption brings
+#: new tickets, and without a bound a certificate that has expired, or was revoked, would do for ever
+RESUME_S: Final = 86_400.0
 #: opportunistic TLS talks to whoever is there; anything beats clear text (R40; Postfix does the same)
 _OPPORTUNISTIC_CIPHERS: Final = "DEFAULT:@SECLEVEL=0"
 #: no anonymous and no null ciphers where something must be proved (R40)
@@ -129,8 +132,11 @@ class _Settings(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _StoredSession:
+    """A session, what was found about its certificate, and when that was (UTC epoch seconds)."""
+
     session: SSL.Session
     facts: TlsFacts
+    judged_at: float
 
 
 class TlsContexts:
@@ -139,7 +145,8 @@ class TlsContexts:
     Args:
         options: for plans that come without options of their own.
         session_limit: sessions kept, the least recently used goes first.
-        clock: UTC epoch seconds, by which OCSP responses are judged; needed where one is asked for.
+        clock: UTC epoch seconds, by which OCSP responses are judged, and what was found about a certificate grows old;
+            needed where a response is asked for.
     """
 
     def __init__(
@@ -198,7 +205,7 @@ class TlsContexts:
                 # The order of TLSA records in an answer is chance; the set is what counts (R44).
                 plan = replace(plan, tlsa=tuple(sorted(set(plan.tlsa))))
             key = (settings, plan.key, host)
-            stored = self._sessions.get(key)
+            stored = self._young_session(key)
         if stored is not None:
             connection.set_session(stored.session)
         return ClientHandshake(
@@ -234,6 +241,17 @@ class TlsContexts:
             if len(self._groups) >= _GROUP_LIMIT:
                 del self._groups[next(iter(self._groups))]
             self._groups[host] = group
+
+    def now(self) -> float:
+        """UTC epoch seconds; 0.0 without a clock."""
+        return 0.0 if self.clock is None else self.clock()
+
+    def _young_session(self, key: tuple[object, ...]) -> _StoredSession | None:
+        stored = self._sessions.get(key)
+        if stored is not None and not 0 <= self.now() - stored.judged_at <= RESUME_S:
+            self._forget(key)
+            return None
+        return stored
 
     def _remember(self, key: tuple[object, ...], stored: _StoredSession) -> None:
         self._sessions[key] = stored
@@ -390,7 +408,9 @@ class ClientHandshake:
             return
         session = self._session = self.engine.session()
         if session is not None:
-            self._contexts._remember(self._key, _StoredSession(session, self._facts))
+            kept = self._stored if self.engine.was_resumed else None
+            judged_at = self._contexts.now() if kept is None else kept.judged_at
+            self._contexts._remember(self._key, _StoredSession(session, self._facts, judged_at))
 
     def _verify(self, chain: tuple[bytes, ...]) -> str:
         """Why the certificate is not verified (TL-11), or the empty string if it is."""

@@ -14,7 +14,7 @@ from OpenSSL import SSL
 
 from engine.errors import ConfigError, TlsPolicyError
 from engine.policy.plan import ANY_NAME, CLEAR, Plan, TlsLevel
-from engine.tls.context import TlsContexts, TlsOptions, server_context
+from engine.tls.context import RESUME_S, TlsContexts, TlsOptions, server_context
 from engine.tls.facts import ChainVerdict, Decide, TlsFacts
 from engine.tls.selfmade import make_authority, make_leaf
 from fakes.tls_pairs import MANDATORY, NAME, VERIFIED, anchors, authority, leaf, now, server, shake, verifying
@@ -260,6 +260,19 @@ def test_a_session_is_resumed_with_its_verdict(tmp_path: Path) -> None:
     for _ in range(3):
         facts = judge(contexts, VERIFIED)
         assert (facts.resumed, facts.verified) == (True, True)
+
+
+def test_what_was_found_about_a_certificate_grows_old_however_often_it_is_resumed(tmp_path: Path) -> None:
+    at = 1000.0
+    contexts = TlsContexts(TlsOptions(verify_certificates=anchors(tmp_path)), clock=lambda: at)
+    assert not judge(contexts, VERIFIED).resumed
+    at += RESUME_S - 1
+    assert judge(contexts, VERIFIED).resumed
+    at += 2
+    assert not judge(contexts, VERIFIED).resumed
+    assert judge(contexts, VERIFIED).resumed
+    at -= 3600
+    assert not judge(contexts, VERIFIED).resumed, "the clock was set back: nobody knows how old it is"
 
 
 def test_a_verdict_of_no_is_resumed_too(tmp_path: Path) -> None:
