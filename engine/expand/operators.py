@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 
     from .scope import Scope
 
-#: a function of the text; of the text and the name with its `_args`; of both and the scope
-TextFunction = "Callable[[bytes], bytes]"
-
 
 @dataclass(frozen=True, slots=True)
 class Operator:

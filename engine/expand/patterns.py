@@ -67,9 +67,6 @@ def _host_ip(text: bytes) -> IpAddress | None:
     return address
 
 
-_IPV4: Final = re.compile(rb"(?:0|[1-9]\d{0,2})(?:\.(?:0|[1-9]\d{0,2})){3}\Z")
-
-
 def parse_ip(text: bytes) -> IpAddress | None:
     """The IP address written in `text`, without brackets, or None."""
     try:
