@@ -118,9 +118,8 @@ def test_it_wants_bad_rows_to_be_skipped(tmp_path: Path) -> None:
 
 def test_a_list_of_nobody_leaves_nothing_behind(tmp_path: Path) -> None:
     user = Outrider(tmp_path, 1)
-    recipients = tmp_path / "none.csv"
-    recipients.write_text("email,name,number\nnonsense,x,1\n")
-    done = user.run(*user.send_arguments(recipients, user.message(TEMPLATE), *EARLY))
+    (tmp_path / "none.csv").write_text("email,name,number\nnonsense,x,1\n")
+    done = user.run(*user.send_arguments("none.csv", user.message(TEMPLATE), *EARLY))
     assert done.returncode == 65
     assert "there is no recipient" in done.stderr
     assert user.states_or_none().total() == 0
