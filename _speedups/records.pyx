@@ -13,7 +13,7 @@ No directive is turned off.
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.object cimport PyObject
-from cpython.ref cimport Py_DECREF
+from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport uintptr_t
 from libc.string cimport memcpy
 
@@ -25,6 +25,8 @@ cdef extern from "Python.h":
 cdef enum:
     #: largest plaintext of one record (RFC 8446 §5.1)
     _RECORD = 16384
+    #: octets by which a record is longer than its plaintext, at most; there is more than enough room with each cipher
+    _GROWTH = 256
     #: octets of plaintext that `read` puts together at most, whatever it is asked for
     _MOST = 1 << 30
 
@@ -131,45 +133,65 @@ cdef class Records:
         return octets
 
     def write(self, *pieces):
-        """Encrypt, with no regard to where pieces end, so that all records but the last are full; whether all was."""
+        """Encrypt, with no regard to where pieces end, so that all records but the last are full.
+
+        Returns what is to be sent: what waited for that, and the records.  These are not all where there is a `reason`.
+        """
         cdef char seam[_RECORD]
-        cdef Py_ssize_t held = 0, done, part
+        cdef Py_ssize_t held = 0, total = 0, filled = 0, room, done, part
         cdef Py_buffer view
-        cdef bint good = True
+        cdef char *start = NULL
+        cdef char *target
+        cdef bytes octets
+        cdef PyObject *found
         self.result = self.reason = 0
+        for piece in pieces:
+            total += len(piece)
+        if total > _MOST:
+            raise ValueError("too much at a time")
+        room = self._functions.bio_get_mem_data(self._from, &start) + total + (total // _RECORD + 1) * _GROWTH
+        octets = PyBytes_FromStringAndSize(NULL, room)
+        target = PyBytes_AS_STRING(octets)
         for piece in pieces:
             PyObject_GetBuffer(piece, &view, PyBUF_SIMPLE)
             try:
-                if view.len > _MOST:
-                    raise ValueError("too much at a time")
                 done = 0
-                if held:
-                    done = min(<Py_ssize_t>_RECORD - held, view.len)
-                    memcpy(seam + held, view.buf, done)
-                    held += done
-                    if held == _RECORD:
-                        good = self._encrypt(seam, held)
-                        held = 0
-                part = (view.len - done) // _RECORD * _RECORD
-                good = good and self._encrypt(<const char *>view.buf + done, part)
-                done += part
-                if good and done < view.len:
-                    memcpy(seam, <const char *>view.buf + done, view.len - done)
-                    held = view.len - done
+                while done < view.len and not self.reason:
+                    part = min(<Py_ssize_t>_RECORD - held, view.len - done)
+                    if part == _RECORD:
+                        filled += self._encrypt(<const char *>view.buf + done, part, target + filled, room - filled)
+                    else:
+                        memcpy(seam + held, <const char *>view.buf + done, part)
+                        held += part
+                        if held == _RECORD:
+                            filled += self._encrypt(seam, held, target + filled, room - filled)
+                            held = 0
+                    done += part
             finally:
                 PyBuffer_Release(&view)
-            if not good:
-                return False
-        return self._encrypt(seam, held)
+        if not self.reason:
+            filled += self._encrypt(seam, held, target + filled, room - filled)
+        # nobody else knows the object yet: cut it to its size
+        found = <PyObject *>octets
+        Py_INCREF(octets)
+        octets = None
+        _PyBytes_Resize(&found, filled)
+        octets = <bytes>found
+        Py_DECREF(octets)
+        more = self.drain()
+        return octets + more if more else octets
 
-    cdef bint _encrypt(self, const char *octets, Py_ssize_t size) noexcept:
+    cdef Py_ssize_t _encrypt(self, const char *octets, Py_ssize_t size, char *target, Py_ssize_t room) noexcept:
+        """Make records, and take them from the library while they are in the processor's cache; returns their size."""
         cdef Py_ssize_t done = 0
+        cdef char *start = NULL
         cdef int result
         while done < size:
             result = self._functions.ssl_write(self._ssl, octets + done, <int>(size - done))
             if result <= 0:
                 self.result = result
                 self.reason = self._functions.ssl_get_error(self._ssl, result)
-                return False
+                return 0
             done += result
-        return True
+        room = min(room, <Py_ssize_t>self._functions.bio_get_mem_data(self._from, &start))
+        return max(self._functions.bio_read(self._from, target, <int>room), 0) if room > 0 else 0

@@ -201,9 +201,12 @@ class TlsEngine:
         if size > WRITE_OCTETS:
             raise LocalProtocolError(f"write of {size} octets, at most {WRITE_OCTETS} at a time")
         self._quiet = False
-        if not self._records.write(*pieces):
-            raise self._failure(self._records.result)
-        return self.pending_output()
+        records = self._records
+        ciphertext = records.write(*pieces)
+        if records.reason:
+            raise self._failure(records.result)
+        self._quiet = True
+        return ciphertext
 
     # The end
 
