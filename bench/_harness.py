@@ -78,9 +78,13 @@ class Stopwatch:
 
 
 def pin(core: int | None) -> None:
-    """Keep this thread, and what it starts from now on, on one core; nothing happens where there is only one."""
-    if core is not None and hasattr(os, "sched_setaffinity") and core in os.sched_getaffinity(0):
-        os.sched_setaffinity(0, {core})
+    """Keep this thread, and what it starts from now on, on one core; nothing happens where there is no such core.
+
+    It may be another than that of who started this process, to which `sched_getaffinity` is narrowed by then.
+    """
+    if core is not None and hasattr(os, "sched_setaffinity"):
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(0, {core})
 
 
 @contextlib.contextmanager
