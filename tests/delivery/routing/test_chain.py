@@ -230,9 +230,7 @@ async def test_what_is_kept_is_bounded() -> None:
     chain = chain_of(manual("* 192.0.2.9"), cache_size=5)
     for number in range(20):
         await route(chain, f"user@d{number}.test")
-    assert [number for number in range(20) if chain.cached_or_none(f"d{number}.test")] == [
-        *range(15, 20)
-    ]
+    assert [number for number in range(20) if chain.cached_or_none(f"d{number}.test")] == [*range(15, 20)]
     many = ":".join(f"192.0.2.{number}" for number in range(1, 129))
     chain = chain_of(manual(f"big.test {many} ; * 192.0.2.9"), cache_size=6)
     for number in range(5):
