@@ -58,8 +58,14 @@ events = ["msg:delivery", "msg:fail:internal"]
             wait_for(lambda: (tmp_path / "queue.db").exists(), "it does not start")
             assert user.send(user.recipients(3), user.message(), "--queue-only").returncode == 0
             # the directory is not there
-            wait_for(lambda: user.log_text().count("is a dead letter of lines: ") == 3, "there are no dead letters")
-            letters = told(user, "events", "dead", "list", "--event", "msg:d*")
+            letters: list[dict[str, Any]] = []
+
+            def has_letters() -> bool:
+                letters[:] = told(user, "events", "dead", "list", "--event", "msg:d*")
+                return len(letters) == 3
+
+            wait_for(has_letters, "there are no dead letters")
+            assert user.log_text().count("is a dead letter of lines: ") == 3
             assert {(letter["handler"], letter["group"]) for letter in letters} == {("lines", "main")}
             lines.parent.mkdir()
             assert told(user, "events", "dead", "retry", str(letters[1]["id"])) == {"changed": 1}
