@@ -72,8 +72,3 @@ MAKERS: Final[dict[str, Callable[[Happening], Value | float]]] = {
     "event_time": lambda it: it.now,
     "tls_out_peercert": _der,
 }
-
-
-def values_of(row: EventRow, it: Happening) -> tuple[Value | float, ...]:
-    """The values of the fields of an event."""
-    return tuple([MAKERS[name](it) for name in FIELDS[row.name]])

@@ -12,8 +12,6 @@ import json
 import os
 from typing import TYPE_CHECKING, Final
 
-import msgpack
-
 from ._leasing import Leasing
 from ._limits import Limiting
 from ._rows import unpack_members
@@ -74,21 +72,9 @@ class _Findings:
         )
 
 
-def describe_in_doubt(recovered: Recovered) -> list[OutboxEvent]:
-    """The event of a recipient in doubt: a msgpack map with job, number, address, host and text."""
-    if recovered.kind is not RecoveryKind.IN_DOUBT:
-        return []
-    payload: bytes = msgpack.packb(
-        {
-            "job": recovered.job_id,
-            "number": recovered.number,
-            "address": recovered.address,
-            "host": recovered.host,
-            "text": recovered.text,
-        }
-    )
-    key = f"{recovered.recipient_id}:{recovered.epoch}:msg:indoubt"
-    return [OutboxEvent("msg:indoubt", key, payload)]
+def _untold(_: Recovered) -> tuple[OutboxEvent, ...]:
+    """The events of a recipient where nobody says what they are."""
+    return ()
 
 
 def current_boot_id() -> str:
@@ -122,7 +108,7 @@ class Recovering(Leasing, Limiting):
 
     def retire(self, engine: Engine, now: float, *, in_doubt_delay_s: float = DEFAULT_IN_DOUBT_DELAY_S) -> Recovery:
         self._not_in_group("retire")
-        findings = _Findings(engine.owner, now, in_doubt_delay_s, describe_in_doubt)
+        findings = _Findings(engine.owner, now, in_doubt_delay_s, _untold)
         with self._writing():
             self._clear(engine.owner, engine.journal.contents(), findings)
         self._journals.pop(engine.owner, None)
@@ -140,7 +126,7 @@ class Recovering(Leasing, Limiting):
         witness: Witness | None = None,
     ) -> Recovery:
         self._not_in_group("recover")
-        findings = _Findings(owner, now, in_doubt_delay_s, describe or describe_in_doubt, witness)
+        findings = _Findings(owner, now, in_doubt_delay_s, describe or _untold, witness)
         with self._errors():
             engines = self._db.execute("SELECT id, boot_id FROM engines WHERE id <> ?", (owner,)).fetchall()
         for dead, boot_id in engines:

@@ -163,7 +163,7 @@ class Store(Protocol):
 
         Args:
             owner: who does it; it inherits the events that the dead left in the outbox.
-            describe: makes the events of each recovered recipient; by default one `msg:indoubt` for those in doubt.
+            describe: makes the events of each recovered recipient; none by default.
             witness: is told what a commit is about to settle, just before it: what it writes down is known even if
                 this engine dies right after the commit.  After a commit that failed it is told the same again.
         """

@@ -108,8 +108,7 @@ def test_a_crash_leaves_in_doubt_exactly_what_was_begun_without_a_reply(bench: B
     assert [claim.number for claim in other.claim(now=NOW + 10)] == [5, 6]
     later = {claim.number: claim.in_doubt for claim in other.claim(now=NOW + 60)}
     assert later == {1: True, 4: False}
-    (event,) = other.store.drain_outbox(other.owner, 10)
-    assert event.name == "msg:indoubt"
+    assert other.store.drain_outbox(other.owner, 10) == [], "nobody said what they are"
     assert other.store.recover(other.owner, NOW + 70) == type(recovery)()
 
 
@@ -211,6 +210,6 @@ def test_retire_gives_everything_back(bench: Bench, other: Bench) -> None:
     assert recovery.released == 2
     assert other.store.counts(job) == JobCounts(total=3, waiting=2, deferred=1)
     other.store.recover(other.owner, NOW)
-    assert sorted(event.name for event in other.store.drain_outbox(other.owner, 10)) == ["msg:indoubt", "n"]
+    assert [event.name for event in other.store.drain_outbox(other.owner, 10)] == ["n"]
     with pytest.raises(StoreError, match="closed"):
         bench.engine.journal.begin([(1, 1)], "mx")

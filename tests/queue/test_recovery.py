@@ -6,11 +6,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import msgpack
 import pytest
 
 from engine.errors import StoreError
-from engine.queue._recovery import current_boot_id, describe_in_doubt
+from engine.queue._recovery import current_boot_id
 from engine.queue.journal import Journal, journal_path
 from engine.queue.model import (
     Claim,
@@ -177,21 +176,6 @@ def test_a_journal_that_is_held_under_the_name_of_a_new_engine_is_an_error(tmp_p
         name for name in os.listdir(tmp_path) if "inflight" in name
     ]
     store.close()
-
-
-def test_the_event_of_a_recipient_in_doubt() -> None:
-    found = Recovered(RecoveryKind.IN_DOUBT, 5 << 32 | 7, 9, "a@x.org", 1, 3, "mx", "text")
-    (event,) = describe_in_doubt(found)
-    assert (event.name, event.key) == ("msg:indoubt", f"{5 << 32 | 7}:9:msg:indoubt")
-    assert msgpack.unpackb(event.payload) == {
-        "job": 5,
-        "number": 7,
-        "address": "a@x.org",
-        "host": "mx",
-        "text": "text",
-    }
-    delivered = Recovered(RecoveryKind.DELIVERED, 1, 1, "a@x.org", 1, 1, "", "")
-    assert describe_in_doubt(delivered) == []
 
 
 def test_the_boot_id_is_that_of_the_kernel() -> None:
