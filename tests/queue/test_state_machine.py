@@ -25,6 +25,7 @@ from engine.queue.model import (
     OutboxEvent,
     Outcome,
     OutcomeKind,
+    Recovered,
     RecoveryKind,
 )
 from engine.queue.sqlite import SqliteStore
@@ -55,6 +56,11 @@ class Process:
         for known in (self.claims, self.replies):
             known.pop(recipient, None)
         self.begun.discard(recipient)
+
+
+def event_of_doubt(found: Recovered) -> list[OutboxEvent]:
+    """The event of a recipient that a recovery finds in doubt; others have none."""
+    return [OutboxEvent("msg:indoubt", str(found.epoch), b"")] if found.kind is RecoveryKind.IN_DOUBT else []
 
 
 class TwoEngines(RuleBasedStateMachine):
@@ -207,7 +213,9 @@ class TwoEngines(RuleBasedStateMachine):
     @rule(which=engines)
     def recover(self, which: int) -> None:
         process = self.processes[which]
-        recovery = process.store.recover(process.engine.owner, self.now, in_doubt_delay_s=DELAY_S)
+        recovery = process.store.recover(
+            process.engine.owner, self.now, in_doubt_delay_s=DELAY_S, describe=event_of_doubt
+        )
         for found in recovery.recipients:
             if found.kind is RecoveryKind.IN_DOUBT:
                 assert (found.recipient_id, found.epoch) in self.doubtful, "in doubt though nothing was sent"
@@ -245,7 +253,6 @@ class TwoEngines(RuleBasedStateMachine):
         for found in process.store.retire(process.engine, self.now, in_doubt_delay_s=DELAY_S).recipients:
             if found.kind is RecoveryKind.IN_DOUBT:
                 assert (found.recipient_id, found.epoch) in self.doubtful
-                self.events += 1
             elif found.kind is not RecoveryKind.DEFERRED:
                 self._end(found.recipient_id, DELIVERED if found.kind is RecoveryKind.DELIVERED else FAILED)
         process.store.close()
