@@ -50,6 +50,7 @@ from .net.sts_cache import StsPolicies
 from .net.sts_fetch import StsFetcher
 from .net.system_hosts import LocalAddresses, SystemHosts
 from .net.tlsa_lookup import TlsaLookup
+from .queue._database import queue_path
 from .queue.rules import RetryRules
 from .queue.sqlite import open_store
 from .tls.context import TlsContexts
@@ -176,8 +177,16 @@ def make_workers(config: Config) -> Workers | None:
 
 
 def check(config: Config) -> None:
-    """See that a configuration can be used.  Raises ConfigError as `compile_config` does."""
+    """See that a configuration can be used.
+
+    Raises:
+        ConfigError: as `compile_config` does, or its queue is of a kind that there is not.
+    """
     compile_config(config)
+    try:
+        queue_path(config.main.queue)
+    except ConfigError as error:
+        raise ConfigError(error.message, file=config.file or None, key="main.queue") from None
 
 
 def _trust_ad(value: str) -> Any:

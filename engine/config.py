@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
+#: what TCP can say
+MAX_PORT: Final = 65535
+
 #: an Exim list as one string (separators and all), or a TOML array with an item each
 ListText = str | tuple[str, ...]
 
@@ -48,9 +51,17 @@ class Kind(enum.Enum):
     EXPANDED_LIST = "list (expansion)"
 
 
-def _option(kind: Kind, default: Any, doc: str, *, choices: tuple[str, ...] = (), minimum: int = 0) -> Any:
-    metadata = {"kind": kind, "doc": doc, "choices": choices, "minimum": minimum, "array": isinstance(default, tuple)}
-    return field(default=default, metadata=metadata)
+def _option(
+    kind: Kind,
+    default: Any,
+    doc: str,
+    *,
+    choices: tuple[str, ...] = (),
+    minimum: int = 0,
+    maximum: int | None = None,
+) -> Any:
+    metadata = {"kind": kind, "doc": doc, "choices": choices, "minimum": minimum, "maximum": maximum}
+    return field(default=default, metadata=metadata | {"array": isinstance(default, tuple)})
 
 
 def _required(kind: Kind, doc: str, *, choices: tuple[str, ...] = ()) -> Any:
@@ -142,7 +153,9 @@ class MtaStsOptions:
     verify_certificates: str = _option(
         Kind.STRING, "system", "trust anchors for policy hosts: `system`, a file or a directory"
     )
-    port: int = _option(Kind.INTEGER, 443, "port of policy hosts; another one only in closed networks", minimum=1)
+    port: int = _option(
+        Kind.INTEGER, 443, "port of policy hosts; another one only in closed networks", minimum=1, maximum=MAX_PORT
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,7 +225,7 @@ class TransportOptions:
     """`[transports.NAME]`: how a message is sent."""
 
     driver: str = _required(Kind.STRING, "how it is sent", choices=("smtp",))
-    port: int = _option(Kind.INTEGER, 25, "port where the router gives none", minimum=1)
+    port: int = _option(Kind.INTEGER, 25, "port where the router gives none", minimum=1, maximum=MAX_PORT)
     interface: str = _option(Kind.STRING, "", "local address to send from")
     helo_data: str = _option(Kind.EXPANSION, "$primary_hostname", "name said in EHLO")
     connect_timeout: int = _option(Kind.INTERVAL, 300, "for the TCP connection", minimum=1)
@@ -504,6 +517,8 @@ class _Reader:
                 number = self._number(key, kind, raw)
                 if number < metadata["minimum"]:
                     raise self._error(key, f"{raw} is less than {metadata['minimum']}")
+                if metadata.get("maximum") is not None and number > metadata["maximum"]:
+                    raise self._error(key, f"{raw} is more than {metadata['maximum']}")
                 return number
             case Kind.LIST | Kind.EXPANDED_LIST | Kind.EVENT_ACTION:
                 if isinstance(raw, list):

@@ -79,6 +79,12 @@ def test_an_empty_file_is_the_defaults() -> None:
         (b"[main]\nqueue = 5", "main.queue", "string"),
         (b"[main]\nqueue = 'nowhere'", "main.queue", "not a URL"),
         (b"[main]\nmax_connections = 0", "main.max_connections", "less than 1"),
+        (b"[mta_sts]\nport = 65536", "mta_sts.port", "more than 65535"),
+        (
+            b"[transports.x]\ndriver = 'smtp'\nport = 99999",
+            "transports.x.port",
+            "99999 is more than 65535",
+        ),
         (b"[main]\nmax_connections = true", "main.max_connections", "whole number"),
         (b"[main]\nlease_time = '5q'", "main.lease_time", "time interval"),
         (b'[main]\nprimary_hostname = "a\\u0000b"', "main.primary_hostname", "NUL"),

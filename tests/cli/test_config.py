@@ -71,6 +71,8 @@ def test_check_says_ok(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
+        ("[main]\nqueue = 'postgresql://a/b'", "main.queue: queue 'postgresql://a/b' is not supported"),
+        ("[main]\nqueue = 'sqlite://queue.db'", "main.queue: queue 'sqlite://queue.db' has no absolute path"),
         ("[main]\nqueu = 'x'", "main.queu: unknown key 'queu'; did you mean 'queue'?"),
         ("[transports.remote_smtp]\ndriver = 'smtp'\nhelo_data = '${lc:a'", "transports.remote_smtp.helo_data"),
         ("[transports.remote_smtp]\ndriver = 'smtp'\nhosts_require_tls = '^('", "transports.remote_smtp"),
