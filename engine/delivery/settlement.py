@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import trio
 
@@ -100,6 +100,16 @@ class _Entry:
     events: Sequence[OutboxEvent] = ()
 
 
+class Companion(Protocol):
+    """What has something of its own to commit, and does so with the next settlement."""
+
+    def take(self) -> Callable[[Store], None] | None:
+        """What to do in the next commit, in the queue's thread; None for nothing."""
+
+    def on_committed(self) -> None:
+        """What was taken is committed; called in the trio thread, before `on_stored`."""
+
+
 @dataclass(slots=True, eq=False)
 class _Batch:
     """What goes into one commit; `frozen` are the recipients to be held until a person looks at them."""
@@ -107,6 +117,7 @@ class _Batch:
     entries: list[_Entry]
     updates: dict[str, RetryRecord]
     deletes: set[str]
+    beside: Callable[[Store], None] | None = None
     frozen: list[Filter] = field(default_factory=list)
     is_logged: bool = False
 
@@ -166,6 +177,9 @@ class Settlement:
         self.on_stored: Callable[[Sequence[OutboxEvent]], object] | None = None
         #: raises the events of what ended since it had been cancelled, and gives the lines, in the queue's thread
         self.on_cancelled: Callable[[Sequence[Outcome]], Raised] | None = None
+        #: commits with each batch, or with none if it is told to (`commit_soon`)
+        self.companion: Companion | None = None
+        self._is_commit_wanted = False
         #: a commit is being repeated since the queue would not take it
         self.is_stuck = False
 
@@ -217,6 +231,11 @@ class Settlement:
         self._retry_deletes.add(key)
         self._notify()
 
+    def commit_soon(self) -> None:
+        """Make a commit for what the companion has, though nothing else may be to be committed."""
+        self._is_commit_wanted = True
+        self._notify()
+
     @property
     def backlog(self) -> int:
         """Outcomes and lines that wait for a commit."""
@@ -235,7 +254,7 @@ class Settlement:
         while True:
             await self._wake.wait()
             self._wake = trio.Event()
-            while self._entries or self._retry_updates or self._retry_deletes:
+            while self._entries or self._retry_updates or self._retry_deletes or self._is_commit_wanted:
                 await self._commit()
             if self._closing:
                 return
@@ -249,6 +268,9 @@ class Settlement:
         entries, self._entries = self._entries[:MAX_BATCH], self._entries[MAX_BATCH:]
         batch = _Batch(entries, self._retry_updates, self._retry_deletes)
         self._retry_updates, self._retry_deletes = {}, set()
+        self._is_commit_wanted = False
+        if self.companion is not None:
+            batch.beside = self.companion.take()
         last_tries = 0
         while True:
             try:
@@ -267,6 +289,8 @@ class Settlement:
         self.is_stuck = False
         if settled.held or settled.completed:
             self._on_settled(settled)
+        if batch.beside is not None and self.companion is not None:
+            self.companion.on_committed()
         if settled.stored and self.on_stored is not None:
             self.on_stored(settled.stored)
 
@@ -292,6 +316,8 @@ class Settlement:
             )
             for where in batch.frozen:
                 store.hold(where)
+            if batch.beside is not None:
+                batch.beside(store)
             raised = self._complete(result, now)
         settled = self._conclude(batch, result, now)
         if raised.facts:

@@ -162,8 +162,7 @@ class Recovering(Leasing, Limiting):
         for epoch, members in leases:
             self._take_back(engine, epoch, members, contents, findings)
         if findings.owner != engine:
-            taken = self._db.execute("UPDATE outbox SET owner = ? WHERE owner = ?", (findings.owner, engine))
-            findings.events += max(taken.rowcount, 0)
+            findings.events += self._inherit_events(engine, findings.owner)
         else:
             # events without an engine wait for whoever recovers next
             self._db.execute("UPDATE outbox SET owner = 0 WHERE owner = ?", (engine,))

@@ -16,7 +16,7 @@ from typing import Final
 
 #: "Outr"; tells our files from other SQLite databases
 APPLICATION_ID: Final = 0x4F757472
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 #: UTC epoch seconds that no clock reaches; sorts behind every real time
 NEVER: Final = 9e15
 
@@ -32,7 +32,7 @@ EXPIRES: Final = "state < 2 AND (loader IS NULL OR start_early) AND expires_at I
 _VERSION_2: Final = (
     # one row, kept by every transaction that stores or removes events or letters: to count is to read them all
     "CREATE TABLE IF NOT EXISTS outbox_size (waiting INTEGER NOT NULL, dead INTEGER NOT NULL)",
-    "INSERT INTO outbox_size SELECT count(*), 0 FROM outbox",
+    "INSERT INTO outbox_size (waiting, dead) SELECT count(*), 0 FROM outbox",
     # events without an engine: engines look for them every second, and never find any but after a death or a command
     "CREATE INDEX IF NOT EXISTS outbox_free ON outbox (id) WHERE owner = 0",
     """CREATE TABLE IF NOT EXISTS dead_letters (
@@ -64,6 +64,13 @@ _VERSION_2: Final = (
     ) WITHOUT ROWID""",
     "CREATE INDEX IF NOT EXISTS slots_short ON slots (place) WHERE wanted > held",
     "CREATE TABLE IF NOT EXISTS rates (name TEXT PRIMARY KEY, next_at REAL NOT NULL) WITHOUT ROWID",
+)
+
+#: what version 3 added: how often events were handed on again, each and in all
+_VERSION_3: Final = (
+    "ALTER TABLE outbox ADD COLUMN redelivered INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE dead_letters ADD COLUMN redelivered INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE outbox_size ADD COLUMN redelivered INTEGER NOT NULL DEFAULT 0",
 )
 
 SCHEMA: Final = (
@@ -151,6 +158,7 @@ SCHEMA: Final = (
         handler_group TEXT NOT NULL DEFAULT ''
     )""",
     *_VERSION_2,
+    *_VERSION_3,
     f"PRAGMA application_id = {APPLICATION_ID}",
     f"PRAGMA user_version = {SCHEMA_VERSION}",
 )
@@ -166,4 +174,5 @@ MIGRATIONS: Final = {
         "UPDATE outbox SET stored_at = CAST(strftime('%s', 'now') AS REAL)",
         *_VERSION_2,
     ),
+    2: _VERSION_3,
 }

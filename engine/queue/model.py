@@ -271,6 +271,7 @@ class OutboxEvent:
         id: number in the outbox, 0 before it is stored; stored_at: UTC epoch seconds.
         handler: who it is for: a handler, `PROGRAM` for the string of `event_action`, "" for all that want it.
         group: the group of workers that has the handler; "" for any.
+        redelivered: how often it was handed on again, as far as its action may have run before.
     """
 
     name: str
@@ -280,6 +281,7 @@ class OutboxEvent:
     stored_at: float = 0.0
     handler: str = ""
     group: str = ""
+    redelivered: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,6 +295,7 @@ class DeadLetter:
         attempts: how often it was tried.
         stored_at: when the event was stored; died_at: when it was given up (UTC epoch seconds).
         id: its number, 0 before it is stored.
+        redelivered: that of the event.
     """
 
     name: str
@@ -305,6 +308,7 @@ class DeadLetter:
     stored_at: float
     died_at: float
     id: int = 0
+    redelivered: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,11 +319,13 @@ class OutboxReport:
         waiting: events of all engines.
         oldest_at: when the oldest was stored, in UTC epoch seconds; None when there is none.
         dead: dead letters.
+        redelivered: how often events were handed on again since the queue was made, all together.
     """
 
     waiting: int = 0
     oldest_at: float | None = None
     dead: int = 0
+    redelivered: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,8 +40,10 @@ the journal as it stands.  A job whose loader died is removed, never sent; with 
 those that wait.  Inside a job what is due longest comes first.
 
 **Events.**  What `settle` and `recover` store stays in the outbox until it is acknowledged: it is run at least once, in
-order.  What cannot be run for good becomes a *dead letter*, one for each handler that gave up, in the commit that takes
-the event out; a person looks at it, and puts it back or drops it.
+order.  Each event counts how often it was *redelivered*: handed on again although it may have run before.  That is on
+disk before the event is handed on again, so no two runs are given the same count, whoever dies; the sum of all that
+was ever counted is in `outbox_report`.  What cannot be run for good becomes a *dead letter*, one for each handler that
+gave up, in the commit that takes the event out; a person looks at it, and puts it back or drops it.
 
 **Limits.**  What a host takes from us it takes from all engines together, so they ask each other through the store:
 `share` for leave to have connections, `reserve` for the times at which something may be done.  An engine takes part
@@ -162,7 +164,7 @@ class Store(Protocol):
         """Clear up after dead engines and leases that ran out; not inside `group`.
 
         Args:
-            owner: who does it; it inherits the events that the dead left in the outbox.
+            owner: who does it; it inherits the events that the dead left in the outbox, as redelivered.
             describe: makes the events of each recovered recipient; none by default.
             witness: is told what a commit is about to settle, just before it: what it writes down is known even if
                 this engine dies right after the commit.  After a commit that failed it is told the same again.
@@ -307,6 +309,9 @@ class Store(Protocol):
         An id that is not there does no harm.
         """
 
+    def redeliver_outbox(self, ids: Sequence[int]) -> None:
+        """Count that these events are going to be handed on again; an id that is not there does no harm."""
+
     def adopt_outbox(self, owner: int) -> int:
         """Take over the events that no engine has; how many.
 
@@ -330,7 +335,8 @@ class Store(Protocol):
     def retry_dead_letters(self, ids: Sequence[int], now: float) -> int:
         """Put the events of dead letters back into the outbox, in the order of their numbers; how many.
 
-        Each has the key that it had, and is for just the handler that gave up.  No engine has them: see `adopt_outbox`.
+        Each has the key that it had, is for just the handler that gave up, and counts as redelivered.  No engine has
+        them: see `adopt_outbox`.
         """
 
     def drop_dead_letters(self, ids: Sequence[int]) -> int:

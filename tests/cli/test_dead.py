@@ -94,6 +94,7 @@ def test_list_as_json_with_a_glob_and_pages(scene: Scene) -> None:
         "attempts": 5,
         "stored_at": scene.now - 60,
         "died_at": scene.now,
+        "redelivered": 0,
     }
     first = scene.run("list", "--limit", "2")
     assert "(first 2 only; go on with --after 2)" in first.stderr

@@ -5,6 +5,8 @@ The text of `engine.queue.store`, sentence by sentence; see `fakes.stores`.
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from engine.queue.model import PROGRAM, DeadLetter, OutboxEvent, OutboxReport, Outcome, OutcomeKind, recipient_id
@@ -166,6 +168,63 @@ def test_the_size_is_the_number_of_events_whatever_happens_to_them(bench: Bench,
     assert other.store.outbox_report() == OutboxReport(8, NOW - 5, 1)
     other.store.retry_dead_letters([found.id for found in other.store.dead_letters(10)], NOW)
     other.store.adopt_outbox(other.owner)
-    assert other.store.outbox_report() == OutboxReport(9, NOW - 5, 0)
+    assert other.store.outbox_report() == OutboxReport(9, NOW - 5, 0, 1)
     bench.store.ack_outbox([event.id for event in events])
-    assert other.store.outbox_report() == OutboxReport(1, NOW, 0)
+    assert other.store.outbox_report() == OutboxReport(1, NOW, 0, 1)
+
+
+def redelivered(bench: Bench) -> dict[str, int]:
+    return {event.key: event.redelivered for event in bench.store.drain_outbox(bench.owner, 100)}
+
+
+def test_what_is_handed_on_again_is_counted_for_each_event_and_in_all(bench: Bench, other: Bench) -> None:
+    a, b, c = store_events(bench, *"abc")
+    assert redelivered(bench) == {"a": 0, "b": 0, "c": 0}
+    bench.store.redeliver_outbox([a.id, b.id, b.id, 12345])
+    with stopped_group(bench):
+        bench.store.redeliver_outbox([a.id])
+    bench.store.redeliver_outbox([b.id])
+    assert redelivered(bench) == {"a": 1, "b": 2, "c": 0}
+    assert bench.store.outbox_report().redelivered == 3
+    bench.store.ack_outbox([a.id, c.id], [letter(a)])
+    bench.store.ack_outbox([b.id])
+    assert bench.store.outbox_report().redelivered == 3, "of what is done too"
+
+
+def test_a_dead_letter_that_is_tried_again_was_run_before(bench: Bench) -> None:
+    (a,) = store_events(bench, "a")
+    bench.store.redeliver_outbox([a.id])
+    (a,) = bench.store.drain_outbox(bench.owner, 10)
+    bench.store.ack_outbox([a.id], [dataclasses.replace(letter(a), redelivered=a.redelivered)])
+    (dead,) = bench.store.dead_letters(10)
+    assert dead.redelivered == 1
+    bench.store.retry_dead_letters([dead.id], NOW)
+    bench.store.adopt_outbox(bench.owner)
+    assert redelivered(bench) == {"a": 2}
+    assert bench.store.outbox_report().redelivered == 2
+
+
+def test_all_that_a_dead_engine_leaves_may_have_run(bench: Bench, other: Bench) -> None:
+    """And nothing that one leaves which is retired: it says itself what may."""
+    _, b = store_events(bench, "a", "b")
+    bench.store.redeliver_outbox([b.id])
+    bench.die()
+    assert other.store.recover(other.owner, NOW).events == 2
+    assert redelivered(other) == {"a": 1, "b": 2}
+    assert other.store.outbox_report().redelivered == 3
+    other.store.retire(other.engine, NOW)
+    heir = other.store.register(NOW)
+    other.store.adopt_outbox(heir.owner)
+    assert [event.redelivered for event in other.store.drain_outbox(heir.owner, 10)] == [1, 2]
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 7])
+def test_any_set_of_events_can_be_acknowledged_at_once(bench: Bench, step: int) -> None:
+    """In runs, or scattered."""
+    events = store_events(bench, *map(str, range(100)))
+    gone = {event.id for number, event in enumerate(events) if number % step}
+    bench.store.ack_outbox(sorted(gone, reverse=True))
+    assert [event.id for event in bench.store.drain_outbox(bench.owner, 1000)] == [
+        event.id for event in events if event.id not in gone
+    ]
+    assert bench.store.outbox_size() == 100 - len(gone)

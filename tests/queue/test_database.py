@@ -23,9 +23,10 @@ from engine.errors import ConfigError, StoreError
 from engine.queue import _loading, _schema
 from engine.queue._database import queue_path
 from engine.queue._schema import SERVED
-from engine.queue.model import Filter, NewJob, NewRecipient, OutcomeKind
+from engine.queue.model import Filter, NewJob, NewRecipient, OutboxReport, OutcomeKind
 from engine.queue.sqlite import SqliteStore, open_store
 from engine.queue.store import NoSuchJob, NotAQueue, QueueCorrupt, QueueFull, QueueLocked, QueueReadOnly
+from fakes.patience import PATIENCE_S
 from fakes.peers import PROJECT
 
 NOW = 1_700_000_000.0
@@ -158,8 +159,8 @@ def test_another_database_is_not_a_queue_and_is_not_touched(path: str) -> None:
     assert Path(path).read_bytes() == before
 
 
-def older_file(path: str) -> None:
-    script = (PROJECT / "tests" / "vectors" / "queue" / "version_1.sql").read_text()
+def older_file(path: str, version: int = 1) -> None:
+    script = (PROJECT / "tests" / "vectors" / "queue" / f"version_{version}.sql").read_text()
     with contextlib.closing(sqlite3.connect(path)) as database:
         database.executescript(script)
 
@@ -200,6 +201,24 @@ def test_a_queue_of_version_1_is_brought_to_ours_with_all_that_is_in_it(tmp_path
         pass
 
 
+def test_a_queue_of_version_2_is_brought_to_ours_with_its_events_and_letters(tmp_path: Path, path: str) -> None:
+    older_file(path, 2)
+    with opened(path) as store:
+        assert store.outbox_report() == OutboxReport(1, 1_700_000_000.0, 1, 0)
+        owner = store.register(NOW).owner
+        assert store.retry_dead_letters([1], NOW) == 1
+        assert store.adopt_outbox(owner) == 2
+        events = store.drain_outbox(owner, 10)
+        assert [(event.key, event.handler, event.redelivered) for event in events] == [
+            ("k1", "event_action", 0),
+            ("k2", "crm", 1),
+        ]
+    new = str(tmp_path / "new.db")
+    with opened(new):
+        pass
+    assert schema(path) == schema(new)
+
+
 def test_a_queue_of_version_1_is_not_changed_by_who_only_reads(path: str) -> None:
     older_file(path)
     before = Path(path).read_bytes()
@@ -225,7 +244,7 @@ def test_a_queue_of_another_version_says_so(path: str) -> None:
         fill(store)
     with contextlib.closing(sqlite3.connect(path)) as database:
         database.execute("PRAGMA user_version = 99")
-    with pytest.raises(NotAQueue, match="schema version 99; this version reads 2"):
+    with pytest.raises(NotAQueue, match="schema version 99; this version reads 3"):
         SqliteStore(path)
 
 
@@ -418,7 +437,7 @@ def test_a_real_full_disk(tmp_path: Path) -> None:
         ["unshare", "-m", "sh", "-c", script, "sh", _TMPFS],
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=PATIENCE_S,
         cwd=PROJECT,
         check=False,
     )
@@ -453,7 +472,12 @@ def as_nobody(path: str) -> list[str]:
     if os.geteuid() != 0:
         pytest.skip("becoming another user needs root")
     done = subprocess.run(
-        [sys.executable, "-c", _READER, path], capture_output=True, text=True, timeout=30, cwd=PROJECT, check=False
+        [sys.executable, "-c", _READER, path],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        cwd=PROJECT,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
@@ -554,7 +578,7 @@ def test_two_processes_may_make_the_same_file(path: str) -> None:
         subprocess.Popen([sys.executable, "-c", script, path], cwd=PROJECT, stderr=subprocess.PIPE) for _ in range(3)
     ]
     for process in both:
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == 0, errors.decode()
     with opened(path) as store:
         store.check()
