@@ -35,7 +35,6 @@ def run(kernel: Path, module: str, *arguments: str) -> subprocess.CompletedProce
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("module", "source", "tests"),
     [

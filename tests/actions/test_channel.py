@@ -15,7 +15,8 @@ from engine.actions.api import Backoff, Event, Worker
 from engine.actions.channel import Outgoing
 from engine.actions.hub import Hub
 from engine.errors import FrameError
-from fakes.action_links import OCTETS, Told, puppet, until, working
+from fakes.action_links import OCTETS, Told, puppet, working
+from fakes.patience import PATIENCE_S, until
 
 FIELDS = ("local_part", "domain")
 QUICK = Backoff(0.001, 0.002)
@@ -389,7 +390,7 @@ async def test_what_waits_is_handled_before_the_worker_ends() -> None:
     async with working(hub, worker):
         for number in range(200):
             hub.submit_nowait(event(hub, number))
-        assert await hub.drain(timeout_s=10)
+        assert await hub.drain(timeout_s=PATIENCE_S)
         assert len(told.done) == 200
         assert hub.report()[0].workers == 0
 
@@ -399,7 +400,7 @@ async def test_a_drain_ends_in_time_and_leaves_what_is_not_done() -> None:
     hub = told.make_hub(window=2, expected=("main",))
     worker = Worker()
     gate = threading.Event()
-    worker.on("msg:*")(lambda events: gate.wait(10) and None)
+    worker.on("msg:*")(lambda events: gate.wait(PATIENCE_S) and None)
     async with working(hub, worker) as link:
         for number in range(10):
             hub.submit_nowait(event(hub, number))

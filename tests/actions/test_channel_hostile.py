@@ -27,7 +27,8 @@ from engine.actions.frames import ACK, ALIVE, ANSWER, DEAD, EVENT, HELLO, LOG, P
 from engine.actions.transport import PIPE, RINGS, Rings, make_pair, open_end
 from engine.actions.worker import MAX_SHAPES, Runner
 from engine.errors import ActionError, FrameError
-from fakes.action_links import OCTETS, Told, puppet, until
+from fakes.action_links import OCTETS, Told, puppet
+from fakes.patience import PATIENCE_S, until
 
 GOOD_READY = (READY, VERSION, 1, "main", (("h", "msg:*"),), ())
 
@@ -196,7 +197,7 @@ async def test_a_worker_that_plays_with_the_eventfds_stops_nothing() -> None:
         for fd in (worker.transport._wakes_us, worker.transport._wakes_them):
             fcntl.fcntl(fd, fcntl.F_SETFL, 0)
         os.eventfd_write(worker.transport._wakes_us, 2**64 - 2)
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE_S):
             for number in range(10):
                 assert worker.transport.sleep() or worker.transport.take()
                 hub.submit_nowait(Outgoing(hub.shape("msg:x", ("a",)), b"k", b"%d" % number, (b"v",)))
@@ -257,7 +258,7 @@ def test_an_engine_survives_any_worker(said: list[Any], greets: bool) -> None:
                     break
             worker.transport.flush()
             worker.die()
-            with trio.fail_after(5):
+            with trio.fail_after(PATIENCE_S):
                 while hub.report()[0].workers or hub._groups["main"].links:
                     await trio.lowlevel.checkpoint()
         assert hub.held + len(told.done) == 1
@@ -370,7 +371,7 @@ def handed(*octets: bytes, descriptors: list[int] | None = None) -> str:
             socket.send_fds(ours, list(octets), descriptors)
         ours.close()
         with pytest.raises(ActionError) as caught:
-            attach.receive(theirs, timeout_s=5).close()
+            attach.receive(theirs, timeout_s=PATIENCE_S).close()
     return str(caught.value)
 
 

@@ -19,7 +19,8 @@ from engine.actions.hub import Hub, Refusal
 from engine.actions.programs import Settings
 from engine.actions.questions import Patience
 from engine.errors import ActionTimeout, FrameError, WorkerDied
-from fakes.action_links import OCTETS, Puppet, Told, puppet, until, working
+from fakes.action_links import OCTETS, Puppet, Told, puppet, working
+from fakes.patience import PATIENCE_S, until
 
 FIELDS = ("local_part", "domain")
 QUICK = Backoff(0.001, 0.002)
@@ -86,7 +87,7 @@ async def test_what_silence_means_is_an_option(on_timeout: str, refused: bool) -
     told = Told()
     hub = told.make_hub()
     gate = threading.Event()
-    async with working(hub, vetoing(lambda _: gate.wait(10), timeout=0.02, on_timeout=on_timeout)):
+    async with working(hub, vetoing(lambda _: gate.wait(PATIENCE_S), timeout=0.02, on_timeout=on_timeout)):
         found = await hub.ask(hub.shape("tls:cert", FIELDS), (b"a", b"b"))
         gate.set()
     assert found == (Refusal(b"no answer from v", "v") if refused else None)
@@ -107,7 +108,7 @@ async def test_a_veto_does_not_wait_for_a_batch() -> None:
     hub = told.make_hub()
     worker = vetoing("no", timeout=5)
     gate = threading.Event()
-    worker.on("msg:*")(lambda events: gate.wait(10) and None)
+    worker.on("msg:*")(lambda events: gate.wait(PATIENCE_S) and None)
     async with working(hub, worker):
         for number in range(20):
             hub.submit_nowait(event(hub, number))
@@ -258,8 +259,8 @@ async def test_a_program_is_evaluated_where_it_may_block() -> None:
     assert hub.program(program.source, program.where, program.variables) is program
     async with working(hub, Worker(), settings=SETTINGS.to_frame()):
         state = frames.state_frame(acl_m={"acl_m_before": b"state"})
-        answer = await hub.evaluate(program, (b"example.org",), state, timeout_s=10)
-        again = await hub.evaluate(program, (b"example.net",), {}, timeout_s=10)
+        answer = await hub.evaluate(program, (b"example.org",), state, timeout_s=PATIENCE_S)
+        again = await hub.evaluate(program, (b"example.net",), {}, timeout_s=PATIENCE_S)
     assert (answer.status, answer.text) == (frames.Status.DONE, b"root is known yes state")
     assert answer.state["acl_m"] == {"acl_m_before": b"state", "acl_m_seen": b"example.org"}
     assert again.text == b"root is known yes "
@@ -279,7 +280,7 @@ async def test_how_a_program_fails_is_told(source: bytes, status: frames.Status,
     hub = Told().make_hub(expected=("main",))
     program = hub.program(source, "event_action x in y", ())
     async with working(hub, Worker(), settings=SETTINGS.to_frame()):
-        answer = await hub.evaluate(program, (), {}, timeout_s=10)
+        answer = await hub.evaluate(program, (), {}, timeout_s=PATIENCE_S)
     assert answer.status is status
     assert text.lower() in answer.text.lower()
 
@@ -289,7 +290,7 @@ async def test_a_worker_knows_whether_acl_variables_are_strict(is_strict: bool) 
     hub = Told().make_hub(expected=("main",))
     program = hub.program(b"<$acl_m_none>", "event_action x in y", ())
     async with working(hub, Worker(), settings=Settings(strict_acl_vars=is_strict).to_frame()):
-        answer = await hub.evaluate(program, (), {}, timeout_s=10)
+        answer = await hub.evaluate(program, (), {}, timeout_s=PATIENCE_S)
     assert (b"strict_acl_vars is set" in answer.text) is is_strict
 
 

@@ -23,6 +23,7 @@ from engine.expand.certificates import Certificate
 from engine.expand.taint import Tainted, is_tainted, quoter_of, taint
 from fakes.action_links import Told, puppet
 from fakes.compilers import compile_c
+from fakes.patience import PATIENCE_S
 from fakes.peers import PROJECT
 
 SHAPE = ("local_part", "event_defer_errno", "tls_out_dane", "tls_out_ocsp", "router_name")
@@ -49,7 +50,7 @@ async def written() -> list[bytes]:
         with trio.move_on_after(0.01):
             await hub.ask(shape, VALUES)
         with trio.move_on_after(0.01):
-            await hub.evaluate(program, (b"x",), {}, timeout_s=5)
+            await hub.evaluate(program, (b"x",), {}, timeout_s=PATIENCE_S)
         hub._groups["main"].links[0].dismiss()
         consumer = worker.transport.consumer  # type: ignore[attr-defined]  # these are rings
         found = [bytes(frame) for frame in consumer.frames()]
@@ -154,7 +155,12 @@ def test_a_program_in_c_reads_the_ring_where_it_lies(reader: Path) -> None:
 
 def run(reader: Path, memory: int) -> list[str]:
     result = subprocess.run(
-        [str(reader), str(memory), "0"], pass_fds=[memory], capture_output=True, text=True, timeout=10, check=False
+        [str(reader), str(memory), "0"],
+        pass_fds=[memory],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
     )
     assert result.returncode == 0, result.stderr
     return result.stdout.splitlines()

@@ -17,6 +17,7 @@ import pytest
 
 from engine.actions import attach, frames
 from engine.actions.transport import RINGS, Rings, make_pair
+from fakes.patience import PATIENCE_S
 from fakes.peers import PROJECT
 
 GOOD_HELLO: Final[Any] = (frames.HELLO, frames.VERSION, "main", {})
@@ -55,7 +56,7 @@ class PlayedEngine:
     def ended(self) -> tuple[int, str]:
         """How the worker ended: exit status, standard error."""
         try:
-            _, errors = self.process.communicate(timeout=30)
+            _, errors = self.process.communicate(timeout=PATIENCE_S)
         finally:
             self.process.kill()
             self.process.wait()

@@ -13,6 +13,7 @@ from engine.actions.frames import ACK, ALIVE, DEAD, LOG, Status
 from engine.actions.patience import MAX_FAILURES
 from engine.actions.program_desk import ProgramDesk, Run
 from engine.actions.programs import Evaluated
+from fakes.patience import PATIENCE_S
 
 QUICK = Backoff(0.001, 0.002)
 
@@ -182,7 +183,7 @@ def test_a_desk_that_waits_says_that_it_is_alive(count: int) -> None:
 
     desk._send = send
     desk.start()
-    assert enough.wait(20)
+    assert enough.wait(PATIENCE_S)
     desk.finish()
     assert desk.join(20)
     assert len(evaluator.tried) == count

@@ -28,7 +28,8 @@ from engine.actions.hub import Hub
 from engine.actions.programs import Settings
 from engine.actions.supervisor import Restart, SocketOptions, Supervisor, serve_socket
 from engine.errors import ActionError
-from fakes.action_links import Told, puppet, until
+from fakes.action_links import Told, puppet
+from fakes.patience import PATIENCE_S, until
 from fakes.peers import PROJECT
 
 ROGUE = PROJECT / "tests/isolated/worker_rogue.py"
@@ -61,14 +62,14 @@ async def test_workers_run_programs_and_handlers_and_end_when_told(place: Path) 
     program = hub.program(b"${lookup passwd{root}{$value}}", "event_action x in y", ())
     async with trio.open_nursery() as nursery:
         nursery.start_soon(supervisor.run)
-        with trio.fail_after(20):
-            answer = await hub.evaluate(program, (), {}, timeout_s=20)
+        with trio.fail_after(PATIENCE_S):
+            answer = await hub.evaluate(program, (), {}, timeout_s=PATIENCE_S)
             assert answer.text.startswith(b"*:0:0:") or answer.text.startswith(b"x:0:0:")
             await until(lambda: hub.report()[0].workers == 2)
             pids = set(supervisor.pids.values())
             for number in range(500):
                 assert hub.submit_nowait(outgoing(hub, number))
-            assert await supervisor.stop(timeout_s=15)
+            assert await supervisor.stop(timeout_s=PATIENCE_S)
     assert len(pids) == 2
     assert {one.token for one in told.done} == set(range(500))
     assert len(lines.read_text().splitlines()) == 500
@@ -88,12 +89,12 @@ async def test_a_worker_that_is_killed_is_replaced_and_loses_nothing(place: Path
     supervisor = Supervisor(hub, 1, log=told.log, settings=settings.to_frame, restart=QUICK)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(supervisor.run)
-        await until(lambda: hub.report()[0].workers, 20)
+        await until(lambda: hub.report()[0].workers)
         for number in range(3000):
             assert hub.submit_nowait(outgoing(hub, number))
-        await until(lambda: len(told.done) > 50, 20)
+        await until(lambda: len(told.done) > 50)
         os.kill(supervisor.pids[0], signal.SIGKILL)
-        await until(lambda: not hub.held, 20)
+        await until(lambda: not hub.held)
         nursery.cancel_scope.cancel()
     assert sorted(one.id for one in told.done) == sorted(b"%d" % number for number in range(3000))
     seen = Counter(line.split('"id":"')[1].split('"')[0] for line in lines.read_text().splitlines())
@@ -123,7 +124,7 @@ async def test_a_broken_worker_costs_a_line_and_a_pause(how: str, why: str) -> N
     hub.submit_nowait(outgoing(hub, 1))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(supervisor.run)
-        await until(lambda: len(told.gone) >= 2, 20)
+        await until(lambda: len(told.gone) >= 2)
         nursery.cancel_scope.cancel()
     assert all(why in line for line in told.gone), told.lines
     assert (hub.held, told.done) == (1, [])
@@ -253,7 +254,7 @@ def start_worker(path: Path, *options: str, name: str = "worker", file: Path | N
 
 def end(process: subprocess.Popen[str]) -> tuple[int, str]:
     process.terminate()
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=PATIENCE_S)
     return process.returncode, errors
 
 
@@ -273,8 +274,8 @@ async def test_workers_attach_themselves_and_come_back(place: Path) -> None:
                 assert stat.S_IMODE(path.stat().st_mode) == 0o600
                 for number in range(first, first + 200):
                     hub.submit_nowait(outgoing(hub, number))
-                await until(lambda: not hub.held, 20)
-                await until(lambda: hub.report()[0].workers == 2, 20)
+                await until(lambda: not hub.held)
+                await until(lambda: hub.report()[0].workers == 2)
                 shape = hub.shape("tls:cert", FIELDS)
                 assert await hub.ask(shape, (b"fine", b"")) is None
                 refusal = await hub.ask(shape, (b"refused", b""))
@@ -300,7 +301,7 @@ async def test_a_worker_that_kills_itself_in_a_batch_is_replaced_and_gets_it_aga
         for number in range(100):
             hub.submit_nowait(outgoing(hub, number))
         process = start_worker(path, name="mortal", file=file)
-        await until(lambda: not hub.held, 20)
+        await until(lambda: not hub.held)
         status, errors = await trio.to_thread.run_sync(end, process)
         nursery.cancel_scope.cancel()
     assert (status, errors) == (0, "outrider: a worker process died (signal 9); the next one starts in 1 s\n")
@@ -314,7 +315,7 @@ async def test_a_worker_that_kills_itself_in_a_batch_is_replaced_and_gets_it_aga
 def test_a_worker_that_cannot_be_loaded_is_a_configuration_error(place: Path) -> None:
     for name in ("nothing", "record.nothing"):
         process = start_worker(place / "x.sock", name=name)
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == 78
         assert "is no Worker" in errors
 
@@ -344,7 +345,7 @@ async def test_every_engine_of_a_configuration_has_its_workers(place: Path) -> N
             process = start_worker(path, file=file)
             for hub in hubs:
                 hub.submit_nowait(outgoing(hub, 1))
-            await until(lambda: not any(hub.held for hub in hubs), 20)
+            await until(lambda: not any(hub.held for hub in hubs))
             nursery.cancel_scope.cancel()
         assert attach.paths(str(path)) == []
         assert "another engine" not in "".join(told.lines)
@@ -360,12 +361,12 @@ async def test_a_socket_can_be_closed_to_new_workers_alone(place: Path) -> None:
     async with trio.open_nursery() as nursery:
         await nursery.start(functools.partial(serve_socket, hub, options, log=told.log, no_more=no_more))
         process = start_worker(place / "crm.sock", "--once", file=place / "seen")
-        await until(lambda: hub.report()[0].workers, 20)
+        await until(lambda: hub.report()[0].workers)
         no_more.set()
         await until(lambda: not (place / "crm.sock").exists())
         hub.submit_nowait(outgoing(hub, 1))
-        await until(lambda: not hub.held, 20)
-        assert await hub.drain(timeout_s=20)
+        await until(lambda: not hub.held)
+        assert await hub.drain(timeout_s=PATIENCE_S)
         _, errors = await trio.to_thread.run_sync(process.communicate)
         nursery.cancel_scope.cancel()
     assert (process.returncode, errors) == (0, "")

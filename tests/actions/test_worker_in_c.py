@@ -13,8 +13,9 @@ import trio
 
 from engine.actions.channel import Outgoing
 from engine.actions.supervisor import Supervisor
-from fakes.action_links import Told, until
+from fakes.action_links import Told
 from fakes.compilers import compile_c
+from fakes.patience import PATIENCE_S, until
 from fakes.peers import PROJECT
 
 RESTARTS = PROJECT / "tests/isolated/worker_restarts.py"
@@ -39,8 +40,8 @@ async def test_a_worker_in_c_handles_events_and_ends_when_told(program: Path) ->
         for number in range(1000):
             # the rings go round many times
             assert hub.submit_nowait(Outgoing(shape, b"m", b"%d" % number, (b"u" * (number % 300), b"example.org")))
-        await until(lambda: not hub.held, 20)
-        assert await supervisor.stop(timeout_s=10)
+        await until(lambda: not hub.held)
+        assert await supervisor.stop(timeout_s=PATIENCE_S)
     assert told.ids == [b"%d" % number for number in range(1000)]
     assert told.lines == []
 
@@ -49,7 +50,7 @@ async def test_a_worker_in_c_handles_events_and_ends_when_told(program: Path) ->
 def test_bad_workers_leave_nothing_behind_but_a_clear_line_each(program: Path) -> None:
     environment = {**os.environ, "COUNT": str(COUNT), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, str(RESTARTS), str(program)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=50, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == 0, done.stderr
     counts = ast.literal_eval(done.stdout)
     assert counts["unclear"] == []

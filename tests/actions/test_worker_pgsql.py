@@ -10,9 +10,10 @@ from engine.actions.frames import Status, travelling
 from engine.actions.lookups import LookupOptions, Timeouts
 from engine.actions.programs import Settings
 from engine.expand.taint import taint
-from fakes.action_links import Told, until, working
+from fakes.action_links import Told, working
 from fakes.databases import POSTGRESQL_PORT, Postgresql
 from fakes.fault_proxy import open_fault_proxy
+from fakes.patience import PATIENCE_S, until
 
 #: the example of the event documentation, for one event; its function takes seven values
 EXAMPLE = rb"""${lookup pgsql {SELECT * FROM record_Delivery( \
@@ -68,7 +69,7 @@ async def test_each_event_calls_the_function_once_with_its_values(database: Post
         for number, name in enumerate(names):
             hub.submit_nowait(Outgoing(None, b"m", b"%d" % number, values(name), program=program))
         await until(lambda: not hub.held)
-        answer = await hub.evaluate(program, values(b"last"), {}, timeout_s=10)
+        answer = await hub.evaluate(program, values(b"last"), {}, timeout_s=PATIENCE_S)
     assert told.lines == []
     assert (answer.status, answer.text) == (Status.DONE, b"5"), "the same text twice was not answered from a cache"
     rows = database.run("SELECT a, b, c, d, e, f, g FROM delivered ORDER BY number")

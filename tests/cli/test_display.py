@@ -34,6 +34,7 @@ from engine.cli.display import (
 from engine.delivery.progress import Progress
 from engine.errors import DataError
 from engine.queue.model import OutcomeKind
+from fakes.patience import until
 from fakes.peers import require
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
@@ -233,18 +234,11 @@ def test_tell_summary_chooses_the_form(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- the display while a run goes on ----------------------------------------------------------------------------------
 
 
-async def wait_until(condition: object, seconds: float = 10.0) -> None:
-    assert callable(condition)
-    with trio.fail_after(seconds):
-        while not condition():  # noqa: ASYNC110 - another thread makes it true
-            await trio.sleep(0.005)
-
-
 async def test_elsewhere_a_line_comes_now_and_then() -> None:
     out, progress = io.StringIO(), Progress()
     async with show(progress, total=10, title="letter.eml", stream=out, interval_s=0.01):
         progress.delivered = 5
-        await wait_until(lambda: out.getvalue().count("sent 5") >= 2)
+        await until(lambda: out.getvalue().count("sent 5") >= 2)
     told = out.getvalue()
     assert progress.total == 10
     assert progress.started_at is not None
@@ -276,7 +270,7 @@ class Broken(io.StringIO):
 
 async def test_a_stream_that_cannot_be_written_ends_the_display_only() -> None:
     async with show(Progress(), stream=Broken(), interval_s=0.01):
-        await wait_until(lambda: not [one for one in threading.enumerate() if one.name == "outrider-display"])
+        await until(lambda: not [one for one in threading.enumerate() if one.name == "outrider-display"])
 
 
 @pytest.fixture
@@ -309,7 +303,7 @@ async def test_on_a_terminal_it_is_live_and_leaves_nothing_behind(terminal: tupl
     progress = Progress(total=100)
     async with show(progress, title="letter.eml", stream=stream, interval_s=0.01):
         progress.delivered = 40
-        await wait_until(lambda: "40 of 100" in ANSI.sub("", text()))
+        await until(lambda: "40 of 100" in ANSI.sub("", text()))
     end = text()
     assert "\x1b[?25l" in end, "the cursor was hidden"
     assert end.rindex("\x1b[?25h") > end.rindex("\x1b[?25l"), "and is back"

@@ -23,7 +23,8 @@ from engine.actions.supervisor import serve_socket
 from engine.cli.events import list_events, plain
 from engine.config import load
 from engine.events.catalogue import CATALOGUE
-from fakes.action_links import Told, until
+from fakes.action_links import Told
+from fakes.patience import PATIENCE_S, until
 from fakes.peers import PROJECT
 
 FIELDS = ("local_part", "domain", "host_port", "dane")
@@ -57,7 +58,7 @@ async def test_tail_shows_events_as_they_come_until_it_is_told_to_stop(place: Pa
         await nursery.start(functools.partial(serve_socket, hub, options, log=told.log))
         words = ["events", "tail", "--config", str(file), "--event", "msg:*", *(["--json"] if as_json else [])]
         process = outrider(*words)
-        await until(lambda: any(report.workers for report in hub.report()), 20)
+        await until(lambda: any(report.workers for report in hub.report()))
         for name in ("msg:delivery", "tcp:close", "msg:complete"):
             shape = hub.shape(name, FIELDS)
             hub.submit_nowait(Outgoing(shape, b"k", b"1vN", (b"ann", b"example.org", 25, True)))
@@ -88,7 +89,7 @@ def test_tail_without_a_socket_or_an_engine_says_so(place: Path) -> None:
     ):
         file.write_text(text)
         process = outrider("events", "tail", "--config", str(file))
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == status
         assert problem in errors
 
@@ -96,12 +97,12 @@ def test_tail_without_a_socket_or_an_engine_says_so(place: Path) -> None:
 @pytest.mark.slow
 def test_serve_is_not_for_people() -> None:
     process = outrider("worker", "serve", "--control-fd", "0")
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 69
     assert "is no socket" in errors or "no transport" in errors
     assert "Traceback" not in errors
     process = outrider("worker", "run", "nowhere:worker", "--socket", os.devnull)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 78
     assert "No module named 'nowhere'" in errors
 

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from engine.cli.exits import Exit
 from engine.cli.expand import Session, expand, logical_lines
 from engine.config import Config, loads
+from fakes.patience import PATIENCE_S
 
 _APP = typer.Typer()
 _APP.command()(expand)
@@ -174,7 +175,7 @@ def test_json_tells_what_kind_of_failure_it_was() -> None:
 def test_octets_that_are_no_text_go_out_as_they_are() -> None:
     command = [sys.executable, "-m", "engine", "expand"]
     done = subprocess.run(
-        command, input=b"\\377\n${escape8bit:\xfe}\n$\xff\n", capture_output=True, timeout=30, check=True
+        command, input=b"\\377\n${escape8bit:\xfe}\n$\xff\n", capture_output=True, timeout=PATIENCE_S, check=True
     )
     assert done.stdout == b"\xff\n\\376\nFailed: $ not followed by letter, digit, or {\n"
 
@@ -205,7 +206,7 @@ def test_a_person_gets_a_prompt_and_a_history(tmp_path: Path) -> None:
         os.write(parent, b"${lc:ABC}\n")
         seen = _until(parent, seen, b"abc\r\n> ")
         os.write(parent, b"\x04")
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=PATIENCE_S) == 0
     finally:
         process.kill()
         process.wait()

@@ -11,6 +11,7 @@ import pytest
 
 from engine import __version__
 from engine.cli.main import COMMANDS, main
+from fakes.patience import PATIENCE_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,5 +95,5 @@ def test_the_console_script_is_the_same_command() -> None:
         "import importlib.metadata as m; (e,) = m.entry_points(group='console_scripts', name='outrider'); e.load()()"
     )
     command = [sys.executable, "-c", script, "--version"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert (result.returncode, result.stdout) == (0, f"outrider {__version__}\n"), result.stderr

@@ -21,6 +21,7 @@ from engine.actions.supervisor import Restart
 from engine.cli.processes import STOP, TELL_S, Link, Processes, Tally, engine_command
 from engine.delivery.progress import MAX_SITES, Progress, SiteCounts
 from engine.queue.model import OutcomeKind
+from fakes.patience import PATIENCE_S
 
 #: a child that does what the file beside it says for its number: a status, `die`, or waits for a word
 CHILD = """
@@ -80,7 +81,7 @@ class Family:
         return (self.directory / f"words{number}").read_bytes()
 
     async def wait_starts(self, count: int) -> None:
-        with trio.fail_after(15):
+        with trio.fail_after(PATIENCE_S):
             while len(self.starts()) < count:  # noqa: ASYNC110 - it waits for other processes
                 await trio.sleep(0.01)
 
@@ -107,7 +108,7 @@ async def test_a_child_that_is_killed_is_started_again_and_a_line_tells_of_it(tm
 async def test_an_error_that_another_start_would_not_cure_ends_all(tmp_path: Path, status: int) -> None:
     family = Family(tmp_path)
     family.behave(1, str(status))
-    with trio.fail_after(15):
+    with trio.fail_after(PATIENCE_S):
         assert await family.processes.run() == status
     assert sorted(family.starts()) == ["0", "1"]
     assert family.words(0) == b"S"
@@ -160,7 +161,7 @@ async def test_one_that_ends_well_has_done_its_part_if_the_queue_is_drained(tmp_
     family = Family(tmp_path, drain=True)
     family.behave(0, "0")
     family.behave(1, "0")
-    with trio.fail_after(15):
+    with trio.fail_after(PATIENCE_S):
         assert await family.processes.run() == 0
     assert sorted(family.starts()) == ["0", "1"]
     assert family.lines == []
@@ -188,7 +189,7 @@ async def test_a_second_stop_ends_at_once_and_a_third_kills(tmp_path: Path) -> N
     async def run() -> None:
         statuses.append(await family.processes.run())
 
-    with trio.fail_after(15):
+    with trio.fail_after(PATIENCE_S):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(run)
             await family.wait_starts(2)

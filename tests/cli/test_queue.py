@@ -27,6 +27,7 @@ from engine.queue.model import (
     RetryRecord,
 )
 from engine.queue.sqlite import SqliteStore
+from fakes.patience import PATIENCE_S
 from fakes.peers import PROJECT
 
 
@@ -374,12 +375,17 @@ def test_as_a_process(scene: Scene) -> None:
     command = [sys.executable, "-c", "from engine.cli.queue import app; app()"]
     url = f"sqlite://{scene.path}"
     done = subprocess.run(
-        [*command, "list", "--queue", url], capture_output=True, text=True, timeout=30, cwd=PROJECT, check=True
+        [*command, "list", "--queue", url], capture_output=True, text=True, timeout=PATIENCE_S, cwd=PROJECT, check=True
     )
     assert done.stdout.splitlines()[1].split("\t")[:3] == [str(scene.job), "list.csv", "active"]
     assert done.stderr == ""
     bad = subprocess.run(
-        [*command, "show", "99", "--queue", url], capture_output=True, text=True, timeout=30, cwd=PROJECT, check=False
+        [*command, "show", "99", "--queue", url],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        cwd=PROJECT,
+        check=False,
     )
     assert (bad.returncode, bad.stdout) == (Exit.DATA, "")
     assert bad.stderr == "outrider: there is no job 99\n"

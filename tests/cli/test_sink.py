@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 
 from engine.cli.sink import sink
 from engine.tls.selfmade import make_leaf
+from fakes.patience import PATIENCE_S
 from fakes.sink_process import SinkProcess, run_sink
 from fakes.tls_pairs import leaf, now
 
@@ -32,7 +33,7 @@ TEXT = "Message-ID: <1@x>\r\nSubject: x\r\n\r\nhello\r\n"
 
 
 def connect(port: int) -> smtplib.SMTP:
-    return smtplib.SMTP("127.0.0.1", port, timeout=20, local_hostname="client.test")
+    return smtplib.SMTP("127.0.0.1", port, timeout=PATIENCE_S, local_hostname="client.test")
 
 
 def unverified() -> ssl.SSLContext:
@@ -135,7 +136,7 @@ def test_it_answers_dns_for_itself() -> None:
     with SinkProcess("--host-name", "mx.sink.test", "--dns", "127.0.0.1:0") as running:
         address, _, port = running.first["dns"].rpartition(":")
         query = dns.message.make_query(f"_{running.port}._tcp.mx.sink.test", "TLSA")
-        response = dns.query.udp(query, address, port=int(port), timeout=10)
+        response = dns.query.udp(query, address, port=int(port), timeout=PATIENCE_S)
         assert response.answer[0][0].to_text() == running.first["tlsa"]
 
 
@@ -299,10 +300,11 @@ def test_a_thousand_connections_at_a_time(many_descriptors: None) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     with running, ExitStack() as stack:
         clients = [
-            stack.enter_context(socket.create_connection(("127.0.0.1", running.port), timeout=20)) for _ in range(1000)
+            stack.enter_context(socket.create_connection(("127.0.0.1", running.port), timeout=PATIENCE_S))
+            for _ in range(1000)
         ]
         assert {client.recv(100)[:3] for client in clients} == {b"220"}
-        with socket.create_connection(("127.0.0.1", running.port), timeout=20) as one_more:
+        with socket.create_connection(("127.0.0.1", running.port), timeout=PATIENCE_S) as one_more:
             assert one_more.recv(100).startswith(b"421")
         for client in clients:
             client.sendall(flight)

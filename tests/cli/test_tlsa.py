@@ -26,6 +26,7 @@ from engine.tls import tlsa
 from engine.tls.context import server_context
 from engine.tls.selfmade import Identity, make_authority, make_leaf
 from fakes.dns_server import DnsServer, Reply, serve_dns
+from fakes.patience import PATIENCE_S
 from fakes.peers import PROJECT
 from fakes.tls_pairs import now
 
@@ -131,7 +132,7 @@ def test_what_smtp_does_not_use_is_refused(chain: str, arguments: list[str]) -> 
 
 def test_the_program_ends_with_64_for_a_wrong_command_line(chain: str) -> None:
     command_line = [sys.executable, "-m", "engine", "tlsa", "generate", chain, "--usage", "1"]
-    process = subprocess.run(command_line, capture_output=True, timeout=30)
+    process = subprocess.run(command_line, capture_output=True, timeout=PATIENCE_S)
     assert (process.returncode, process.stdout) == (Exit.USAGE, b"")
 
 
@@ -166,7 +167,7 @@ class Scene:
 
     async def report(self, **options: Any) -> HostReport:
         resolver = Resolver([self.dns.address], timeout_s=2)
-        return await check_host(resolver, HOST, self.port, timeout_s=5, **options)
+        return await check_host(resolver, HOST, self.port, timeout_s=PATIENCE_S, **options)
 
 
 @contextlib.asynccontextmanager

@@ -18,6 +18,7 @@ from engine.policy.answers import Answer, Status
 from engine.policy.plan import CLEAR, Plan, TlsLevel
 from engine.values import parse_address
 from fakes.dnssec import SignedDns, Signing, Zone
+from fakes.patience import PATIENCE_S
 from fakes.peers import PROJECT
 from fakes.sts_world import DOMAIN, MX, policy, sts_scene
 from fakes.tls_pairs import anchors
@@ -181,7 +182,7 @@ def test_without_configuration() -> None:
         cwd=PROJECT,
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -18,7 +18,8 @@ from engine.actions.api import Event, Worker
 from engine.actions.channel import Outgoing
 from engine.actions.transport import PIPE, RINGS, Transport, make_pair, open_end
 from engine.errors import FrameError
-from fakes.action_links import Told, until, working
+from fakes.action_links import Told, working
+from fakes.patience import until
 
 KINDS = pytest.mark.parametrize("kind", [RINGS, PIPE], ids=["rings", "pipe"])
 OCTETS = 1 << 14

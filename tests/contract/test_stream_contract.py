@@ -13,6 +13,7 @@ import trio.testing
 from engine.net.stream import TlsStream, start_tls
 from engine.net.tcp import TcpStream
 from engine.tls.context import TlsContexts
+from fakes.patience import PATIENCE_S
 from fakes.tls_pairs import MANDATORY, NAME, Pairs, leaf, socket_pair
 
 
@@ -48,7 +49,7 @@ async def test_tls_against_another_library_keeps_the_contract(tmp_path: Path) ->
         peer = trio.SSLStream(right, context, server_side=True, https_compatible=True)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(peer.do_handshake)
-            client = await start_tls(left, MANDATORY, TlsContexts(), host_name=NAME, timeout_s=5)
+            client = await start_tls(left, MANDATORY, TlsContexts(), host_name=NAME, timeout_s=PATIENCE_S)
         client._ragged_eof_ok = True
         client._yield_every = 1
         assert client._tcp is not None

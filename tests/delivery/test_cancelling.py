@@ -12,9 +12,9 @@ from engine.delivery import run as engine_run
 from engine.delivery.cancelling import cancel, raise_settled
 from engine.logs.facts import Fact, FactKind
 from engine.queue.model import CANCELLED_TEXT, Changed, Filter, JobCounts, OutboxEvent, OutcomeKind, SettleResult
-from fakes.action_links import until
 from fakes.engine_world import MakeWorld, RealClock, World
 from fakes.mx_scripts import GREET, MAIL, QUIT, servers
+from fakes.patience import PATIENCE_S, until
 
 ACTION = "event_action = '${if match{$event_name}{^msg:}{${acl{no}}}}'"
 PURE = (
@@ -123,7 +123,7 @@ async def test_an_engine_that_runs_runs_the_events_of_who_cancels(
         f"msg:fail:internal <{CANCELLED_TEXT}> for b@d.example",
         "msg:complete <> for @",
     ]
-    with trio.fail_after(15):
+    with trio.fail_after(PATIENCE_S):
         async with trio.open_nursery() as nursery:
 
             async def run() -> None:

@@ -17,6 +17,7 @@ from engine.queue.store import QueueFull
 from engine.smtp.server import ServerOptions
 from fakes.engine_world import MakeWorld, RealClock, World
 from fakes.mx_scripts import DATA, GREET, MAIL, QUIT, RCPT, STORED, TAKES_ONE, servers
+from fakes.patience import PATIENCE_S
 from fakes.scripted_mx import ScriptedMx
 
 Q, D, F = RecipientState.QUEUED, RecipientState.DELIVERED, RecipientState.FAILED
@@ -51,7 +52,7 @@ async def test_who_was_settled_by_the_second_host_is_not_settled_with_the_rest(
         world = make_world(hosts=hosts)
         counts = settlements(world, monkeypatch)
         world.add_job("a@d.example", "b@d.example", personalised=False)
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE_S):
             await world.run()
     assert [world.state(f"{name}@d.example")[0] for name in "ab"] == [F, Q]
     assert set(counts.values()) == {1}
@@ -85,7 +86,7 @@ async def test_a_queue_that_is_full_stops_what_is_new_and_nothing_else(
             return settle(*args, **values)
 
         monkeypatch.setattr(world.store, "settle", full)
-        with trio.fail_after(20):
+        with trio.fail_after(PATIENCE_S):
             await world.run()
         assert failures == 5
         assert (sink.counts.unique, sink.counts.duplicates) == (300, 0)
@@ -109,7 +110,7 @@ async def test_a_journal_that_cannot_be_written_sends_nothing(
 
         monkeypatch.setattr(journal, "begin", full)
         world.add_job("a@d.example", "b@d.example")
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE_S):
             await world.run()
         assert (sink.counts.messages, sink.counts.duplicates) == (2, 0)
     assert [world.state(f"{name}@d.example")[0] for name in "ab"] == [D, D]
@@ -160,7 +161,7 @@ async def test_a_lease_that_ran_out_is_not_sent_for(make_world: MakeWorld, monke
             return holds(claim, now)
 
         monkeypatch.setattr(world.core.leases, "holds", some)
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE_S):
             await world.run()
         # they were given back, and claimed anew
         assert (sink.counts.unique, sink.counts.duplicates) == (8, 0)
@@ -248,7 +249,7 @@ async def test_a_message_that_breaks_connections_is_put_off_in_the_end(make_worl
         world = make_world(hosts=hosts, transport="connections_per_host = 1")
         names = [f"u{number}@d.example" for number in range(6)]
         world.add_job(*names)
-        with trio.fail_after(20):
+        with trio.fail_after(PATIENCE_S):
             await world.run()
     assert len(connections[0]) <= 20
     assert {world.state(name)[0] for name in names} <= {D, Q}
@@ -259,7 +260,7 @@ async def test_a_host_that_takes_connections_and_no_messages_is_down(make_world:
     async with servers([GREET + "S: 421 not today\n<cut>\n"] * 3) as (hosts, connections):
         world = make_world(hosts=hosts)
         world.add_job("a@d.example", "b@d.example")
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE_S):
             await world.run()
     assert len(connections[0]) <= 3
     assert world.state("a@d.example")[0] is Q

@@ -25,6 +25,7 @@ from engine.tls import tlsa
 from engine.tls.context import server_context
 from engine.tls.selfmade import make_leaf
 from fakes.engine_world import MakeWorld, RealClock, World
+from fakes.patience import PATIENCE_S
 
 IDENTITY = make_leaf(["mx.test"], now=datetime.datetime.now(datetime.UTC))
 RIGHT = tlsa.make(IDENTITY.der, 3, 1, 1).rdata
@@ -68,7 +69,7 @@ class Scene:
     answers: Answers
 
     async def connect(self) -> Session:
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE_S):
             return await connect(self.world.core, self.site, 0)
 
     async def fail(self) -> DeliveryError:

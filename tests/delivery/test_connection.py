@@ -21,6 +21,7 @@ from engine.tls.context import server_context
 from engine.tls.selfmade import make_leaf
 from fakes.engine_world import MakeWorld
 from fakes.mx_scripts import DATA, MAIL, QUIT, RCPT, STORED, TAKES_ONE, servers
+from fakes.patience import PATIENCE_S
 from fakes.peers import free_port
 
 Q, D, F = RecipientState.QUEUED, RecipientState.DELIVERED, RecipientState.FAILED
@@ -52,7 +53,7 @@ async def test_a_stop_does_not_wait_for_connections_in_the_making(make_world: Ma
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stop)
-            with trio.fail_after(5):
+            with trio.fail_after(PATIENCE_S):
                 await world.run()
     assert world.state("a@d.example")[0] is Q
     assert world.log.lines == []
@@ -64,7 +65,7 @@ async def test_one_connection_too_many_is_no_fault_of_the_host(make_world: MakeW
     async with open_sink(SinkOptions(track=True, max_connections=1, delay_s=0.01)) as sink:
         world = make_world(hosts=f"127.0.0.1:{sink.port}", transport="connections_per_host = 5")
         world.add_job(*[f"u{number}@d.example" for number in range(60)])
-        with trio.fail_after(20):
+        with trio.fail_after(PATIENCE_S):
             await world.run()
         assert (sink.counts.unique, sink.counts.duplicates) == (60, 0)
     assert world.core.progress.deferred == 0
@@ -151,7 +152,7 @@ async def test_an_interface_that_is_not_ours_defers(make_world: MakeWorld) -> No
     async with servers([]) as (_, _):
         world = make_world(hosts="127.0.0.1:9", transport='interface = "192.0.2.77"')
         world.add_job("a@d.example")
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE_S):
             await world.run()
     assert world.state("a@d.example")[0] is Q
     assert world.state("a@d.example")[2] == 99

@@ -19,9 +19,10 @@ from engine.actions.hub import Hub
 from engine.net.sink import SinkOptions, open_sink
 from engine.queue.model import RecipientState
 from engine.tls.context import server_context
-from fakes.action_links import until, working
+from fakes.action_links import working
 from fakes.engine_world import MakeWorld, World
 from fakes.mx_scripts import DATA, GREET, MAIL, QUIT, RCPT, STORED, TAKES_ONE, servers
+from fakes.patience import PATIENCE_S, until
 
 Q, D = RecipientState.QUEUED, RecipientState.DELIVERED
 H = "H=127.0.0.1 [127.0.0.1]"
@@ -124,7 +125,7 @@ async def test_what_is_done_at_the_end_of_a_run_leaves_the_outbox_before_the_res
 
     @worker.on("msg:delivery", batch=1)
     def record(events: list[Event]) -> None:
-        assert ending.wait(20)
+        assert ending.wait(PATIENCE_S)
         with contextlib.closing(sqlite3.connect(tmp_path / "queue.db")) as queue:
             deadline = time.monotonic() + 20
             while time.monotonic() < deadline:
@@ -230,7 +231,7 @@ class Refusing:
     def answer(self, event: Event) -> str | None:
         self.asked.append(event)
         if self._text == "hang":
-            self._may_end.wait(30)
+            self._may_end.wait(PATIENCE_S)
             return None
         return self._text
 

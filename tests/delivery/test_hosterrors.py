@@ -19,6 +19,7 @@ from engine.queue.model import RecipientState, RetryRecord
 from engine.queue.schedule import host_key
 from fakes.engine_world import MakeWorld
 from fakes.mx_scripts import GREET, TAKES_ONE, servers
+from fakes.patience import PATIENCE_S
 from fakes.peers import free_port
 
 Q, D, F = RecipientState.QUEUED, RecipientState.DELIVERED, RecipientState.FAILED
@@ -49,7 +50,7 @@ async def test_who_comes_after_a_host_has_failed_is_deferred_with_it(make_world:
     world = make_world(main="claim_size = 1", hosts=f"127.0.0.1:{free_port()}")
     names = [f"u{number}@d.example" for number in range(12)]
     world.add_job(*names)
-    with trio.fail_after(10):
+    with trio.fail_after(PATIENCE_S):
         await world.run()
     assert {world.state(name)[:2] for name in names} == {(Q, world.clock() + 300)}
     lines = world.log.lines
@@ -69,7 +70,7 @@ async def test_without_a_rule_a_host_error_times_out_at_once(make_world: MakeWor
         retry='pattern = "other.example"\nrule = "F,1h,5m"',
     )
     world.add_job(*[f"u{number}@d.example" for number in range(count)])
-    with trio.fail_after(10):
+    with trio.fail_after(PATIENCE_S):
         await world.run()
     assert {world.state(f"u{number}@d.example")[0] for number in range(count)} == {F}
     assert world.log.lines[:4] == [

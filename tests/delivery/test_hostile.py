@@ -16,6 +16,7 @@ from engine.tls.context import server_context
 from engine.tls.selfmade import make_leaf
 from fakes.engine_world import MakeWorld, RealClock
 from fakes.fault_proxy import Fault, open_fault_proxy, random_fault
+from fakes.patience import PATIENCE_S
 from fakes.scripted_mx import on_loopback
 
 OPEN = "S: 220 mx.example ESMTP\nC: EHLO client.example\nS: 250-mx.example\nS: 250 PIPELINING\n"
@@ -47,7 +48,7 @@ async def test_a_network_that_breaks_everywhere(make_world: MakeWorld, rng: rand
             retry='pattern = "*"\nrule = "F,1h,1s"',
         )
         world.add_job(*[f"user{number}@d.example" for number in range(count)])
-        with trio.fail_after(50):
+        with trio.fail_after(PATIENCE_S):
             await world.run(wait=True)
         counts = sink.counts
     assert {world.state(f"user{number}@d.example")[0] for number in range(count)} == {D}
@@ -82,7 +83,7 @@ async def test_silence_ends_within_its_timeout(
             transport='connect_timeout = "1s"\ncommand_timeout = "1s"\ndata_timeout = "1s"\nfinal_timeout = "1s"',
         )
         world.add_job("a@d.example")
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE_S):
             await world.run()
     assert world.state("a@d.example")[0] is state
     assert "timeout" in world.state("a@d.example")[3]
@@ -108,7 +109,7 @@ async def test_nonsense_ends_as_an_error_of_the_host(make_world: MakeWorld, scri
             transport='command_timeout = "1s"\nfinal_timeout = "1s"',
         )
         world.add_job("a@d.example")
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE_S):
             await world.run()
     state, _, number, said = world.state("a@d.example")
     assert state in (Q, F)

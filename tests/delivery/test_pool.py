@@ -19,6 +19,7 @@ from engine.errors import DeliveryError
 from engine.expand.lists import NamedLists
 from engine.policy.hosts import Host
 from fakes.engine_world import MakeWorld
+from fakes.patience import PATIENCE_S
 
 Serve = Callable[[Core, Site], Awaitable[None]]
 
@@ -150,7 +151,7 @@ async def test_work_that_no_host_may_serve_is_not_started_for(
     site = make_site("a")
     site.set_down(0, Down(core.clock() + 900, DeliveryError("x")))
     add(site, 5)
-    with trio.fail_after(2):
+    with trio.fail_after(PATIENCE_S):
         await run(core, site)
     assert settled == [site]
 
@@ -182,7 +183,7 @@ async def test_nothing_is_started_again_once_the_engine_ends(
             await trio.testing.wait_all_tasks_blocked()
             nursery.cancel_scope.cancel()
 
-    with trio.fail_after(5):
+    with trio.fail_after(PATIENCE_S):
         if error is None:
             await deliver()
         else:

@@ -9,6 +9,7 @@ from engine.queue.model import RecipientState
 from engine.queue.schedule import host_key, message_key, recipient_key
 from fakes.engine_world import MakeWorld, World
 from fakes.mx_scripts import DATA, GREET, MAIL, QUIT, RCPT, STORED, TAKES_ONE, servers
+from fakes.patience import PATIENCE_S
 
 Q, D, F = RecipientState.QUEUED, RecipientState.DELIVERED, RecipientState.FAILED
 RCPT_LATER = GREET + MAIL + "C: RCPT\nS: 450 later\n" + QUIT
@@ -25,7 +26,7 @@ async def tries(make_world: MakeWorld, hosts: str, world: World, address: str, *
         now = found[1]
         world = make_world(hosts=hosts, **options)
         world.clock.now = now
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE_S):
             await world.run()
         assert len(gaps) < 50
     return gaps

@@ -17,6 +17,7 @@ from engine.net.sink import Sink, SinkOptions, open_sink
 from engine.queue.model import Filter, NewJob, NewRecipient, OutboxEvent, OutcomeKind, RecipientState
 from engine.queue.store import QueueCorrupt, QueueFull, QueueLocked
 from fakes.engine_world import MakeWorld, RealClock, World
+from fakes.patience import PATIENCE_S
 
 Q, D, F = RecipientState.QUEUED, RecipientState.DELIVERED, RecipientState.FAILED
 LOCKED = QueueLocked("the queue file is locked by another process for 10 s")
@@ -53,7 +54,7 @@ async def test_a_queue_that_cannot_be_asked_now_is_asked_again(
         monkeypatch.setattr("engine.delivery.scheduler.HIGH_WATER_BATCHES", 1)
         world.add_job(*[f"u{number}@d.example" for number in range(60)])
         left = fail_some(world, monkeypatch, method, error, error)
-        with trio.fail_after(20):
+        with trio.fail_after(PATIENCE_S):
             await world.run()
         assert (sink.counts.unique, sink.counts.duplicates) == (60, 0)
     assert {world.state(f"u{number}@d.example")[0] for number in range(60)} == {D}
@@ -73,7 +74,7 @@ async def test_what_was_claimed_before_the_disk_was_full_is_sent(
         names = [f"u{number}@d.example" for number in range(20)]
         world.add_job(*names)
         fail_some(world, monkeypatch, "claim", FULL)
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE_S):
             await world.run()
     assert {world.state(name)[0] for name in names} == {D}
 
@@ -87,7 +88,7 @@ async def test_a_damaged_queue_ends_the_run_with_its_error(
         world.add_job(*[f"u{number}@d.example" for number in range(60)])
         damaged = QueueCorrupt("the queue file is corrupt: x")
         fail_some(world, monkeypatch, "claim", damaged, damaged, damaged)
-        with pytest.raises(QueueCorrupt, match="corrupt"), trio.fail_after(10):
+        with pytest.raises(QueueCorrupt, match="corrupt"), trio.fail_after(PATIENCE_S):
             await world.run()
 
 
@@ -105,7 +106,7 @@ async def test_a_job_that_cannot_be_read_now_is_given_back(
             return body(job)
 
         monkeypatch.setattr(world.store, "body", locked)
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE_S):
             await world.run()
     assert [world.state(f"{name}@d.example")[0] for name in "ab"] == [D, D]
 
@@ -118,7 +119,7 @@ async def test_a_job_that_cannot_be_composed_fails_with_the_reason(make_world: M
     job = world.store.add_job(owner, new, world.clock())
     world.store.add_recipients(job, [NewRecipient("a@d.example"), NewRecipient("b@d.example")])
     world.store.finish_loading(job, world.clock())
-    with trio.fail_after(10):
+    with trio.fail_after(PATIENCE_S):
         await world.run()
     for name in "ab":
         state, _, _, text = world.state(f"{name}@d.example")
@@ -156,7 +157,7 @@ async def test_only_the_job_that_was_asked_for(make_world: MakeWorld) -> None:
         world.add_job("other@d.example")
         world.add_job("expired@d.example", expires_at=world.clock() - 1)
         mine = world.add_job("mine@d.example")
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE_S):
             await world.run(job_id=mine.id)
         assert sink.counts.messages == 1
     assert [world.state(f"{name}@d.example")[0] for name in ("other", "expired", "mine")] == [Q, Q, D]
@@ -183,7 +184,7 @@ async def test_waiting_for_everybody_includes_what_another_engine_has(
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(settle_later)
-            with trio.fail_after(10):
+            with trio.fail_after(PATIENCE_S):
                 await world.run(job_id=job.id, wait=True)
             ended = True
     assert world.store.counts(job.id).delivered == 2
@@ -193,7 +194,7 @@ async def test_a_held_recipient_is_waited_for_by_nobody(make_world: MakeWorld) -
     world = make_world()
     job = world.add_job("a@d.example")
     world.store.hold(Filter(job_id=job.id, address="a@d.example"))
-    with trio.fail_after(5):
+    with trio.fail_after(PATIENCE_S):
         await world.run(job_id=job.id, wait=True)
     assert world.state("a@d.example")[0] is RecipientState.HELD
 
@@ -211,7 +212,7 @@ async def test_a_stop_gives_back_what_was_not_begun(make_world: MakeWorld, when:
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stop)
-            with trio.fail_after(20):
+            with trio.fail_after(PATIENCE_S):
                 await world.run()
         counts = world.store.counts(job.id)
         assert counts.leased == 0
@@ -232,7 +233,7 @@ async def test_what_is_cut_off_is_in_doubt_only_where_it_may_have_arrived(make_w
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stop)
-            with trio.fail_after(10):
+            with trio.fail_after(PATIENCE_S):
                 await world.run()
     assert world.store.counts(job.id).leased == 0
     assert world.store.counts(job.id).waiting == 2
@@ -253,7 +254,7 @@ async def test_the_display_says_why_nothing_goes_on(make_world: MakeWorld, monke
         return claim(*arguments)
 
     monkeypatch.setattr(world.store, "claim", locked)
-    with trio.fail_after(10):
+    with trio.fail_after(PATIENCE_S):
         await world.run()
     assert phases[:3] == ["", TROUBLE, TROUBLE]
     assert world.core.progress.phase == ""
@@ -288,7 +289,7 @@ async def test_nothing_new_begins_while_too_many_events_wait(
             for _ in range(receive.statistics().current_buffer_used + 2):
                 await receive.receive()
 
-        with trio.fail_after(20):
+        with trio.fail_after(PATIENCE_S):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(world.run)
                 await looked_again()
@@ -329,7 +330,7 @@ async def test_what_a_rate_holds_up_for_long_goes_back_until_its_turn(
             return settle(owner, outcomes, *arguments, **options)
 
         monkeypatch.setattr(world.store, "settle", watch)
-        with trio.fail_after(30):
+        with trio.fail_after(PATIENCE_S):
             await world.run()
         assert sink.counts.duplicates == 0
         assert sink.counts.recipients == len(names)

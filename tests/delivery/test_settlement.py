@@ -16,12 +16,13 @@ from engine.queue.rules import Failure
 from engine.queue.schedule import recipient_key
 from engine.queue.store import QueueCorrupt, QueueFull
 from fakes.engine_world import MakeWorld, World
+from fakes.patience import PATIENCE_S
 
 
 async def commit(world: World) -> None:
     """Run the settlement until everything it has is committed."""
     world.core.settlement.close()
-    with trio.fail_after(20):
+    with trio.fail_after(PATIENCE_S):
         await world.core.settlement.run()
 
 
@@ -229,7 +230,7 @@ async def test_a_queue_that_stays_full_can_be_left(make_world: MakeWorld, monkey
 
     monkeypatch.setattr(world.store, "settle", full)
     world.core.settlement.settle(claim, claim.outcome(OutcomeKind.DELIVERED), "mx")
-    with trio.fail_after(10), trio.move_on_after(0.2) as scope:
+    with trio.fail_after(PATIENCE_S), trio.move_on_after(0.2) as scope:
         await world.core.settlement.run()
     assert scope.cancelled_caught
     assert world.core.settlement.is_stuck

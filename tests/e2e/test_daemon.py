@@ -8,23 +8,15 @@ import signal
 import sqlite3
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from fakes.outrider import MESSAGE, TEMPLATE, Outrider, SinkProcess
+from fakes.patience import PATIENCE_S, wait_for
 
 pytestmark = pytest.mark.slow
-
-START_TIMEOUT_S = 20.0
-
-
-def wait_for(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)
 
 
 def delivered(user: Outrider) -> int:
@@ -53,7 +45,7 @@ def test_a_daemon_takes_what_comes_and_ends_when_told(tmp_path: Path, sink: Sink
         queue_job(user, 30)
         wait_for(lambda: delivered(user) == 30, "it delivers nothing")
         daemon.send_signal(signal.SIGTERM)
-        assert daemon.wait(10) == 0
+        assert daemon.wait(PATIENCE_S) == 0
     summary = json.loads(output(user).strip().splitlines()[-1])
     assert summary["delivered"] == 30
     counts = sink.stop()
@@ -84,7 +76,7 @@ def test_sighup_reads_the_configuration_again(tmp_path: Path, sink: SinkProcess)
             queue_job(user, 10, "more.csv")
             wait_for(lambda: delivered(user) == 20, "it delivers nothing any more")
             daemon.send_signal(signal.SIGTERM)
-            assert daemon.wait(10) == 0
+            assert daemon.wait(PATIENCE_S) == 0
             assert other.stop()["messages"] == 10
     assert sink.stop()["messages"] == 10
     assert user.log_text().count(" R=other T=") == 10
@@ -101,7 +93,7 @@ def test_a_hangup_storm_loses_nothing(tmp_path: Path) -> None:
                 with contextlib.suppress(ProcessLookupError):
                     daemon.send_signal(signal.SIGHUP)
                 time.sleep(0.15)
-            assert daemon.wait(40) == 0
+            assert daemon.wait(PATIENCE_S) == 0
         counts = sink.stop()
     assert (counts["unique"], counts["duplicates"]) == (700, 0)
     assert user.states() == {2: 700}
@@ -134,7 +126,7 @@ def limited(user: Outrider, octets: int, *arguments: str) -> subprocess.Complete
         cwd=user.directory,
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=PATIENCE_S,
         check=False,
     )
 
@@ -191,7 +183,7 @@ def test_a_queue_that_another_process_has_locked(tmp_path: Path, sink: SinkProce
             time.sleep(0.8)
             assert daemon.poll() is None
             database.execute("ROLLBACK")
-            assert daemon.wait(30) == 0
+            assert daemon.wait(PATIENCE_S) == 0
     counts = sink.stop()
     assert (counts["unique"], counts["duplicates"]) == (200, 0)
 
@@ -218,7 +210,7 @@ def test_a_send_that_is_killed_while_it_queues_begins_anew(tmp_path: Path, sink:
         wait_for(lambda: (tmp_path / "queue.db").exists() or process.poll() is not None, "it does not start")
         time.sleep(0.1)
         process.kill()
-        process.wait(5)
+        process.wait(PATIENCE_S)
     done = user.run(*arguments[:-1])
     assert done.returncode == 0, done.stderr
     counts = sink.stop()

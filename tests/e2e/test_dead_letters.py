@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +12,9 @@ from typer.testing import CliRunner
 
 from engine.cli import events, queue
 from fakes.outrider import Outrider, SinkProcess
+from fakes.patience import PATIENCE_S, wait_for
 
 pytestmark = pytest.mark.slow
-
-
-def wait_for(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 20.0
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)
 
 
 def told(user: Outrider, *words: str) -> Any:
@@ -74,7 +66,7 @@ events = ["msg:delivery", "msg:fail:internal"]
             wait_for(lambda: len(handled()) == 3, "it does not take all that was put back")
             assert sorted(handled()) == [("msg:delivery", f"user{number}@d0.example") for number in range(3)]
             daemon.send_signal(signal.SIGTERM)
-            assert daemon.wait(20) == 0
+            assert daemon.wait(PATIENCE_S) == 0
         again = user.recipients(2, name="more.csv")
         assert user.send(again, user.message(), "--queue-only").returncode == 0
         job = told(user, "queue", "list")[0]["job"]
@@ -84,7 +76,7 @@ events = ["msg:delivery", "msg:fail:internal"]
             assert told(user, "queue", "cancel", str(job)) == {"changed": 2, "in_flight": 0}
             wait_for(lambda: len(handled()) == 5, "it does not tell of what was cancelled")
             daemon.send_signal(signal.SIGTERM)
-            assert daemon.wait(20) == 0
+            assert daemon.wait(PATIENCE_S) == 0
         assert sink.stop()["messages"] == 1
     assert handled()[3:] == [("msg:fail:internal", f"user{number}@d0.example") for number in range(2)]
     assert [line.address for line in user.log() if line.mark == "**"] == ["user0@d0.example:", "user1@d0.example:"]

@@ -8,19 +8,18 @@ import signal
 import sqlite3
 import subprocess
 import tempfile
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fakes.outrider import TEMPLATE, Outrider, SinkProcess
+from fakes.patience import PATIENCE_S, wait_for
 
 pytestmark = pytest.mark.slow
 
-PATIENCE_S = 30.0
 MODULE = """
 import os
 from engine.actions.api import Event, Worker
@@ -45,13 +44,6 @@ def greeted(event: Event) -> None:
 
 worker.veto("tcp:connect", timeout=10)(lambda event: "")
 """
-
-
-def wait_for(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ import psycopg
 import pytest
 
 from fakes.outrider import TEMPLATE, Outrider, SinkProcess
+from fakes.patience import PATIENCE_S
 from fakes.private_postgresql import PrivatePostgresql
 
 pytestmark = pytest.mark.slow
@@ -85,7 +86,7 @@ class Scene:
     def kill_engine(self) -> None:
         assert self._process is not None
         self._process.kill()
-        self._process.wait(10)
+        self._process.wait(PATIENCE_S)
         self.killed["engine"] += 1
         self.run()
 
@@ -155,7 +156,7 @@ def database() -> Iterator[PrivatePostgresql]:
         yield made
 
 
-@pytest.mark.timeout(60 if RECIPIENTS < 10_000 else 3600)
+@pytest.mark.timeout(300 if RECIPIENTS < 10_000 else 3600)
 def test_no_event_is_lost_and_none_invented(tmp_path: Path, database: PrivatePostgresql) -> None:
     began = time.monotonic()
     with SinkProcess(*(["--delay", "0.01"] if RECIPIENTS < 10_000 else [])) as sink:

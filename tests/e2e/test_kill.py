@@ -15,7 +15,6 @@ KILLS = 10
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
 def test_kill_9_at_ten_random_moments(tmp_path: Path, rng: random.Random) -> None:
     count = 10_000
     with SinkProcess("--store", str(tmp_path / "store"), "--delay", "2") as sink:

@@ -158,7 +158,6 @@ def test_large_messages_go_in_one_flight_where_that_is_said(
     assert all(hashlib.sha256(one.octets).digest() in forms[one.recipients[0]] for one in stored)
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("kind", RECEIVERS)
 def test_two_engines_with_window_8_climb_to_the_top(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """As a user sends, from the first rung up, over several connections of two processes."""

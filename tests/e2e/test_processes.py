@@ -15,27 +15,19 @@ import sqlite3
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from fakes.counting_server import CountingServer
 from fakes.outrider import TEMPLATE, Outrider, SinkProcess, header, stored, summary_of
+from fakes.patience import PATIENCE_S, wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.slow
 
-#: seconds for something to happen in another process; arbitrary, ten times what a quiet machine takes
-PATIENCE_S = 60.0
 WINDOW = "pipeline_window = 8"
 RUN = ("run", "--config", "outrider.toml", "--processes", "2", "--json")
-
-
-def wait_for(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.01)
 
 
 def engines(user: Outrider) -> list[int]:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
+from fakes.patience import PATIENCE_S
 from fakes.peer_exim import EximOracle
 from fakes.peers import PeerTls, Receiver
 
@@ -33,7 +34,7 @@ def compose(number: int, body: bytes) -> bytes:
 
 
 def connect(peer: Receiver, *, starttls: bool = True) -> smtplib.SMTP:
-    client = smtplib.SMTP(peer.host, peer.port, timeout=20, local_hostname="client.test")
+    client = smtplib.SMTP(peer.host, peer.port, timeout=PATIENCE_S, local_hostname="client.test")
     if starttls:
         assert peer.tls is not None
         context = ssl.create_default_context(cadata=peer.tls.root_pem.decode())

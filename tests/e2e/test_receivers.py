@@ -34,7 +34,6 @@ Größe, 東京, and a line that begins with a dot:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
 @pytest.mark.parametrize("kind", ["exim", "postfix", "opensmtpd"])
 def test_ten_thousand_rows_arrive_once_byte_for_byte(
     kind: str, tmp_path: Path, request: pytest.FixtureRequest, record_property: Callable[[str, object], None]

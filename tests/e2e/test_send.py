@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from fakes.outrider import TEMPLATE, Outrider, SinkProcess, header, stored, summary_of
+from fakes.patience import PATIENCE_S
 
 pytestmark = pytest.mark.slow
 
@@ -150,7 +151,7 @@ def test_a_stop_ends_in_time_and_a_second_start_goes_on(tmp_path: Path, start_si
         while user.states_or_none()[2] < 20 and time.monotonic() < deadline:
             time.sleep(0.02)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(15) == 75
+        assert process.wait(PATIENCE_S) == 75
     before = user.states()
     assert 0 < before[2] < count
     assert before[1] == 0, "a lease was left behind"
@@ -170,7 +171,7 @@ def test_two_engines_on_one_queue_send_nothing_twice(tmp_path: Path, start_sink:
     assert done.stdout == "job 1\n"
     run = ("run", "--config", "outrider.toml", "--drain")
     with user.started(*run) as first, user.started(*run) as second:
-        assert (first.wait(50), second.wait(50)) == (0, 0)
+        assert (first.wait(PATIENCE_S), second.wait(PATIENCE_S)) == (0, 0)
     counts = sink.stop()
     assert (counts["messages"], counts["unique"], counts["duplicates"]) == (count, count, 0)
     assert user.states() == {2: count}
@@ -186,7 +187,7 @@ def test_a_stop_while_the_list_is_queued_queues_nothing(tmp_path: Path, start_si
         while not user.states_or_none() and time.monotonic() < deadline:
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
-        assert process.wait(15) == 75
+        assert process.wait(PATIENCE_S) == 75
     assert "nothing is queued" in (tmp_path / "output").read_text()
     assert user.states() == {}
     assert sink.stop()["messages"] == 0

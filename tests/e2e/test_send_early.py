@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from fakes.outrider import TEMPLATE, Outrider, SinkProcess
+from fakes.patience import PATIENCE_S
 
 EARLY = ("--template", "--start-early", "--skip-invalid")
 
@@ -42,7 +43,7 @@ def test_mail_arrives_before_the_list_was_read(tmp_path: Path, processes: int) -
         with user.started(*arguments, "--json") as process:
             wait_for_deliveries(user, process)
             seen = queued(user)
-            process.wait(50)
+            process.wait(PATIENCE_S)
         said = (tmp_path / "output").read_text()
         assert process.returncode == 0, said
         # several engines take longer to start than such a list to read
@@ -56,7 +57,6 @@ def test_mail_arrives_before_the_list_was_read(tmp_path: Path, processes: int) -
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
 def test_killed_while_both_go_on_the_same_command_sends_the_rest(tmp_path: Path, rng: random.Random) -> None:
     count = 12_000
     with SinkProcess("--delay", "2") as sink:
@@ -67,7 +67,7 @@ def test_killed_while_both_go_on_the_same_command_sends_the_rest(tmp_path: Path,
                 wait_for_deliveries(user, process, user.states_or_none()[2])
                 time.sleep(rng.random() * 0.2)
                 process.kill()
-        done = user.run(*arguments, "--wait", timeout_s=60)
+        done = user.run(*arguments, "--wait", timeout_s=PATIENCE_S)
         assert done.returncode == 0, done.stderr
         counts = sink.stop()
     assert counts["unique"] == count, "a recipient got nothing"
@@ -78,7 +78,6 @@ def test_killed_while_both_go_on_the_same_command_sends_the_rest(tmp_path: Path,
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
 def test_a_signal_ends_both_and_the_job_is_held_until_the_command_comes_again(tmp_path: Path) -> None:
     count = 20_000
     with SinkProcess("--delay", "2") as sink:
@@ -87,7 +86,7 @@ def test_a_signal_ends_both_and_the_job_is_held_until_the_command_comes_again(tm
         with user.started(*arguments) as process:
             wait_for_deliveries(user, process)
             process.send_signal(signal.SIGTERM)
-            process.wait(50)
+            process.wait(PATIENCE_S)
         said = (tmp_path / "output").read_text()
         assert process.returncode == 75, said
         assert "stopped while the list was being queued" in said
@@ -99,7 +98,7 @@ def test_a_signal_ends_both_and_the_job_is_held_until_the_command_comes_again(tm
         assert user.states_or_none()[2] == delivered
         listed = user.run("queue", "list", "--config", "outrider.toml")
         assert "held" in listed.stdout
-        done = user.run(*arguments, timeout_s=60)
+        done = user.run(*arguments, timeout_s=PATIENCE_S)
         assert done.returncode == 0, done.stderr
         assert "going on with job 1, whose list was not read to its end" in done.stderr
         assert f"{count:,} recipients queued as job 1\n" in done.stderr, "what was there before counts as no duplicate"

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from fakes.patience import PATIENCE_S
 from fakes.peer_senders import EximSender, OpenSmtpdSender, PostfixSender
 from fakes.peers import require
 from fakes.sink_process import SinkProcess
@@ -72,7 +73,7 @@ def sink(tmp_path: Path) -> Iterator[StoringSink]:
 
 def test_smtplib_with_a_verified_certificate(sink: StoringSink) -> None:
     context = ssl.create_default_context(cafile=str(sink.anchors))
-    with smtplib.SMTP("localhost", sink.port, timeout=20, local_hostname="client.test") as client:
+    with smtplib.SMTP("localhost", sink.port, timeout=PATIENCE_S, local_hostname="client.test") as client:
         client.starttls(context=context)
         for number, body in enumerate(BODIES.values()):
             refused = client.sendmail("a@b.test", ["c@d.test", "e@f.test"], compose(number, body), ["BODY=8BITMIME"])
@@ -88,7 +89,7 @@ def test_openssl_s_client(sink: StoringSink) -> None:
     dialogue = b"EHLO client.test\r\nMAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\nBDAT 3 LAST\r\nx\r\nQUIT\r\n"
     command = ["openssl", "s_client", "-starttls", "smtp", "-connect", f"127.0.0.1:{sink.port}", "-quiet", "-ign_eof"]
     command += ["-CAfile", str(sink.anchors), "-verify_return_error", "-verify_hostname", "localhost"]
-    result = subprocess.run(command, input=dialogue, capture_output=True, timeout=20, check=False)
+    result = subprocess.run(command, input=dialogue, capture_output=True, timeout=PATIENCE_S, check=False)
     assert b"250 2.0.0 Ok: queued as 1-1\r\n" in result.stdout, result.stderr
     assert b"221 2.0.0 Bye\r\n" in result.stdout
     assert sink.stop()["messages"] == 1
@@ -103,7 +104,7 @@ def test_openssl_resumes_a_session(sink: StoringSink, tmp_path: Path, version: s
     def run(*arguments: str) -> bytes:
         # QUIT after the handshake: the sink's answer comes behind the session tickets of TLS 1.3
         return subprocess.run(
-            [*base, *arguments], input=b"QUIT\r\n", capture_output=True, timeout=20, check=False
+            [*base, *arguments], input=b"QUIT\r\n", capture_output=True, timeout=PATIENCE_S, check=False
         ).stdout
 
     assert re.search(rb"^New, TLSv1", run("-sess_out", str(session)), re.MULTILINE)
@@ -117,7 +118,7 @@ def test_curl(sink: StoringSink, tmp_path: Path) -> None:
     command = ["curl", "--silent", "--show-error", "--ssl-reqd", "--cacert", str(sink.anchors), "--max-time", "20"]
     command += [f"smtp://localhost:{sink.port}/client.test", "--mail-from", "a@b.test"]
     command += ["--mail-rcpt", "c@d.test", "--mail-rcpt", "e@f.test", "--upload-file", str(message)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     if "not supported" in result.stderr:
         require(False, f"this curl has no SMTP: {result.stderr}")
     assert result.returncode == 0, result.stderr
@@ -154,7 +155,7 @@ def test_exim_relays_to_the_sink(sink: StoringSink, chunking: bool) -> None:
 
 
 def inject(port: int, bodies: list[bytes]) -> None:
-    with smtplib.SMTP("127.0.0.1", port, timeout=20, local_hostname="client.test") as client:
+    with smtplib.SMTP("127.0.0.1", port, timeout=PATIENCE_S, local_hostname="client.test") as client:
         for number, body in enumerate(bodies):
             client.sendmail("a@b.test", ["c@d.test"], compose(number, body))
 

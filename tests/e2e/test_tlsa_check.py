@@ -15,6 +15,7 @@ from engine.tls.context import server_context
 from engine.tls.selfmade import make_leaf
 from fakes.dane_world import record, wrong
 from fakes.dnssec import SignedDns, Signing, Zone
+from fakes.patience import PATIENCE_S
 from fakes.peers import free_port
 from fakes.tls_pairs import now
 
@@ -49,6 +50,6 @@ def dns(shared_dns: Callable[..., SignedDns]) -> SignedDns:
 )
 async def test_what_signed_zones_prove(dns: SignedDns, host: str, code: Exit, word: str) -> None:
     async with open_sink(SinkOptions(port=PORT, tls=server_context(LEAF))):
-        report = await check_host(Resolver([dns.resolver_address]), host, PORT, timeout_s=10)
+        report = await check_host(Resolver([dns.resolver_address]), host, PORT, timeout_s=PATIENCE_S)
     assert exit_code(report) is code, report.conclusion
     assert word in report.conclusion

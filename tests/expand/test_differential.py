@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from engine.cli.expand import Session
 from engine.config import loads
+from fakes.patience import PATIENCE_S
 from reference import expand_deviations, expand_grammar, expand_products
 from reference.expand_oracle import EXIM_LISTS, OUR_LISTS, alone, answers
 
@@ -71,7 +72,7 @@ def _by_command(lines: list[bytes], tmp_path: Path) -> list[bytes]:
     configuration.write_text(OUR_LISTS)
     feed = b"".join(line + b"\n" + _MARK % number + b"\n" for number, line in enumerate(lines))
     command = [sys.executable, "-m", "engine", "expand", "--config", str(configuration)]
-    done = subprocess.run(command, input=feed, capture_output=True, timeout=50, check=False)
+    done = subprocess.run(command, input=feed, capture_output=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr == b""
     found = []

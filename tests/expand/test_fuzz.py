@@ -23,7 +23,6 @@ def test_rubbish_ends_as_a_value_or_an_error() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_rubbish_does_no_harm_under_address_sanitizer(tmp_path: Path) -> None:
     """The evaluator is built once more with the sanitizer, into a copy of the package that only this test sees."""
     environment = sanitized_environment(PYTHONPATH=str(tmp_path), SECONDS=str(SECONDS))

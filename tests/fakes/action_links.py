@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import trio
@@ -21,6 +21,7 @@ from engine.actions.hub import Hub
 from engine.actions.transport import Transport, make_pair, open_end
 from engine.actions.worker import Runner
 from engine.errors import EngineError
+from fakes.patience import until
 
 #: small enough to be filled in a test
 OCTETS = 1 << 16
@@ -50,13 +51,6 @@ class Told:
 
     def make_hub(self, **options: Any) -> Hub:
         return Hub(on_done=self.on_done, log=self.log, **options)
-
-
-async def until(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
-    """Wait for something that a thread or a process does."""
-    with trio.fail_after(timeout_s):
-        while not condition():  # noqa: ASYNC110 - nothing here can be waited for
-            await trio.sleep(0.002)
 
 
 @contextlib.asynccontextmanager

@@ -46,11 +46,11 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from dns.rdtypes.ANY.DNSKEY import DNSKEY
 from dns.rdtypes.ANY.RRSIG import RRSIG
 
+from fakes.patience import PATIENCE_S
 from fakes.peers import Place, Process, free_port, peer_path
 
 PrivateKey: TypeAlias = ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey
 
-_READY_S = 10.0
 _IN = dns.rdataclass.IN
 
 
@@ -272,7 +272,7 @@ class SignedDns:
             if path.exists()
         )
 
-    def ask_wire(self, name: str, rdtype: str, *, timeout_s: float = 5.0) -> bytes:
+    def ask_wire(self, name: str, rdtype: str, *, timeout_s: float = PATIENCE_S) -> bytes:
         """Ask the resolver, with AD and DO set, and return its whole answer, unparsed.
 
         Raises:
@@ -286,7 +286,7 @@ class SignedDns:
             client.send(query.to_wire())
             return client.recv(65535)
 
-    def ask(self, name: str, rdtype: str, *, timeout_s: float = 5.0) -> dns.message.Message:
+    def ask(self, name: str, rdtype: str, *, timeout_s: float = PATIENCE_S) -> dns.message.Message:
         """As `ask_wire`, parsed by dnspython, which refuses a message with malformed rdata.
 
         Raises:
@@ -295,7 +295,7 @@ class SignedDns:
         """
         return dns.message.from_wire(self.ask_wire(name, rdtype, timeout_s=timeout_s))
 
-    def status(self, name: str, rdtype: str, *, timeout_s: float = 5.0) -> tuple[str, bool]:
+    def status(self, name: str, rdtype: str, *, timeout_s: float = PATIENCE_S) -> tuple[str, bool]:
         """The response code as text, such as "NXDOMAIN", and whether the resolver vouches for the answer (AD)."""
         wire = self.ask_wire(name, rdtype, timeout_s=timeout_s)
         return dns.rcode.to_text(dns.rcode.Rcode(wire[3] & 0x0F)), bool(wire[3] & 0x20)
@@ -419,7 +419,7 @@ class SignedDns:
 
     def _wait(self, process: Process, port: int, what: str) -> None:
         """Wait until the server answers for the root."""
-        deadline = time.monotonic() + _READY_S
+        deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline and process.returncode is None:
             if self._answers(dns.name.root, port):
                 return
@@ -430,7 +430,7 @@ class SignedDns:
     def _answers(self, origin: dns.name.Name, port: int) -> bool:
         with contextlib.suppress(OSError, dns.exception.DNSException):
             query = dns.message.make_query(origin, "SOA")
-            return dns.query.udp(query, self.host, timeout=0.1, port=port).rcode() == dns.rcode.NOERROR
+            return dns.query.udp(query, self.host, timeout=1.0, port=port).rcode() == dns.rcode.NOERROR
         return False
 
 

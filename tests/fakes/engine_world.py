@@ -27,6 +27,7 @@ from engine.logs.writer import LogWriter
 from engine.policy.wishes import Wish
 from engine.queue.model import Claim, Job, NewJob, RecipientState
 from engine.queue.sqlite import SqliteStore
+from fakes.patience import PATIENCE_S
 
 MESSAGE = b"From: a@sender.example\r\nSubject: x\r\n\r\nbody\r\n"
 START = 1_800_000_000.0
@@ -112,7 +113,7 @@ class World:
 
     async def run(self, **options: Any) -> None:
         """Run the engine until nothing is due, as `delivery.run.run` does."""
-        with trio.fail_after(30):
+        with trio.fail_after(PATIENCE_S):
             await run(self.core, **options)
 
     def state(self, address: str) -> tuple[RecipientState, float, int, str]:

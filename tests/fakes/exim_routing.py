@@ -21,6 +21,7 @@ from typing import Self
 import dns.message
 
 from fakes.dns_server import Reply, render
+from fakes.patience import PATIENCE_S
 from fakes.peers import Place, peer_path
 
 _USER = "Debian-exim"
@@ -136,7 +137,7 @@ class EximRouting:
             env=self._place.environment,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE_S,
             cwd="/",
             check=False,
         )

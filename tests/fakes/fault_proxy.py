@@ -25,6 +25,8 @@ from typing import TypeAlias
 import trio
 import trio.abc
 
+from fakes.patience import PATIENCE_S
+
 #: from the client to the server
 TO_SERVER = "to_server"
 #: from the server to the client
@@ -33,8 +35,6 @@ TO_CLIENT = "to_client"
 #: how much of each direction is kept, in octets; arbitrary, more than any test message
 _KEPT_OCTETS = 64 * 1024 * 1024
 _CHUNK_OCTETS = 65_536
-#: for the TLS handshakes of `TakeOver` and for connecting, in seconds
-_LIMIT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +207,7 @@ class FaultProxy:
         self.connections.append(connection)
         faults = list(self.faults(connection.number) if callable(self.faults) else self.faults)
         try:
-            with trio.fail_after(_LIMIT_S):
+            with trio.fail_after(PATIENCE_S):
                 server = await trio.open_tcp_stream(*self.upstream)
         except (OSError, trio.TooSlowError):
             await client.aclose()
@@ -343,7 +343,7 @@ class _Session:
         upstream.verify_mode = ssl.CERT_NONE
         server = trio.SSLStream(self.server, upstream, server_hostname=action.server_name, https_compatible=True)
         client = trio.SSLStream(self.client, action.context, server_side=True, https_compatible=True)
-        with trio.move_on_after(_LIMIT_S):
+        with trio.move_on_after(PATIENCE_S):
             try:
                 await server.do_handshake()
                 await client.do_handshake()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import nats
 
+from fakes.patience import PATIENCE_S
+
 NATS = "nats://127.0.0.1:4222"
 
 
@@ -11,7 +13,7 @@ async def with_stream(name: str, *, delete: bool = False) -> list[tuple[str, byt
     """Make a stream for all subjects below `name`, or give its messages and delete it."""
     connection = await nats.connect(NATS)
     try:
-        stream = connection.jetstream(timeout=5)
+        stream = connection.jetstream(timeout=PATIENCE_S)
         if not delete:
             await stream.add_stream(name=name, subjects=[f"{name}.>"])
             return []

@@ -19,9 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from fakes import sink_process
-
-#: seconds that a command may take before the test gives up
-COMMAND_TIMEOUT_S = 55.0
+from fakes.patience import PATIENCE_S
 
 MESSAGE = """\
 From: News <news@sender.example>
@@ -112,7 +110,7 @@ class Outrider:
         return [sys.executable, "-m", "engine", *arguments]
 
     def run(
-        self, *arguments: str, input: bytes | None = None, timeout_s: float = COMMAND_TIMEOUT_S
+        self, *arguments: str, input: bytes | None = None, timeout_s: float = PATIENCE_S
     ) -> subprocess.CompletedProcess[str]:
         """Run a command to its end; its output as text."""
         done = subprocess.run(
@@ -140,7 +138,7 @@ class Outrider:
         message: str,
         *more: str,
         input: bytes | None = None,
-        timeout_s: float = COMMAND_TIMEOUT_S,
+        timeout_s: float = PATIENCE_S,
     ) -> subprocess.CompletedProcess[str]:
         """Send a message to its end."""
         return self.run(*self.send_arguments(recipients, message, *more), input=input, timeout_s=timeout_s)
@@ -156,7 +154,7 @@ class Outrider:
                 yield process
             finally:
                 process.kill()
-                process.wait(10)
+                process.wait(PATIENCE_S)
 
     # who works for it
 

@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from fakes.patience import PATIENCE_S
 from fakes.peers import (
     PeerTls,
     Place,
@@ -283,7 +284,7 @@ class EximOracle:
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             text=True,
-            timeout=60,
+            timeout=PATIENCE_S,
             cwd="/",
             check=False,
         )

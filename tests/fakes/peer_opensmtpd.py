@@ -19,6 +19,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from fakes.patience import PATIENCE_S
 from fakes.peers import (
     PeerTls,
     Place,
@@ -111,7 +112,7 @@ def _can_have_mount_namespace() -> bool:
     if shutil.which("unshare") is None:
         return False
     command = ["unshare", "--mount", "sh", "-c", "mount --bind /var/lib /var/lib"]
-    return subprocess.run(command, capture_output=True, timeout=10, check=False).returncode == 0
+    return subprocess.run(command, capture_output=True, timeout=PATIENCE_S, check=False).returncode == 0
 
 
 class OpenSmtpd(Receiver):
@@ -187,7 +188,7 @@ class OpenSmtpd(Receiver):
         inside = ["nsenter", "--target", str(self.process.pid), "--mount", "sh", "-c", _PRELOADED, "sh"]
         command = [*inside, str(self._binary.with_name("smtpctl")), *words]
         return subprocess.run(
-            command, env=self._environment(), capture_output=True, text=True, timeout=60, check=True, cwd="/"
+            command, env=self._environment(), capture_output=True, text=True, timeout=PATIENCE_S, check=True, cwd="/"
         ).stdout
 
     def _compile_legacy_keys(self) -> Path:
@@ -196,7 +197,7 @@ class OpenSmtpd(Receiver):
         source = self._place.file("legacy_keys.c", _LEGACY_KEYS)
         library = source.with_suffix(".so")
         command = [*shlex.split(str(compiler)), "-O1", "-shared", "-fPIC", "-o", str(library), str(source)]
-        subprocess.run(command, check=True, timeout=30)
+        subprocess.run(command, check=True, timeout=PATIENCE_S)
         return library
 
     def log_text(self) -> str:

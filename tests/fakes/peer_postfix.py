@@ -15,6 +15,7 @@ import subprocess
 import time
 from pathlib import Path
 
+from fakes.patience import PATIENCE_S
 from fakes.peers import (
     PeerTls,
     Place,
@@ -198,7 +199,7 @@ class Postfix(Receiver):
         """
         command = [str(self._package / "usr/sbin" / name), *words]
         return subprocess.run(
-            command, env=self._environment(), capture_output=True, text=True, timeout=60, check=True, cwd="/"
+            command, env=self._environment(), capture_output=True, text=True, timeout=PATIENCE_S, check=True, cwd="/"
         ).stdout
 
     def queued(self, *queues: str) -> int:

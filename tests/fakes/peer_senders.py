@@ -9,6 +9,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Sequence
 
+from fakes.patience import PATIENCE_S
 from fakes.peer_opensmtpd import OpenSmtpd
 from fakes.peer_postfix import Postfix
 from fakes.peers import Place, peer_path
@@ -69,7 +70,7 @@ class EximSender:
             env=self._place.environment,
             input=message,
             capture_output=True,
-            timeout=30,
+            timeout=PATIENCE_S,
             check=True,
             cwd="/",
         )

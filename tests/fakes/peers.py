@@ -13,7 +13,10 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import functools
+import itertools
 import os
+import random
 import shutil
 import signal
 import smtplib
@@ -29,12 +32,14 @@ from typing import Self
 import pytest
 import trustme
 
+from fakes.patience import PATIENCE_S
+
 PROJECT = Path(__file__).resolve().parents[2]
 
-#: how long a server may take to answer its first connection, in seconds; arbitrary, ten times the slowest seen
-READY_S = 10.0
 #: how long a server may take to end after SIGTERM before it gets SIGKILL, in seconds
 STOP_S = 5.0
+#: the first ports of blocks for `free_port`; arbitrary, below the 32,768 at which Linux begins to hand out ports
+_BLOCKS = range(10_000, 32_000, 200)
 #: made-up uid of the first service user; far above any that a Debian machine hands out by itself
 FIRST_UID = 61_001
 
@@ -61,7 +66,7 @@ def require(condition: object, reason: str) -> None:
 def require_service(host: str, port: int, name: str) -> None:
     """Go on only if something accepts connections at `host`:`port` (PostgreSQL, MariaDB, Redis, NATS …)."""
     try:
-        socket.create_connection((host, port), timeout=2.0).close()
+        socket.create_connection((host, port), timeout=PATIENCE_S).close()
     except OSError as error:
         require(False, f"no {name} at {host}:{port} ({error})")
 
@@ -180,14 +185,33 @@ class Place:
 # --- processes --------------------------------------------------------------------------------------------------------
 
 
+@functools.cache
+def _own_ports() -> Iterator[int]:
+    """Ports that no other test process takes, again and again from the first.
+
+    They lie below those that the kernel hands out: a port of its choice may be anybody's between the moment at which it
+    is found and the one at which a server listens on it.  A process has a block of them for as long as it holds the
+    block's first one.
+    """
+    for first in random.sample(_BLOCKS, len(_BLOCKS)):
+        holder = socket.socket()
+        try:
+            holder.bind(("127.0.0.1", first))
+        except OSError:
+            holder.close()
+            continue
+        holder.detach()  # open until the process ends
+        return itertools.cycle(range(first + 1, first + _BLOCKS.step))
+    raise RuntimeError("no block of free ports")
+
+
 def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port that nobody listened on a moment ago, for UDP as well."""
+    """A port for TCP and UDP on which nobody listens, and which nobody else gets by chance."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    for _ in range(100):
+    for port in itertools.islice(_own_ports(), _BLOCKS.step):
         with socket.socket(family, socket.SOCK_STREAM) as tcp, socket.socket(family, socket.SOCK_DGRAM) as udp:
-            tcp.bind((host, 0))
-            port: int = tcp.getsockname()[1]
             try:
+                tcp.bind((host, port))
                 udp.bind((host, port))
             except OSError:
                 continue
@@ -237,20 +261,20 @@ class Process:
         # The group outlives its leader while a child is left; the id cannot be another's as long as it does.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._popen.pid, signal.SIGKILL)
-        self._popen.wait(STOP_S)
+        self._popen.wait(PATIENCE_S)
 
 
 def wait_for_smtp(host: str, port: int, process: Process, what: str) -> None:
     """Wait until a server greets with 220, and leave politely.
 
     Raises:
-        RuntimeError: it ended, or did not greet within `READY_S`; the text has its output.
+        RuntimeError: it ended, or did not greet within `PATIENCE_S`; the text has its output.
     """
-    deadline = time.monotonic() + READY_S
+    deadline = time.monotonic() + PATIENCE_S
     error: Exception | None = None
     while time.monotonic() < deadline and process.returncode is None:
         try:
-            with smtplib.SMTP(host, port, timeout=READY_S, local_hostname="readiness.test"):
+            with smtplib.SMTP(host, port, timeout=PATIENCE_S, local_hostname="readiness.test"):
                 return
         except (OSError, smtplib.SMTPException) as exception:
             error = exception
@@ -387,7 +411,7 @@ class Receiver(abc.ABC):
             self.process.stop()
             self.process = None
             # what was killed may keep the socket for a moment
-            deadline = time.monotonic() + STOP_S
+            deadline = time.monotonic() + PATIENCE_S
             while time.monotonic() < deadline:
                 try:
                     socket.create_connection((self.host, self.port), timeout=1.0).close()

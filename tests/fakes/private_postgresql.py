@@ -16,10 +16,10 @@ from typing import Any, Final, Self
 
 import psycopg
 
+from fakes.patience import PATIENCE_S
 from fakes.peers import Place, free_port, require
 
 _USER: Final = "postgres"
-_PATIENCE_S: Final = 30.0
 _SETTINGS: Final = """
 listen_addresses = '127.0.0.1'
 port = {port}
@@ -57,7 +57,7 @@ class PrivatePostgresql:
 
     def start(self) -> None:
         """Start it, and wait until it answers.  Raises TimeoutError."""
-        deadline = time.monotonic() + _PATIENCE_S
+        deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline:
             if self._popen is None or self._popen.poll() is not None:
                 # one that was killed leaves memory behind that is in use until its last process is gone
@@ -73,7 +73,12 @@ class PrivatePostgresql:
     def connect(self) -> psycopg.Connection[tuple[Any, ...]]:
         """A connection, each statement of which commits by itself."""
         return psycopg.connect(
-            host="127.0.0.1", port=self.port, user=_USER, dbname="postgres", autocommit=True, connect_timeout=5
+            host="127.0.0.1",
+            port=self.port,
+            user=_USER,
+            dbname="postgres",
+            autocommit=True,
+            connect_timeout=int(PATIENCE_S),
         )
 
     @property
@@ -88,7 +93,7 @@ class PrivatePostgresql:
         for number in [self._popen.pid, *_children(self._popen.pid)]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(number, signal.SIGKILL)
-        self._popen.wait(_PATIENCE_S)
+        self._popen.wait(PATIENCE_S)
 
     def close(self) -> None:
         """End it and delete its files."""

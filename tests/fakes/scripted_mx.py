@@ -32,6 +32,7 @@ import trio
 import trio.testing
 
 from engine.net.stream import serve_tls
+from fakes.patience import PATIENCE_S
 
 if TYPE_CHECKING:
     from OpenSSL import SSL
@@ -120,7 +121,7 @@ class ScriptedMx:
                 await self._stream.aclose()
             case "<tls>":
                 assert self._tls is not None
-                self._stream = await serve_tls(self._stream, self._tls, timeout_s=5)
+                self._stream = await serve_tls(self._stream, self._tls, timeout_s=PATIENCE_S)
                 self._buffer = b""
             case "<flood":
                 count, _, octets = text.rstrip(">").partition(" ")

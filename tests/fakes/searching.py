@@ -11,6 +11,7 @@ import trio
 from engine.actions.lookups import LookupRegistry
 from engine.errors import ExpandError
 from engine.expand.searches import Found, parse_type
+from fakes.patience import PATIENCE_S
 
 
 def find(
@@ -41,15 +42,8 @@ def failure(registry: LookupRegistry, kind: str, text: str | bytes, key: str | b
 
 async def in_thread(function: Callable[..., Any], *args: Any) -> Any:
     """Call something that blocks in a thread of trio's, as a registry is used beside trio."""
-    with trio.fail_after(30):
+    with trio.fail_after(PATIENCE_S):
         return await trio.to_thread.run_sync(functools.partial(function, *args))
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Wait until something that another process brings about is so."""
-    with trio.fail_after(10):
-        while not condition():  # noqa: ASYNC110  # nobody here could set an event
-            await trio.sleep(0.01)
 
 
 def has_live_connection(registry: LookupRegistry, name: str) -> bool:

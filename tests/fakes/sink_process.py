@@ -12,8 +12,7 @@ import sys
 import threading
 from typing import Any, Self
 
-#: seconds to start, to answer and to stop; arbitrary, ten times the slowest seen
-PATIENCE_S = 20.0
+from fakes.patience import PATIENCE_S
 
 # The command alone, so that a fault in another command does not hide this one.
 _PROGRAM = """

@@ -16,6 +16,7 @@ from engine.net.stream import TlsStream, serve_tls, start_tls
 from engine.policy.plan import Plan, TlsLevel
 from engine.tls.context import TlsContexts, TlsOptions, engine_for_server, server_context
 from engine.tls.selfmade import Identity, make_authority, make_leaf
+from fakes.patience import PATIENCE_S
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -89,11 +90,11 @@ async def stream_pair(
     served: list[TlsStream] = []
 
     async def serve() -> None:
-        served.append(await serve_tls(right, server(), timeout_s=5))
+        served.append(await serve_tls(right, server(), timeout_s=PATIENCE_S))
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serve)
-        client = await start_tls(left, plan, contexts or TlsContexts(), host_name=NAME, timeout_s=5)
+        client = await start_tls(left, plan, contexts or TlsContexts(), host_name=NAME, timeout_s=PATIENCE_S)
     for stream in (client, served[0]):
         stream._yield_every = yield_every
         if stream._tcp is not None:

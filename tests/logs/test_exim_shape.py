@@ -18,6 +18,7 @@ import pytest
 
 from engine.logs.facts import ConnectionFacts, Fact, FactKind
 from engine.logs.mainlog import SELECTORS, MainLogFormat, parse_selector
+from fakes.patience import PATIENCE_S
 from fakes.peer_exim import Exim
 from fakes.peers import PeerTls, Place, peer_path
 
@@ -118,7 +119,7 @@ def exim_log() -> Iterator[Callable[..., list[str]]]:
                 env=place.environment,
                 cwd="/",
                 capture_output=True,
-                timeout=30,
+                timeout=PATIENCE_S,
                 check=False,
             )
 

@@ -13,8 +13,6 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,6 +22,7 @@ from hypothesis import strategies as st
 
 from engine.logs.tlsrpt import TlsrptLog, datagram, decode, encode, path_of, read
 from engine.policy.tls_report import Failure, PolicyResult, PolicyType, ResultType, SessionReport
+from fakes.patience import wait_for
 from fakes.peers import require
 
 T = TypeVar("T")
@@ -153,27 +152,17 @@ def test_the_real_collector_takes_it(tmp_path: Path) -> None:
     log = TlsrptLog("", str(tmp_path / "socket"))
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
-            wait_for(lambda: (tmp_path / "socket").exists())
+            wait_for((tmp_path / "socket").exists, "the collector does not start")
             for _ in range(3):
                 log.record(REPORT)
             assert log.take_trouble() == ""
-            assert wait_for(lambda: collected(tmp_path / "results.sqlite", 6)) == [
+            assert wait_for(lambda: collected(tmp_path / "results.sqlite", 6), "it collects nothing") == [
                 ("example.org", REPORT.record, 1, "mx.example.org", 3, 3),
                 ("example.org", REPORT.record, 2, "example.org", 3, 0),
             ]
         finally:
             process.kill()
     assert not (tmp_path / "invalid").exists()
-
-
-def wait_for(look: Callable[[], T]) -> T:
-    """What `look` gives once that is something."""
-    for _ in range(400):
-        found = look()
-        if found:
-            return found
-        time.sleep(0.025)
-    pytest.fail("the collector did not do its part")
 
 
 def collected(path: Path, sessions: int) -> list[tuple[object, ...]]:

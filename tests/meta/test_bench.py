@@ -13,6 +13,7 @@ import pytest
 from bench.__main__ import claims
 from bench._env import environment
 from bench._harness import RATE, WALL_US, Contender, Harness, Measurement, Stopwatch, Timing, figure, line, peer
+from fakes.patience import PATIENCE_S
 from fakes.peers import PROJECT
 
 
@@ -164,7 +165,7 @@ def test_a_peer_that_fails_ends_the_run(toy_peer: Callable[[str], str], capfd: p
 
 def test_a_wrong_claim_is_a_usage_error() -> None:
     command = [sys.executable, "-m", "bench", "no-such-claim"]
-    result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=30, check=False)
+    result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert result.returncode == 2
     assert "no claim 'no-such-claim'" in result.stderr
 
@@ -174,7 +175,7 @@ def test_a_wrong_claim_is_a_usage_error() -> None:
 def test_the_claim_runs(claim: str, tmp_path: Path) -> None:
     lines = tmp_path / "out.jsonl"
     command = [sys.executable, "-m", "bench", claim, "--quick", "--json", str(lines)]
-    result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=55, check=False)
+    result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     rows = [json.loads(row) for row in lines.read_text().splitlines()]
     assert rows, "nothing was measured"

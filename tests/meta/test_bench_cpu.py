@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from fakes.patience import PATIENCE_S
 from fakes.peers import PROJECT
 
 #: burns so many seconds of CPU in a child that stays, in one that ends, and in an orphan that stays and one that ends
@@ -55,7 +56,7 @@ def test_all_processes_of_a_peer_are_counted() -> None:
     )
     assert process.stdout is not None
     used = float(process.stdout.readline())
-    process.communicate(timeout=20)
+    process.communicate(timeout=PATIENCE_S)
     # time.process_time of a forked process begins at zero; a tick is what ended children are counted in
     assert used >= 0.4 - 0.02
     assert used < 0.75  # and none twice

@@ -30,6 +30,7 @@ from fakes.fault_proxy import (
     strip_starttls,
     swap_certificate,
 )
+from fakes.patience import PATIENCE_S
 
 AUTHORITY = trustme.CA()
 EHLO = b"250-upper.test\r\n250-PIPELINING\r\n250 STARTTLS\r\n"
@@ -68,7 +69,7 @@ async def port(nursery: trio.Nursery) -> int:
 
 async def receive(stream: trio.abc.Stream, count: int) -> bytes:
     data = b""
-    with trio.fail_after(5):
+    with trio.fail_after(PATIENCE_S):
         while len(data) < count and (piece := await stream.receive_some(count - len(data))):
             data += piece
     return data
@@ -167,7 +168,7 @@ async def test_clear_text_comes_in_one_piece_with_the_reply_to_starttls(port: in
         await stream.send_all(b"EHLO c.test\r\n")
         assert await receive(stream, len(EHLO)) == EHLO
         await stream.send_all(b"STARTTLS\r\n")
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE_S):
             assert await stream.receive_some(1000) == b"220 go ahead\r\n250 evil\r\n"
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from fakes.patience import PATIENCE_S
 from fakes.peers import PROJECT
 
 pytestmark = pytest.mark.slow
@@ -51,7 +52,6 @@ def names_in(archive: Path) -> set[str]:
         return {name.partition("/")[2] for name in file.getnames()}
 
 
-@pytest.mark.timeout(120)
 def test_the_source_distribution_has_the_sources_and_nothing_generated(built: Path) -> None:
     (sdist,) = built.glob("*.tar.gz")
     names = names_in(sdist)
@@ -63,7 +63,6 @@ def test_the_source_distribution_has_the_sources_and_nothing_generated(built: Pa
     assert {name for name in names if name.startswith((".git/", ".venv", "build/", ".peers"))} == set()
 
 
-@pytest.mark.timeout(120)
 def test_the_wheel_has_the_package_and_nothing_else(built: Path) -> None:
     (wheel,) = built.glob("*.whl")
     names = names_in(wheel)
@@ -76,7 +75,6 @@ def test_the_wheel_has_the_package_and_nothing_else(built: Path) -> None:
     assert [name for name in names if name.startswith("engine/smtp/_sink.") and name.endswith(".so")]
 
 
-@pytest.mark.timeout(120)
 def test_the_wheel_says_what_it_is(built: Path) -> None:
     (wheel,) = built.glob("*.whl")
     archive = zipfile.ZipFile(wheel)
@@ -117,7 +115,7 @@ def fake_python(folder: Path, name: str, *, fails_on: str = "") -> None:
 def set_up(path: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [str(PROJECT / ".ci/setup"), str(path.parent / "venv")]
     environment = {"PATH": str(path), **variables}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
 
 
 def test_no_python_is_told(bare: Path) -> None:

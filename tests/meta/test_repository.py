@@ -15,6 +15,7 @@ import typer.main
 from engine import app
 from engine.cli.main import cli
 from engine.config import loads
+from fakes.patience import PATIENCE_S
 from fakes.peers import PROJECT, peers_directory, require
 
 MAKEFILE = (PROJECT / "Makefile").read_text()
@@ -26,7 +27,7 @@ def tracked() -> list[str]:
     """The files that git knows."""
     require(shutil.which("git") and (PROJECT / ".git").exists(), "not a git checkout")
     command = ["git", "-c", f"safe.directory={PROJECT}", "ls-files", "-z"]
-    result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=20, check=True)
+    result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
     return [name for name in result.stdout.split("\0") if name and (PROJECT / name).is_file()]
 
 
@@ -118,7 +119,7 @@ def test_ci_runs_what_the_readme_says() -> None:
 
 def test_the_shell_scripts_parse() -> None:
     for shell, name in (("bash", ".ci/run"), ("bash", ".ci/install-peers"), ("sh", ".ci/setup")):
-        subprocess.run([shell, "-n", name], cwd=PROJECT, timeout=10, check=True)
+        subprocess.run([shell, "-n", name], cwd=PROJECT, timeout=PATIENCE_S, check=True)
 
 
 def test_nothing_generated_is_in_git() -> None:

@@ -11,6 +11,7 @@ import trio
 
 from engine.errors import DeliveryError, Scope
 from engine.net.dial import CONNECT_TIMEOUT_FLAG, dial
+from fakes.patience import PATIENCE_S
 
 
 def listening(address: str = "127.0.0.1", backlog: int = 8) -> socket.socket:
@@ -37,7 +38,7 @@ def listener(request: pytest.FixtureRequest) -> Iterator[socket.socket]:
 
 async def test_a_connection_is_tuned_and_knows_its_ends(listener: socket.socket) -> None:
     address, port = listener.getsockname()[:2]
-    stream = await dial(address, port, timeout_s=5)
+    stream = await dial(address, port, timeout_s=PATIENCE_S)
     async with stream:
         assert stream.socket.getpeername()[:2] == (address, port)
         assert stream.socket.getsockname()[0] == address
@@ -52,13 +53,13 @@ async def test_an_interface_is_bound_to() -> None:
     with listening() as listener:
         port = listener.getsockname()[1]
         # the whole of 127/8 is this machine
-        async with await dial("127.0.0.1", port, timeout_s=5, interface="127.0.0.3") as stream:
+        async with await dial("127.0.0.1", port, timeout_s=PATIENCE_S, interface="127.0.0.3") as stream:
             assert stream.socket.getsockname()[0] == "127.0.0.3"
 
 
 async def test_an_interface_that_is_not_ours_is_an_error_of_the_host() -> None:
     with listening() as listener, pytest.raises(DeliveryError) as caught:
-        await dial("127.0.0.1", listener.getsockname()[1], timeout_s=5, interface="192.0.2.1")
+        await dial("127.0.0.1", listener.getsockname()[1], timeout_s=PATIENCE_S, interface="192.0.2.1")
     assert caught.value.errno == errno.EADDRNOTAVAIL
 
 
@@ -66,7 +67,7 @@ async def test_a_refused_connection() -> None:
     with listening() as listener:
         port = listener.getsockname()[1]
     with pytest.raises(DeliveryError) as caught:
-        await dial("127.0.0.1", port, timeout_s=5)
+        await dial("127.0.0.1", port, timeout_s=PATIENCE_S)
     error = caught.value
     assert (error.message, error.errno, error.more_errno) == ("Connection refused", errno.ECONNREFUSED, 0)
     assert (error.retry_name, error.scope, error.permanent) == ("refused", Scope.HOST, False)
@@ -127,7 +128,7 @@ async def test_a_cancelled_dial_leaves_nothing_open(monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(socket, "socket", remember)
         with trio.CancelScope() as scope:
             scope.cancel()
-            await dial("127.0.0.1", listener.getsockname()[1], timeout_s=5)
+            await dial("127.0.0.1", listener.getsockname()[1], timeout_s=PATIENCE_S)
         monkeypatch.undo()
     assert scope.cancelled_caught
     assert [connection.fileno() for connection in made] == [-1]
@@ -139,6 +140,6 @@ async def test_no_descriptors_left_is_an_error_of_this_machine(monkeypatch: pyte
 
     monkeypatch.setattr(socket, "socket", refuse)
     with pytest.raises(DeliveryError) as caught:
-        await dial("127.0.0.1", 25, timeout_s=5)
+        await dial("127.0.0.1", 25, timeout_s=PATIENCE_S)
     monkeypatch.undo()
     assert (caught.value.scope, caught.value.errno) == (Scope.LOCAL, errno.EMFILE)

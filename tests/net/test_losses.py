@@ -10,6 +10,7 @@ from engine.net.losses import is_readable, local_address, receive, send_loss
 from engine.net.tcp import TcpStream
 from engine.smtp.failure import CLOSED, Loss, LossKind, loss_error
 from engine.tls.engine import tls_error
+from fakes.patience import PATIENCE_S
 from fakes.tls_pairs import socket_pair
 
 
@@ -85,7 +86,7 @@ async def test_news_of_a_socket() -> None:
     assert local_address(stream).startswith("[127.0.0.1]:")
     assert not is_readable(stream)
     await right.send_all(b"x")
-    with trio.fail_after(5):
+    with trio.fail_after(PATIENCE_S):
         await trio.lowlevel.wait_readable(left.socket)
     assert is_readable(stream)
     await right.aclose()

@@ -15,6 +15,7 @@ from engine.policy.plan import CLEAR, Plan
 from engine.smtp import Content, HostMemory, Rung, Transaction, TransactionResult
 from engine.smtp.server import ServerOptions
 from engine.tls.context import TlsContexts
+from fakes.patience import PATIENCE_S
 from fakes.scripted_mx import in_memory, on_loopback
 from fakes.sessions import CHUNKED, GROUPED, HOST, LOCK_STEP, Sender, open_on, options
 from fakes.smtp_talk import CONTENT, codes, transaction
@@ -348,13 +349,13 @@ async def test_a_server_that_closes_while_idle_costs_nothing() -> None:
             session = await open_session(HOST, port, options(), TlsContexts(), HostMemory())
             await Sender().run(session)
             assert session.is_usable
-            with trio.fail_after(5):
+            with trio.fail_after(PATIENCE_S):
                 await session.wait_idle()
             assert not session.is_usable
             sender = await Sender().run(session)
             assert sender.results == []
             assert sender.error is None
-            with trio.fail_after(5):
+            with trio.fail_after(PATIENCE_S):
                 await mx[0].wait_done()
             assert len(sender.left) == 1
             assert session.closing_text == ("421 4.4.2 timeout" if end.startswith("S:") else "")
@@ -366,7 +367,7 @@ async def test_news_that_came_while_nobody_listened_is_read_before_anything_is_s
     async with on_loopback(script + "<wait 0.01>\nS: 421 bye\n") as (port, mx):
         session = await open_session(HOST, port, options(), TlsContexts(), HostMemory())
         await Sender().run(session)
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE_S):
             await mx[0].wait_done()
         sender = await Sender().run(session)
         assert sender.results == []

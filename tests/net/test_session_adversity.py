@@ -10,6 +10,7 @@ from engine.net.opener import open_session
 from engine.net.session import Session
 from engine.smtp import Content, HostMemory, Rung, Transaction
 from engine.tls.context import TlsContexts
+from fakes.patience import PATIENCE_S
 from fakes.scripted_mx import in_memory, on_loopback
 from fakes.sessions import CHUNKED, GROUPED, HOST, LOCK_STEP, PEER, Sender, open_on, options
 from fakes.smtp_talk import CONTENT, codes, transaction
@@ -75,7 +76,7 @@ async def test_a_cut(opening: str, phase: str, end: str) -> None:
     script, command, _, _, scope = phase_of(opening, phase)
     async with on_loopback(f"{script}<wait 0.01>\n{end}\n") as (port, _mx):
         session = await open_session(HOST, port, options(), TlsContexts(), HostMemory())
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE_S):
             sender = await Sender().run(session)
         await session.aclose()
     assert sender.error is not None
@@ -238,7 +239,7 @@ async def test_a_server_that_never_reads_the_content() -> None:
     async with on_loopback(script) as (port, _):
         given = options(data_timeout_s=0.3)
         session = await open_session(HOST, port, given, TlsContexts(), HostMemory(swallows=True))
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE_S):
             sender = await run_large(session)
         assert sender.message.startswith("SMTP timeout after sending data block (")
         assert sender.error is not None
@@ -252,7 +253,7 @@ async def test_a_server_that_floods_while_content_is_sent_costs_bounded_memory()
     async with on_loopback(script) as (port, _):
         given = options(data_timeout_s=0.5)
         session = await open_session(HOST, port, given, TlsContexts(), HostMemory(swallows=True))
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE_S):
             sender = await run_large(session)
         assert sender.error is not None
         assert sender.error.scope is Scope.HOST
@@ -265,7 +266,7 @@ async def test_a_server_that_hangs_up_while_content_is_sent(end: str) -> None:
     script = f"{CHUNKED}{MAIL}{RCPT}{OK}{OK}C: BDAT\n<octets 100>\n{end}"
     async with on_loopback(script) as (port, _):
         session = await open_session(HOST, port, options(), TlsContexts(), HostMemory(swallows=True))
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE_S):
             sender = await run_large(session)
         result = sender.result
         assert not result.in_doubt

@@ -14,6 +14,7 @@ from engine.smtp import HostMemory
 from engine.smtp.server import ServerOptions
 from engine.tls.context import TlsContexts, TlsOptions
 from engine.tls.facts import ChainVerdict
+from fakes.patience import PATIENCE_S
 from fakes.scripted_mx import in_memory, on_loopback
 from fakes.sessions import HOST, LOCK_STEP, OPEN, OPPORTUNISTIC, Sender, open_on, options
 from fakes.tls_pairs import MANDATORY, NAME, server, verifying
@@ -274,7 +275,7 @@ async def test_the_local_address_can_be_chosen() -> None:
         session = await open_session(Host(NAME, "127.0.0.1"), port, given, TlsContexts(), HostMemory())
         assert session.facts.local_address.startswith("[127.0.0.2]:")
         await session.quit()
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE_S):
             await mx[0].wait_done()
         assert mx[0].done
 

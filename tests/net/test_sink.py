@@ -16,6 +16,7 @@ from engine.net.sink import Sink, SinkOptions, open_sink
 from engine.net.stream import TlsStream, start_tls
 from engine.smtp.server import ServerOptions
 from engine.tls.context import TlsContexts
+from fakes.patience import PATIENCE_S
 from fakes.tls_pairs import MANDATORY, NAME, server
 
 MAIL = b"MAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\n"
@@ -36,7 +37,7 @@ class Client:
 
     async def hear(self, replies: int = 1) -> list[bytes]:
         found: list[bytes] = []
-        with trio.fail_after(20):
+        with trio.fail_after(PATIENCE_S):
             while len(found) < replies:
                 line, separator, rest = self._rest.partition(b"\r\n")
                 if not separator:
@@ -90,7 +91,7 @@ async def test_mail_is_taken_kept_and_counted() -> None:
         assert code(await client.say(MESSAGE, 3)) == [b"250"] * 3
         assert code(await client.say(MESSAGE + b"QUIT\r\n", 4)) == [b"250"] * 3 + [b"221"]
         assert await client.at_end()
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE_S):
             await sink.wait_messages(2)
         assert [message.octets for message in sink.messages] == [b"x\r\n"]
         counts = sink.counts
@@ -99,7 +100,7 @@ async def test_mail_is_taken_kept_and_counted() -> None:
 
 async def test_who_waits_for_messages_is_woken() -> None:
     async with open_sink() as sink, trio.open_nursery() as nursery:
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE_S):
             nursery.start_soon(sink.wait_messages, 1)
             nursery.start_soon(sink.wait_messages, 2)
             async with dialled(sink) as client:
@@ -209,7 +210,7 @@ async def test_a_flood_under_delay_is_bounded() -> None:
 
 async def everything(stream: trio.abc.Stream) -> bytes:
     found = b""
-    with trio.fail_after(5):
+    with trio.fail_after(PATIENCE_S):
         while data := await stream.receive_some():
             found += data
     return found
@@ -217,7 +218,9 @@ async def everything(stream: trio.abc.Stream) -> bytes:
 
 async def secured(client: Client, contexts: TlsContexts | None = None) -> TlsStream:
     assert code(await client.say(b"STARTTLS\r\n")) == [b"220"]
-    client.stream = await start_tls(client.stream, MANDATORY, contexts or TlsContexts(), host_name=NAME, timeout_s=5)
+    client.stream = await start_tls(
+        client.stream, MANDATORY, contexts or TlsContexts(), host_name=NAME, timeout_s=PATIENCE_S
+    )
     return client.stream
 
 
@@ -245,7 +248,7 @@ async def test_octets_sent_behind_starttls_are_not_taken_for_encrypted_ones() ->
                 await client.stream.receive_some()
         assert sink.messages == []
         assert sink.counts.messages == 0
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE_S):
             while not sink.counts.tls_failed:  # noqa: ASYNC110 - nobody tells of it
                 await trio.sleep(0.01)
 
@@ -267,7 +270,7 @@ async def test_connections_over_the_limit_are_answered_421() -> None:
         async with dialled(sink), dialled(sink), dialled(sink, ehlo=False) as third:
             assert code(await third.hear()) == [b"421"]
             assert await third.at_end()
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE_S):
             while True:
                 async with dialled(sink, ehlo=False) as again:
                     if code(await again.hear()) == [b"220"]:
@@ -298,7 +301,7 @@ async def test_a_client_that_never_reads_stops_being_read() -> None:
         stream = client.stream
         assert isinstance(stream, trio.SocketStream)
         stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        with contextlib.suppress(trio.BrokenResourceError), trio.fail_after(20):
+        with contextlib.suppress(trio.BrokenResourceError), trio.fail_after(PATIENCE_S):
             while sent < 100 << 20:
                 await stream.send_all(b"VRFY x\r\n" * 8192)
                 sent += 65_536
@@ -338,7 +341,7 @@ async def test_many_connections_at_a_time() -> None:
                 await everybody.wait()
                 assert code(await client.say(MESSAGE + b"QUIT\r\n", 4)) == [b"250"] * 3 + [b"221"]
 
-        with trio.fail_after(50):
+        with trio.fail_after(PATIENCE_S):
             async with trio.open_nursery() as nursery:
                 for _ in range(400):
                     nursery.start_soon(client_task)

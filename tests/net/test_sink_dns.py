@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from engine.net.resolver import Resolver
 from engine.net.sink_dns import SinkNames, answer, open_names
 from engine.policy.answers import Status
+from fakes.patience import PATIENCE_S
 
 NAMES = SinkNames("mx.sink.test", "127.0.0.1", 2525, "3 1 1 " + "ab" * 32)
 SIX = SinkNames("mx.sink.test", "::1", 2525, None)
@@ -97,7 +98,7 @@ def test_nothing_sent_over_either_transport_ends_it() -> None:
             await trio.to_thread.run_sync(abuse, host, port)
             for send in (dns.query.udp, dns.query.tcp):
                 query = dns.message.make_query("example.org", "MX")
-                question = partial(send, query, host, port=port, timeout=10)
+                question = partial(send, query, host, port=port, timeout=PATIENCE_S)
                 response = await trio.to_thread.run_sync(question)
                 assert response.answer
 
@@ -109,7 +110,7 @@ def abuse(host: str, port: int) -> None:
         for octets in (b"", b"\0", b"\xff" * 600, b"\0" * 12):
             datagrams.sendto(octets, (host, port))
     for octets in (b"", b"\0", b"\0\5abc", b"\0\0", b"\0\3abc", b"\xff\xff" + b"x" * 70_000):
-        with socket.create_connection((host, port), timeout=10) as stream:
+        with socket.create_connection((host, port), timeout=PATIENCE_S) as stream:
             stream.sendall(octets)
             stream.shutdown(socket.SHUT_WR)
             try:

@@ -18,6 +18,7 @@ from engine.errors import StoreError
 from engine.net.sink import SinkOptions, open_sink
 from engine.net.sink_store import DuplicateTracker, MessageStore
 from engine.smtp.server import Received
+from fakes.patience import PATIENCE_S
 
 
 def message(octets: bytes = b"Subject: x\r\n\r\nbody\r\n", **values: object) -> Received:
@@ -128,7 +129,7 @@ async def talk(sink_address: tuple[str, int], octets: bytes) -> bytes:
     async with await trio.open_tcp_stream(*sink_address) as stream:
         await stream.send_all(octets)
         replies = b""
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE_S):
             while data := await stream.receive_some():
                 replies += data
     return replies
@@ -159,7 +160,7 @@ async def test_what_cannot_be_stored_is_answered_452_and_not_counted(
         assert (sink.counts.messages, sink.counts.recipients, sink.counts.octets) == (stored, stored, 16 * stored)
         assert sink.counts.store_errors == 5 - stored
         assert sink.counts.without_id == stored
-        with trio.fail_after(1):
+        with trio.fail_after(PATIENCE_S):
             assert "No space left" in str(await sink.wait_store_error())
         assert (await talk(sink.address, b"EHLO a\r\n" + FLIGHT + b"QUIT\r\n")).count(b"queued as") == 1
     assert len(envelopes(tmp_path / "mail")) == stored + 1

@@ -16,6 +16,7 @@ from engine.net.tcp import tune
 from engine.policy.plan import Plan, TlsLevel
 from engine.tls.context import TlsContexts, TlsOptions
 from engine.tls.facts import ChainVerdict
+from fakes.patience import PATIENCE_S
 from fakes.tls_pairs import MANDATORY, NAME, VERIFIED, Pairs, leaf, server, verifying
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ async def test_talks_to_another_library(pairs: Pairs, version: ssl.TLSVersion, t
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(echo)
-        client = await start_tls(left, VERIFIED, verifying(tmp_path), host_name=NAME, timeout_s=5)
+        client = await start_tls(left, VERIFIED, verifying(tmp_path), host_name=NAME, timeout_s=PATIENCE_S)
         assert client.facts.version == version.name.replace("TLSv1_", "TLS1.")
         assert client.facts.verified
         await client.send_all(data)
@@ -302,14 +303,14 @@ async def judged(pairs: Pairs, plan: Plan, contexts: TlsContexts, decide: object
 
     async def serve() -> None:
         nonlocal received
-        stream = await serve_tls(right, server(), timeout_s=5)
+        stream = await serve_tls(right, server(), timeout_s=PATIENCE_S)
         received = await stream.receive_some()
         await stream.aclose()
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serve)
         with pytest.raises(TlsPolicyError):
-            await start_tls(left, plan, contexts, host_name=NAME, timeout_s=5, decide=decide)  # type: ignore[arg-type]
+            await start_tls(left, plan, contexts, host_name=NAME, timeout_s=PATIENCE_S, decide=decide)  # type: ignore[arg-type]
     assert left.socket.fileno() == -1
     return received
 

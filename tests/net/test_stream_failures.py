@@ -14,6 +14,7 @@ from engine.errors import TlsPolicyError
 from engine.net.stream import TlsStream, serve_tls, start_tls
 from engine.policy.plan import Plan
 from engine.tls.context import TlsContexts, server_context
+from fakes.patience import PATIENCE_S
 from fakes.tls_pairs import MANDATORY, NAME, VERIFIED, Pairs, leaf, server, socket_pair, verifying
 
 #: content types of TLS records (RFC 8446 §5.1)
@@ -29,7 +30,7 @@ async def pairs() -> AsyncIterator[Pairs]:
 
 async def everything(stream: trio.abc.Stream) -> bytes:
     found = b""
-    with trio.fail_after(5):
+    with trio.fail_after(PATIENCE_S):
         while True:
             try:
                 data = await stream.receive_some()
@@ -68,7 +69,7 @@ async def test_after_a_failed_handshake_only_records_have_been_sent(pairs: Pairs
     async with trio.open_nursery() as nursery:
         nursery.start_soon(peer)
         with pytest.raises(TlsPolicyError):
-            await start_tls(left, MANDATORY, TlsContexts(), host_name=NAME, timeout_s=5)
+            await start_tls(left, MANDATORY, TlsContexts(), host_name=NAME, timeout_s=PATIENCE_S)
     assert record_types(received) in ([HANDSHAKE], [HANDSHAKE, ALERT])
     assert left.socket.fileno() == -1
 
@@ -101,14 +102,14 @@ class Gone(trio.abc.Stream):
 async def test_the_reason_of_a_failure_is_not_lost_with_the_connection() -> None:
     gone = Gone(b"454 not now\r\n")
     with pytest.raises(TlsPolicyError, match="error:SSL routines"):
-        await start_tls(gone, MANDATORY, TlsContexts(), host_name=NAME, timeout_s=5)
+        await start_tls(gone, MANDATORY, TlsContexts(), host_name=NAME, timeout_s=PATIENCE_S)
 
 
 async def test_a_server_tells_its_reason_and_closes(pairs: Pairs) -> None:
     left, right = await pairs.tcp()
     await left.send_all(b"EHLO client.test\r\n")
     with pytest.raises(TlsPolicyError, match=r"\(SSL_accept\): error:SSL routines"):
-        await serve_tls(right, server(), timeout_s=5)
+        await serve_tls(right, server(), timeout_s=PATIENCE_S)
     assert record_types(await everything(left)) in ([], [ALERT])
     assert right.socket.fileno() == -1
 
@@ -121,7 +122,7 @@ async def test_a_handshake_that_is_cut_anywhere_ends_as_an_error(pairs: Pairs, c
 
     async def serve() -> None:
         with pytest.raises(TlsPolicyError):
-            await serve_tls(server_side, server(), timeout_s=5)
+            await serve_tls(server_side, server(), timeout_s=PATIENCE_S)
 
     async def between() -> None:
         await client_side.send_all(await right.receive_some())
@@ -135,7 +136,7 @@ async def test_a_handshake_that_is_cut_anywhere_ends_as_an_error(pairs: Pairs, c
         nursery.start_soon(serve)
         nursery.start_soon(between)
         with pytest.raises(TlsPolicyError, match="closed the connection"):
-            await start_tls(left, MANDATORY, TlsContexts(), host_name=NAME, timeout_s=5)
+            await start_tls(left, MANDATORY, TlsContexts(), host_name=NAME, timeout_s=PATIENCE_S)
 
 
 # Sessions, over sockets and to one endpoint
@@ -154,11 +155,11 @@ class Listening:
         served: list[TlsStream] = []
 
         async def serve() -> None:
-            served.append(await serve_tls(right, self.context, timeout_s=5))
+            served.append(await serve_tls(right, self.context, timeout_s=PATIENCE_S))
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(serve)
-            client = await start_tls(left, plan, contexts, host_name=NAME, timeout_s=5)
+            client = await start_tls(left, plan, contexts, host_name=NAME, timeout_s=PATIENCE_S)
         return client, served[0]
 
 
@@ -245,11 +246,11 @@ async def test_both_ends_may_close_at_once() -> None:
     served: list[TlsStream] = []
 
     async def serve() -> None:
-        served.append(await serve_tls(right, server(), timeout_s=5))
+        served.append(await serve_tls(right, server(), timeout_s=PATIENCE_S))
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serve)
-        client = await start_tls(left, MANDATORY, TlsContexts(), host_name=NAME, timeout_s=5)
+        client = await start_tls(left, MANDATORY, TlsContexts(), host_name=NAME, timeout_s=PATIENCE_S)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(client.aclose)
         nursery.start_soon(served[0].aclose)

@@ -13,6 +13,7 @@ from engine.net.stream import serve_tls, start_tls
 from engine.policy.plan import Plan, TlsLevel
 from engine.tls.context import TlsContexts
 from engine.tls.facts import ChainVerdict
+from fakes.patience import PATIENCE_S
 from fakes.tls_pairs import MANDATORY, NAME, server
 
 
@@ -43,18 +44,18 @@ async def shake(*, leave_last: bool, talk: bool = True) -> list[bytes]:
     counting = Counting(left)
 
     async def serve() -> None:
-        peer = await serve_tls(right, server(), timeout_s=5)
+        peer = await serve_tls(right, server(), timeout_s=PATIENCE_S)
         if not talk:
             await peer.send_all(b"hello")
         assert await peer.receive_some() == b"words"
         await peer.send_all(b"bye")
         await peer.aclose()
 
-    with trio.fail_after(5):
+    with trio.fail_after(PATIENCE_S):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(serve)
             client = await start_tls(
-                counting, MANDATORY, TlsContexts(), host_name=NAME, timeout_s=5, leave_last=leave_last
+                counting, MANDATORY, TlsContexts(), host_name=NAME, timeout_s=PATIENCE_S, leave_last=leave_last
             )
             if not talk:
                 assert await client.receive_some() == b"hello"
@@ -85,12 +86,12 @@ async def test_a_refused_certificate_ends_it_without_a_word() -> None:
     async def serve() -> None:
         # it has all it needs, and may or may not find out that nobody is there any more
         with contextlib.suppress(TlsPolicyError):
-            peer = await serve_tls(right, server(), timeout_s=5)
+            peer = await serve_tls(right, server(), timeout_s=PATIENCE_S)
             heard.append(bytes(await peer.receive_some()))
             await peer.aclose()
 
     plan = Plan(TlsLevel.DANE, sni=NAME, tlsa=(b"\3\1\1" + bytes(32),))
-    with trio.fail_after(5):
+    with trio.fail_after(PATIENCE_S):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(serve)
             with pytest.raises(TlsPolicyError):
@@ -99,7 +100,7 @@ async def test_a_refused_certificate_ends_it_without_a_word() -> None:
                     plan,
                     TlsContexts(),
                     host_name=NAME,
-                    timeout_s=5,
+                    timeout_s=PATIENCE_S,
                     leave_last=True,
                     decide=lambda _: ChainVerdict(False, message="no match"),
                 )

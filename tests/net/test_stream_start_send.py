@@ -9,6 +9,7 @@ import trio
 
 from engine.net.stream import TlsStream
 from engine.net.tcp import TcpStream
+from fakes.patience import PATIENCE_S
 from fakes.tls_pairs import Pairs
 
 #: more than the kernel takes, in pieces of this size
@@ -78,7 +79,7 @@ async def test_reading_goes_on_while_something_is_left(pairs: Pairs, kind: str) 
     stream, peer = await make(pairs, kind)
     fill(stream)
     await peer.send_all(b"hello")
-    with trio.fail_after(5):
+    with trio.fail_after(PATIENCE_S):
         assert await stream.receive_some() == b"hello"
     with trio.move_on_after(0.01):
         await stream.finish_send()

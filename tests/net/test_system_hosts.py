@@ -11,6 +11,7 @@ import trio
 
 from engine.net.system_hosts import LocalAddresses, SystemHosts
 from engine.policy.answers import Status
+from fakes.patience import PATIENCE_S
 
 
 async def test_localhost() -> None:
@@ -37,7 +38,7 @@ async def test_a_name_that_idna_refuses_is_an_error() -> None:
 
 async def test_a_call_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     end = threading.Event()
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: end.wait(30))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: end.wait(PATIENCE_S))
     hosts = SystemHosts(timeout_s=0.02, threads=1)
     for _ in range(2):  # the second one does not even get a thread
         assert (await hosts.query("mx.test", "A")).status is Status.TIMEOUT

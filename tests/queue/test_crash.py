@@ -14,6 +14,7 @@ import pytest
 
 from engine.queue.model import JobState, NewJob, NewRecipient
 from engine.queue.sqlite import SqliteStore
+from fakes.patience import PATIENCE_S
 from fakes.peers import PROJECT
 
 Flight = tuple[int, int]
@@ -38,11 +39,11 @@ class Folder:
         )
         self.processes.append(process)
         assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n", process.communicate(timeout=10)[1].decode()
+        assert process.stdout.readline() == b"ready\n", process.communicate(timeout=PATIENCE_S)[1].decode()
         return process
 
     def finish(self, process: subprocess.Popen[bytes]) -> None:
-        _, errors = process.communicate(timeout=50)
+        _, errors = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == 0, errors.decode()
 
     def lines(self, path: str) -> list[list[str]]:
@@ -60,7 +61,7 @@ def folder(tmp_path: Path) -> Iterator[Folder]:
     yield made
     for process in made.processes:
         process.kill()
-        process.communicate(timeout=10)
+        process.communicate(timeout=PATIENCE_S)
 
 
 def load(folder: Folder, count: int = COUNT) -> int:
@@ -122,7 +123,7 @@ def test_an_engine_that_is_killed_again_and_again(folder: Folder, rng: random.Ra
         process = folder.start()
         time.sleep(rng.uniform(0, 0.05))
         process.kill()
-        process.communicate(timeout=10)
+        process.communicate(timeout=PATIENCE_S)
     folder.finish(folder.start())
     check(folder, job)
 
@@ -135,7 +136,7 @@ def test_two_engines_at_once_and_one_is_killed(folder: Folder, rng: random.Rando
         process = folder.start()
         time.sleep(rng.uniform(0.005, 0.06))
         process.kill()
-        process.communicate(timeout=10)
+        process.communicate(timeout=PATIENCE_S)
     folder.finish(steady)
     folder.finish(folder.start())
     check(folder, job)
@@ -156,7 +157,7 @@ def test_a_loader_that_is_killed_leaves_nothing_to_send(folder: Folder, rng: ran
     process = folder.start("load", "1000000")
     time.sleep(rng.uniform(0.05, 0.4))
     process.kill()
-    process.communicate(timeout=10)
+    process.communicate(timeout=PATIENCE_S)
     job = load(folder, 50)
     folder.finish(folder.start())
     assert job > 1

@@ -20,6 +20,7 @@ from engine.queue._loading import normalised
 from engine.queue.model import Filter, JobState, NewJob, NewRecipient
 from engine.queue.sqlite import SqliteStore
 from engine.queue.store import QueueFull
+from fakes.patience import PATIENCE_S
 from fakes.peers import PROJECT
 
 NOW = 1_700_000_000.0
@@ -180,7 +181,7 @@ def test_memory_stays_flat_while_a_long_list_is_loaded(tmp_path: Path) -> None:
             [sys.executable, "tests/isolated/queue_load.py", str(tmp_path / f"{count}.db"), str(count)],
             capture_output=True,
             text=True,
-            timeout=55,
+            timeout=PATIENCE_S,
             cwd=PROJECT,
             check=False,
             env={"PYTHONPATH": str(PROJECT), "PATH": "/usr/bin:/bin", "TMPDIR": str(tmp_path)},

@@ -27,7 +27,6 @@ def test_rubbish_is_judged_as_the_reference_has_it() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
 def test_rubbish_does_no_harm_under_address_sanitizer(tmp_path: Path) -> None:
     environment = sanitized_environment(PYTHONMALLOC=OWN_ALLOCATIONS, SECONDS=str(SECONDS))
     built = build_kernel(MODULE, SOURCE, tmp_path)
@@ -38,7 +37,6 @@ def test_rubbish_does_no_harm_under_address_sanitizer(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
 def test_the_sanitizer_would_see_a_read_beyond_the_end(tmp_path: Path) -> None:
     """Without this the test above could pass because nobody looks."""
     environment = sanitized_environment(PYTHONMALLOC=OWN_ALLOCATIONS, SECONDS="10")

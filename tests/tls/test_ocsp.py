@@ -18,6 +18,7 @@ from engine.tls import ocsp
 from engine.tls.ocsp import Demand, Staple, Status, check, must_staple, refusal
 from engine.tls.selfmade import Identity, make_leaf
 from fakes.ocsp_pki import NOW, REVOKED, UNKNOWN, authority, chain, issued, response
+from fakes.patience import PATIENCE_S
 
 LEAF = issued()
 CHAIN = chain(LEAF, authority())
@@ -246,7 +247,7 @@ def test_a_response_that_openssl_makes(tmp_path: Path, flag: str, signer: str) -
         cwd=tmp_path,
         check=True,
         capture_output=True,
-        timeout=30,
+        timeout=PATIENCE_S,
     )
     made = subprocess.run(
         [
@@ -256,7 +257,7 @@ def test_a_response_that_openssl_makes(tmp_path: Path, flag: str, signer: str) -
         ],
         cwd=tmp_path,
         capture_output=True,
-        timeout=30,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert made.returncode == 0, made.stderr

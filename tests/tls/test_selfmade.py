@@ -14,6 +14,7 @@ from cryptography.x509 import DNSName, load_pem_x509_certificate, load_pem_x509_
 from cryptography.x509.verification import PolicyBuilder, Store
 
 from engine.tls.selfmade import make_authority, make_leaf, tlsa_record
+from fakes.patience import PATIENCE_S
 from fakes.peers import require
 from fakes.tls_pairs import now
 
@@ -55,9 +56,9 @@ def test_the_tlsa_record_is_of_the_octets_in_the_certificate(tmp_path: Path, opt
     require(shutil.which("openssl"), "needs the openssl command")
     path = tmp_path / "cert.pem"
     command = ["openssl", "req", "-x509", "-nodes", "-subj", "/CN=a.example", "-keyout", str(tmp_path / "key.pem")]
-    subprocess.run([*command, "-out", str(path), *options], check=True, capture_output=True, timeout=20)
+    subprocess.run([*command, "-out", str(path), *options], check=True, capture_output=True, timeout=PATIENCE_S)
     text = subprocess.run(
-        ["openssl", "x509", "-in", str(path), "-noout", "-pubkey"], check=True, capture_output=True, timeout=20
+        ["openssl", "x509", "-in", str(path), "-noout", "-pubkey"], check=True, capture_output=True, timeout=PATIENCE_S
     ).stdout
     spki = base64.b64decode(b"".join(text.splitlines()[1:-1]))
     certificate = load_pem_x509_certificate(path.read_bytes())

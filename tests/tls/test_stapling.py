@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,8 @@ from engine.tls.ocsp import Demand, Result
 from engine.tls.selfmade import Identity, tlsa_record
 from engine.tls.tlsa import from_text
 from fakes.ocsp_pki import GOOD, NAME, NOW, REVOKED, UNKNOWN, authority, issued, response
+from fakes.patience import PATIENCE_S
+from fakes.peers import free_port
 from fakes.tls_pairs import shake
 
 VERIFIED = Plan(TlsLevel.VERIFIED, sni=NAME, reference_names=(NAME,))
@@ -203,22 +204,16 @@ async def test_a_server_of_openssl_staples(tmp_path: Path, answer: str, expected
     ) as process:
         try:
             stream = await connected(port)
-            tls = await start_tls(stream, VERIFIED, made, host_name=NAME, timeout_s=10)
+            tls = await start_tls(stream, VERIFIED, made, host_name=NAME, timeout_s=PATIENCE_S)
             assert (tls.facts.verified, tls.facts.ocsp) == (True, expected)
             await tls.aclose()
         finally:
             process.kill()
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
-
-
 async def connected(port: int) -> trio.SocketStream:
     """A connection to a server that may still be starting."""
-    with trio.fail_after(10):
+    with trio.fail_after(PATIENCE_S):
         while True:
             try:
                 return await trio.open_tcp_stream("127.0.0.1", port)

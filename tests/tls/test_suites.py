@@ -8,6 +8,7 @@ import subprocess
 import pytest
 
 from engine.tls.suites import registered_name
+from fakes.patience import PATIENCE_S
 from fakes.peers import require
 
 
@@ -15,7 +16,7 @@ def test_every_suite_that_openssl_offers_for_mail_has_its_registered_name() -> N
     openssl = shutil.which("openssl")
     require(openssl, "openssl is not in the path")
     command = [str(openssl), "ciphers", "-stdname", "ALL:!PSK:!SRP:@SECLEVEL=0"]
-    listing = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
+    listing = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=True).stdout
     rows = [line.split() for line in listing.splitlines()]
     assert len(rows) > 50
     assert {row[2]: registered_name(row[2]) for row in rows} == {row[2]: row[0] for row in rows}

@@ -26,8 +26,9 @@ from fakes.fault_proxy import (
     Stall,
     open_fault_proxy,
 )
+from fakes.patience import until
 from fakes.peers import free_port
-from fakes.searching import failure, has_live_connection, in_thread, look, until
+from fakes.searching import failure, has_live_connection, in_thread, look
 
 
 def with_servers(*servers: str, connect_s: float = 5.0, query_s: float = 5.0) -> LookupRegistry:

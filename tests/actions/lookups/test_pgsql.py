@@ -14,8 +14,9 @@ from engine.actions.lookups.pgsql import escape_literals
 from engine.expand.quoting import quote_pgsql
 from fakes.databases import HOST, POSTGRESQL_PORT, Postgresql
 from fakes.fault_proxy import TO_CLIENT, TO_SERVER, Cut, Fault, Inject, Point, Reset, Stall, open_fault_proxy
+from fakes.patience import until
 from fakes.peers import free_port
-from fakes.searching import failure, has_live_connection, in_thread, look, until
+from fakes.searching import failure, has_live_connection, in_thread, look
 
 # --- text only --------------------------------------------------------------------------------------------------------
 

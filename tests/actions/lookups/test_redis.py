@@ -16,8 +16,9 @@ from engine.actions.lookups.redis import Reply, format_reply, pack_command, spli
 from engine.expand.quoting import quote_redis
 from fakes.databases import HOST, REDIS_PORT, RedisKeys
 from fakes.fault_proxy import TO_CLIENT, Cut, Dribble, Fault, Point, Stall, open_fault_proxy
+from fakes.patience import until
 from fakes.peers import free_port
-from fakes.searching import failure, has_live_connection, in_thread, look, until
+from fakes.searching import failure, has_live_connection, in_thread, look
 
 
 def with_servers(*servers: str, connect_s: float = 5.0, query_s: float = 5.0) -> LookupRegistry:

@@ -17,6 +17,7 @@ from engine.actions.lookups.kept import MAX_AGE_S
 from engine.actions.lookups.registry import candidates
 from engine.errors import ExpandError, LookupDeferral
 from engine.expand.searches import Search, SearchDeferral, parse_type
+from fakes.patience import PATIENCE_S
 from fakes.searching import failure, find, look
 
 
@@ -305,13 +306,13 @@ def test_two_threads_at_once_are_a_bug_and_one_after_the_other_are_none(
 
     def ask(search: Search, query: bytes, *, tainted: bool) -> Result | None:
         inside.set()
-        assert leave.wait(10)
+        assert leave.wait(PATIENCE_S)
         return Result(b"slow")
 
     monkeypatch.setattr(driver, "ask", ask)
     thread = threading.Thread(target=lambda: results.append(look(counted, "pgsql", "write")))
     thread.start()
-    assert inside.wait(10)
+    assert inside.wait(PATIENCE_S)
     with pytest.raises(RuntimeError, match="two threads"):
         look(counted, "pgsql", "read")
     with pytest.raises(RuntimeError, match="two threads"):

@@ -18,6 +18,7 @@ from engine.errors import ConfigError
 from engine.policy.answers import Status
 from engine.values import parse_address
 from fakes.canned_dns import CannedDns, Records
+from fakes.patience import PATIENCE_S
 from fakes.plain_expander import PlainExpander
 
 RECORDS: Records = {
@@ -324,7 +325,7 @@ async def test_an_unknown_driver() -> None:
 
 
 async def test_hosts_that_cannot_be_expanded_defer_without_trouble_in_the_nursery() -> None:
-    with trio.fail_after(5):
+    with trio.fail_after(PATIENCE_S):
         found = await route(router(route_list='* "a.test : b.test"', ignore_target_hosts="ERROR"))
     assert isinstance(found, RouteDeferred)
     assert found.errno == -27
