@@ -8,29 +8,37 @@ but the case right is believed only where the server folds case over TCP, too; u
 Invariants: `query` returns an `Answer` whatever the servers do; `ad` is False where the way to the server is not
 trusted; an error is kept for `ERROR_TTL_S` only, and is never turned into a denial (R6); a waiter that is cancelled
 takes nobody with it.
-Bounds: `max_in_flight` questions are on the way, each ends within `timeout_s`; who waits for a turn is one of the
-caller's tasks, so there are never more flights than tasks that ask.  `cache_size` bounds the answers kept, where an
-answer of more than `UNIT_OCTETS` counts as several, so that a cache full of answers made to be large is no larger.
+Nearly every question is answered by the first datagram that comes back, and is then a matter of two plain calls
+(`_begin`, `_on_first`); whatever else happens goes on in a task of its own (`_go_on`).
+Bounds: `max_in_flight` questions are on the way, each ends within `timeout_s` of its turn; what waits for a turn is
+bounded by who asks: a task, or somebody who counts what he has asked ahead.  `cache_size` bounds what is kept.
 """
 
 from __future__ import annotations
 
 import secrets
-import socket
-from dataclasses import dataclass, field
+from collections import deque
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import dns.rcode
 import trio
 
 from ..policy.answers import Answer, Status
-from .dns_message import MAX_CNAMES, NotOurs, Question, Response, build_query, parse_response
+from .dns_cache import AnswerCache
+from .dns_datagrams import Datagrams
+from .dns_message import MAX_CNAMES, Response, build_query
 from .dns_names import Garbled, labels_of
 from .dns_servers import Server, TrustAd, configured_servers, system_servers
-from .expiring import Expiring
+from .dns_stream import exchange_stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from .dns_cache import Key
+    from .dns_datagrams import Outcome
+    from .dns_message import Question
 
 #: seconds that an error is kept, so that a broken domain with many recipients is not asked for each of them
 ERROR_TTL_S: Final = 3
@@ -40,10 +48,6 @@ MAX_TTL_S: Final = 86_400
 MAX_NEGATIVE_TTL_S: Final = 3_600
 #: seconds that a server which did not reply is asked last
 PENALTY_S: Final = 30.0
-#: octets of names and data in an answer that count as one of `cache_size`; the usual answer has far less
-UNIT_OCTETS: Final = 1024
-#: octets that each record takes beside its data; about what CPython needs
-_RECORD_OCTETS: Final = 64
 #: random bits for the id of a query (RFC 1035 §4.1.1)
 _ID_BITS: Final = 16
 #: random bits for the case of the letters of a name, which has 255 octets at most
@@ -52,7 +56,6 @@ _CASE_BITS: Final = 256
 _ROUNDS: Final = (2 / 15, 4 / 15, 9 / 15)
 _ANSWERS: Final = (dns.rcode.NOERROR, dns.rcode.NXDOMAIN)
 _WITHOUT_EDNS: Final = (dns.rcode.FORMERR, dns.rcode.NOTIMP, dns.rcode.BADVERS)
-_RECEIVE_OCTETS: Final = 4096
 
 
 @dataclass(slots=True)
@@ -67,12 +70,45 @@ class Counts:
     errors: int = 0
 
 
-@dataclass(slots=True, eq=False)
 class _Flight:
-    """A question on its way; whoever asks the same waits for `done`."""
+    """A question on its way; whoever asks the same waits for it, too.
 
-    done: trio.Event = field(default_factory=trio.Event)
-    answer: Answer | None = None
+    Attributes:
+        tasks: who wait for the answer; on_end: who are told that it is there.
+        until: the second of trio's clock at which it ends; first: what came of the first question to a server, if
+            that was no usable answer.
+    """
+
+    __slots__ = ("answer", "first", "key", "on_end", "tasks", "until")
+
+    def __init__(self, key: Key) -> None:
+        self.key = key
+        self.answer: Answer | None = None
+        self.first: _First | None = None
+        self.on_end: list[Callable[[], object]] = []
+        self.tasks: dict[trio.lowlevel.Task, None] = {}
+        self.until = 0.0
+
+    async def wait(self) -> Answer:
+        """The answer; a task that is cancelled takes nobody with it."""
+        task = trio.lowlevel.current_task()
+        self.tasks[task] = None
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            del self.tasks[task]
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
+        assert self.answer is not None, "who waits is woken by the answer"
+        return self.answer
+
+
+class _First(NamedTuple):
+    """What came of a question to a server."""
+
+    server: Server
+    edns: bool
+    outcome: Outcome
 
 
 class _Failed(Exception):
@@ -132,9 +168,14 @@ class Resolver:
         self.on_failure: Callable[[Answer], object] | None = None
         self._timeout_s = timeout_s
         self._clock = clock
-        self._turn = trio.Semaphore(max_in_flight)
-        self._kept: Expiring[tuple[str, str], Answer] = Expiring(cache_size, clock)
-        self._flights: dict[tuple[str, str], _Flight] = {}
+        self._max_in_flight = max_in_flight
+        self._kept = AnswerCache(cache_size, clock)
+        self._flights: dict[Key, _Flight] = {}
+        #: flights that wait for their turn
+        self._line: deque[_Flight] = deque()
+        self._in_flight = 0
+        self._datagrams: Datagrams | None = None
+        self._labels = {server: str(server) for server in self.servers}
         self._penalties: dict[Server, float] = {}
         self._without_edns: set[Server] = set()
         self._folding_case: set[Server] = set()
@@ -144,83 +185,158 @@ class Resolver:
 
         Never raises for what DNS does: see `Answer.status`.
         """
-        return self._told(await self._query(name, rdtype))
+        key = _key(name, rdtype)
+        answer = self.cached_or_none(*key)
+        if answer is not None:
+            await trio.lowlevel.checkpoint()
+        else:
+            answer = await self._flight(key).wait()
+        self.tell(answer)
+        return answer
 
     def query_nowait(self, name: str, rdtype: str) -> Answer | None:
         """As `query`, where the answer is kept; None where somebody has to be asked."""
-        answer = self.cached_or_none(name.lower().removesuffix("."), rdtype)
-        return None if answer is None else self._told(answer)
-
-    def _told(self, answer: Answer) -> Answer:
-        if self.on_failure is not None and answer.status is not Status.OK:
-            self.on_failure(answer)
+        answer = self.peek(name, rdtype)
+        if answer is not None:
+            self.tell(answer)
         return answer
 
-    async def _query(self, name: str, rdtype: str) -> Answer:
-        key = (name.lower().removesuffix("."), rdtype)
-        while True:
-            answer = self.cached_or_none(*key)
-            if answer is not None:
-                await trio.lowlevel.checkpoint()
-                return answer
-            flight = self._flights.get(key)
-            if flight is None:
-                break
-            await flight.done.wait()
-            if flight.answer is not None:
-                return flight.answer
-            # whoever asked was cancelled: ask again
-        flight = self._flights[key] = _Flight()
-        try:
-            try:
-                self._turn.acquire_nowait()
-            except trio.WouldBlock:
-                await self._turn.acquire()
-            try:
-                flight.answer = await self._look_up(*key)
-            finally:
-                self._turn.release()
-            self._keep(key, flight.answer)
-            return flight.answer
-        finally:
-            del self._flights[key]
-            flight.done.set()
+    def peek(self, name: str, rdtype: str) -> Answer | None:
+        """As `query_nowait`, and nobody is told: whoever makes use of the answer does so by `tell`."""
+        return self.cached_or_none(*_key(name, rdtype))
+
+    def tell(self, answer: Answer) -> None:
+        """A question found nothing or failed: let `on_failure` know."""
+        if self.on_failure is not None and answer.status is not Status.OK:
+            self.on_failure(answer)
+
+    def ask_ahead(self, name: str, rdtype: str, on_end: Callable[[], object]) -> bool:
+        """Ask what somebody will want to know soon.
+
+        Args:
+            on_end: called once the answer is there; it must not raise.
+
+        Returns:
+            False where the answer is kept already; `on_end` is not called then.
+        """
+        key = _key(name, rdtype)
+        if key in self._kept:
+            return False
+        self._flight(key).on_end.append(on_end)
+        return True
+
+    def forget(self, name: str, rdtype: str) -> None:
+        """Keep an answer no longer: whoever asked keeps what was made of it."""
+        self._kept.discard(_key(name, rdtype))
 
     def cached_or_none(self, name: str, rdtype: str) -> Answer | None:
         """The answer that is kept, with what is left of its TTL, or None."""
-        key = (name, rdtype)
-        answer = self._kept.get_or_none(key)
-        if answer is None:
-            return None
-        self.counts.cache_hits += 1
-        return answer if answer.is_error else answer.with_ttl(int(self._kept.seconds_left(key)))
+        answer = self._kept.get_or_none((name, rdtype))
+        self.counts.cache_hits += answer is not None
+        return answer
 
     def flush(self) -> None:
         """Forget every answer."""
         self._kept.clear()
 
-    def _keep(self, key: tuple[str, str], answer: Answer) -> None:
+    def _keep(self, key: Key, answer: Answer) -> None:
         if answer.is_error:
             self.counts.errors += 1
         elif answer.ad:
             self.counts.secure += 1
         else:
             self.counts.insecure += 1
-        ttl_s = ERROR_TTL_S if answer.is_error else answer.ttl_s
-        self._kept.put(key, answer, ttl_s, 1 + _octets(answer) // UNIT_OCTETS)
+        self._kept.put(key, answer, ERROR_TTL_S if answer.is_error else answer.ttl_s)
+
+    # --- flights ------------------------------------------------------------------------------------------------------
+
+    def _flight(self, key: Key) -> _Flight:
+        """The flight of a question, begun if there is none."""
+        if self._datagrams is None or self._datagrams.is_over:
+            # the first question of a run of trio; what an earlier one left will never end
+            self._datagrams = Datagrams()
+            self._flights.clear()
+            self._line.clear()
+            self._in_flight = 0
+        flight = self._flights.get(key)
+        if flight is None:
+            flight = self._flights[key] = _Flight(key)
+            if self._in_flight < self._max_in_flight:
+                self._begin(flight)
+            else:
+                self._line.append(flight)
+        return flight
+
+    def _begin(self, flight: _Flight) -> None:
+        """Put the question to the first server; what comes of that is an answer, nearly always."""
+        self._in_flight += 1
+        now = trio.current_time()
+        flight.until = now + self._timeout_s
+        name, rdtype = flight.key
+        server = self._in_play()[0]
+        edns = server not in self._without_edns
+        try:
+            question = _question(name, rdtype, edns)
+        except ValueError:
+            trio.lowlevel.spawn_system_task(self._go_on, flight)
+            return
+        self.counts.queries += 1
+        assert self._datagrams is not None
+        deadline = min(flight.until, now + _ROUNDS[0] * self._timeout_s)
+        self._datagrams.ask(server, question, deadline, partial(self._on_first, flight, server, edns))
+
+    def _on_first(self, flight: _Flight, server: Server, edns: bool, outcome: Outcome) -> None:
+        if isinstance(outcome, Response) and self._is_plain(server, flight.key[1], outcome):
+            if self._penalties:
+                self._penalties.pop(server, None)
+            name, rdtype = flight.key
+            ttl_s = outcome.ttl_s if outcome.cnames or outcome.has_records else MAX_TTL_S
+            said = _Said(server, outcome, Status.OK)
+            secure = self.is_ad_trusted and outcome.ad
+            self._end(flight, self._answer(name, rdtype, said, outcome.cnames, secure, min(MAX_TTL_S, ttl_s)))
+            return
+        flight.first = _First(server, edns, outcome)
+        trio.lowlevel.spawn_system_task(self._go_on, flight)
+
+    def _is_plain(self, server: Server, rdtype: str, response: Response) -> bool:
+        """Whether a response over UDP says all there is to know."""
+        return (
+            response.rcode in _ANSWERS
+            and not response.truncated
+            and not response.is_referral
+            and (response.is_case_kept or server in self._folding_case)
+            and not _stops_short(response, rdtype)
+        )
+
+    async def _go_on(self, flight: _Flight) -> None:
+        """Ask on where the first server has not answered a question."""
+        self._end(flight, await self._look_up(flight))
+
+    def _end(self, flight: _Flight, answer: Answer) -> None:
+        flight.answer = answer
+        self._keep(flight.key, answer)
+        del self._flights[flight.key]
+        self._in_flight -= 1
+        for task in flight.tasks:
+            trio.lowlevel.reschedule(task)
+        flight.tasks.clear()
+        while self._line and self._in_flight < self._max_in_flight:
+            self._begin(self._line.popleft())
+        for on_end in flight.on_end:
+            on_end()
 
     # --- one question -------------------------------------------------------------------------------------------------
 
-    async def _look_up(self, name: str, rdtype: str) -> Answer:
+    async def _look_up(self, flight: _Flight) -> Answer:
         """Ask, and ask on where a server stopped within a CNAME chain (R3: one insecure link makes all insecure)."""
-        until = trio.current_time() + self._timeout_s
+        name, rdtype = flight.key
         cnames: tuple[str, ...] = ()
         secure = self.is_ad_trusted
         ttl_s = MAX_TTL_S
         asked = {name}
         target = name
         while True:
-            said = await self._ask(target, rdtype, until)
+            said = await self._ask(flight, target)
             response = said.response
             if response is None:
                 break
@@ -238,7 +354,7 @@ class Resolver:
         return self._answer(name, rdtype, said, cnames, secure, ttl_s)
 
     def _answer(self, name: str, rdtype: str, said: _Said, cnames: tuple[str, ...], secure: bool, ttl_s: int) -> Answer:
-        server = str(said.server) if said.server else ""
+        server = self._labels[said.server] if said.server else ""
         response = said.response
         if response is None:
             return Answer(name, rdtype, said.status, canonical_name=name, extended_error=said.error, server=server)
@@ -267,22 +383,31 @@ class Resolver:
             server=server,
         )
 
-    async def _ask(self, name: str, rdtype: str, until: float) -> _Said:
-        """Put one question to the servers in turn, in rounds with longer and longer waits, but not beyond `until`."""
+    def _in_play(self) -> list[Server]:
+        """The servers in the order to ask them."""
+        servers = list(self.servers)
+        if self._penalties:
+            now = self._clock()
+            servers.sort(key=lambda server: self._penalties.get(server, 0.0) > now)
+        return servers
+
+    async def _ask(self, flight: _Flight, name: str) -> _Said:
+        """Put one question to the servers in turn, in rounds with longer and longer waits, but not beyond its time."""
+        until, first = flight.until, flight.first
         try:
             labels_of(name)
         except ValueError as error:
             # what cannot be a name does not exist
             return _Said(None, Response(dns.rcode.NXDOMAIN, False, False, extended_error=str(error)), Status.NXDOMAIN)
-        now = self._clock()
-        in_play = list(self.servers)
-        if self._penalties:
-            in_play.sort(key=lambda server: self._penalties.get(server, 0.0) > now)
+        in_play = self._in_play()
+        if first is not None and in_play[0] != first.server:
+            # others have met with something meanwhile; this question is with the one that it was put to
+            in_play.sort(key=lambda server: server != first.server)
         worst = _TIMED_OUT
         for share in _ROUNDS:
             for server in tuple(in_play):
                 try:
-                    response = await self._ask_server(server, name, rdtype, share * self._timeout_s, until)
+                    response = await self._ask_server(flight, server, name, share * self._timeout_s)
                 except trio.TooSlowError:
                     if trio.current_time() >= until:
                         return _TIMED_OUT
@@ -301,15 +426,17 @@ class Resolver:
                 worst = _Said(server, None, Status.SERVFAIL, response.extended_error or _rcode_text(response.rcode))
         return worst
 
-    async def _ask_server(self, server: Server, name: str, rdtype: str, wait_s: float, until: float) -> Response:
+    async def _ask_server(self, flight: _Flight, server: Server, name: str, wait_s: float) -> Response:
         """Ask one server, by UDP and if need be by TCP, with EDNS and if need be without.
 
         Raises:
-            trio.TooSlowError: no reply within `wait_s` seconds, or by `until`.
+            trio.TooSlowError: no reply within `wait_s` seconds, or in the time of the flight.
             _Failed: no usable reply.
         """
-        edns = server not in self._without_edns
-        response = await self._exchange(server, _question(name, rdtype, edns), wait_s, until)
+        rdtype, until = flight.key[1], flight.until
+        first, flight.first = flight.first, None
+        edns = server not in self._without_edns if first is None else first.edns
+        response = await self._exchange(server, _question(name, rdtype, edns), wait_s, until, first)
         if edns and response.rcode in _WITHOUT_EDNS:
             # RFC 6891 §7: it may know no EDNS
             response = await self._exchange(server, _question(name, rdtype, False), wait_s, until)
@@ -320,20 +447,27 @@ class Resolver:
             raise _Failed("the server does not resolve names for us")
         return response
 
-    async def _exchange(self, server: Server, question: Question, wait_s: float, until: float) -> Response:
-        self.counts.queries += 1
+    async def _exchange(
+        self, server: Server, question: Question, wait_s: float, until: float, first: _First | None = None
+    ) -> Response:
+        """Ask by UDP, unless that was done already, and by TCP if need be."""
         try:
-            response: Response | None = None
-            with trio.CancelScope(deadline=min(until, trio.current_time() + wait_s)) as scope:
-                response = await _exchange_datagrams(server, question)
+            if first is None:
+                self.counts.queries += 1
+                response = await self._exchange_datagrams(server, question, min(until, trio.current_time() + wait_s))
+            elif isinstance(first.outcome, Exception):
+                raise first.outcome
+            else:
+                response = first.outcome
             has_wrong_case = response is not None and not response.is_case_kept and server not in self._folding_case
-            if not scope.cancelled_caught and (response is None or response.truncated or has_wrong_case):
+            if response is None or response.truncated or has_wrong_case:
                 self.counts.tcp += 1
-                with trio.CancelScope(deadline=min(until, trio.current_time() + wait_s)) as scope:
-                    response = await _exchange_stream(server, question)
+                response = None
+                with trio.CancelScope(deadline=min(until, trio.current_time() + wait_s)):
+                    response = await exchange_stream(server, question)
                     if not response.is_case_kept:
                         self._folding_case.add(server)
-            if scope.cancelled_caught or response is None:
+            if response is None:
                 raise trio.TooSlowError
         except Garbled as error:
             raise _Failed(f"garbled response: {error}") from None
@@ -343,17 +477,18 @@ class Resolver:
             raise _Failed("truncated response over TCP")
         return response
 
+    async def _exchange_datagrams(self, server: Server, question: Question, deadline: float) -> Response | None:
+        assert self._datagrams is not None, "a flight has begun"
+        return await self._datagrams.exchange(server, question, deadline)
+
+
+def _key(name: str, rdtype: str) -> Key:
+    return name.lower().removesuffix("."), rdtype
+
 
 def _question(name: str, rdtype: str, edns: bool) -> Question:
     bits = secrets.randbits(_ID_BITS + _CASE_BITS)
     return build_query(name, rdtype, bits & (1 << _ID_BITS) - 1, edns=edns, case_bits=bits >> _ID_BITS)
-
-
-def _octets(answer: Answer) -> int:
-    """About how many octets an answer takes, beside the few that every one does."""
-    texts = (*answer.addresses, *answer.rdata, *answer.cnames, answer.extended_error)
-    records = len(texts) + len(answer.mx)
-    return records * _RECORD_OCTETS + sum(map(len, texts)) + sum(len(mx.exchange) for mx in answer.mx)
 
 
 def _stops_short(response: Response, rdtype: str) -> bool:
@@ -370,61 +505,3 @@ def _stops_short(response: Response, rdtype: str) -> bool:
 def _rcode_text(rcode: int) -> str:
     text = dns.rcode.to_text(dns.rcode.Rcode.make(rcode))
     return f"response code {rcode}" if text.isdecimal() else text
-
-
-async def _exchange_datagrams(server: Server, question: Question) -> Response | None:
-    """Send the query from a fresh port and wait for what matches it; None for a garbled response.
-
-    Raises:
-        OSError: the server refused.
-    """
-    family = socket.AF_INET6 if ":" in server.address else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as channel:
-        channel.setblocking(False)
-        # a connected socket takes datagrams of this server only (RFC 5452 §9.1)
-        channel.connect((server.address, server.port))
-        channel.send(question.wire)
-        try:
-            while True:
-                await trio.lowlevel.wait_readable(channel)
-                try:
-                    return parse_response(channel.recv(_RECEIVE_OCTETS), question)
-                except (NotOurs, BlockingIOError):
-                    continue
-                except Garbled:
-                    return None
-        finally:
-            trio.lowlevel.notify_closing(channel)
-
-
-async def _exchange_stream(server: Server, question: Question) -> Response:
-    """Ask over TCP.
-
-    Raises:
-        OSError: no connection, or it broke.
-        Garbled: another answer than ours, or one that cannot be read.
-    """
-    family = socket.AF_INET6 if ":" in server.address else socket.AF_INET
-    with trio.socket.socket(family, socket.SOCK_STREAM) as channel:
-        await channel.connect((server.address, server.port))
-        stream = trio.SocketStream(channel)
-        try:
-            await stream.send_all(len(question.wire).to_bytes(2, "big") + question.wire)
-            length = int.from_bytes(await _receive_exactly(stream, 2), "big")
-            wire = await _receive_exactly(stream, length)
-        except trio.BrokenResourceError as error:
-            raise Garbled(f"connection lost: {error.__cause__ or error}") from None
-    try:
-        return parse_response(wire, question)
-    except NotOurs as error:
-        raise Garbled(f"the response over TCP is not ours: {error}") from None
-
-
-async def _receive_exactly(stream: trio.SocketStream, count: int) -> bytes:
-    received = bytearray()
-    while len(received) < count:
-        chunk = await stream.receive_some(count - len(received))
-        if not chunk:
-            raise Garbled(f"connection closed after {len(received)} of {count} octets")
-        received += chunk
-    return bytes(received)
