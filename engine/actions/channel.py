@@ -18,6 +18,8 @@ log; `leftover` has what was not acknowledged.
 
 What we do not do.  A link never starts again: a new worker gets a new transport, so that nothing of the dead one's
 state can hurt.
+
+Long because all that a link does changes one state: what was sent, what waits, and whether there is room.
 """
 
 from __future__ import annotations
@@ -27,12 +29,13 @@ import itertools
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 
 import trio
 
 from ..errors import ActionTimeout, FrameError, WorkerDied
 from . import frames
+from .endings import Ending, oom_kills
 from .frames import Ack, Alive, Answer, Dead, Log, Ready, Shape
 from .questions import Patience, Questions
 from .transport import TAKE
@@ -78,6 +81,7 @@ class Outgoing:
         state: of the program, as `frames.state_frame` makes it.
         dead: `group:handler` -> its dead letter, if one gave up; to be stored when the event is done.
         open_groups: groups that are not done with it; the hub's.
+        deaths: workers that it has ended, alone with them.
     """
 
     shape: Shape | None
@@ -90,6 +94,7 @@ class Outgoing:
     state: Mapping[str, Any] | None = None
     dead: Mapping[str, Dead] | None = None
     open_groups: int = 0
+    deaths: int = 0
 
 
 class Owner(Protocol):
@@ -100,6 +105,9 @@ class Owner(Protocol):
     def on_done(self, link: Link, events: list[Outgoing]) -> None: ...
 
     def on_log(self, link: Link, line: Log, event: Outgoing | None) -> None: ...
+
+    def on_tick(self, link: Link) -> None:
+        """Called now and then."""
 
 
 class _Ended(Exception):
@@ -132,6 +140,19 @@ class Link:
         #: what the worker said of itself, once it has
         self.ready: Ready | None = None
         self.is_open = True
+        #: it gets no event but those that are handed to it by name
+        self.is_reserved = False
+        #: its process has ended, and nobody had told it to
+        self.has_died = False
+        #: how, if somebody told
+        self.ending: Ending | None = None
+        #: events that it was done with
+        self.done = 0
+        #: questions that it was asked and has not answered, also those that nobody waits for any more
+        self.unanswered = 0
+        #: when it told last that a handler is being retried, on trio's clock
+        self.waited_at = 0.0
+        self._oom_kills = oom_kills()
         self._transport = transport
         self._control = control
         self._owner = owner
@@ -194,12 +215,28 @@ class Link:
         """Events that the worker has."""
         return len(self._sent)
 
-    def leftover(self) -> list[Outgoing]:
-        """The events that are not done, in order; the link forgets them."""
-        events = [*self._sent.values(), *self._backlog]
+    @property
+    def is_idle(self) -> bool:
+        """Whether it could begin with an event at once, and has none."""
+        return self.is_open and self.ready is not None and not self._sent and not self._backlog
+
+    @property
+    def is_own_fault(self) -> bool:
+        """Whether the code of the worker is known to have ended it; once it has ended."""
+        if not self.has_died or self.ending is None:
+            return False
+        return self.ending.is_own_fault(memory_ran_out=oom_kills() > self._oom_kills)
+
+    def sent(self) -> list[Outgoing]:
+        """The events that the worker has."""
+        return list(self._sent.values())
+
+    def leftover(self) -> tuple[list[Outgoing], list[Outgoing]]:
+        """What it had, and may have run, and what it was not given, in order; the link forgets all of it."""
+        had, others = list(self._sent.values()), list(self._backlog)
         self._sent.clear()
         self._backlog.clear()
-        return events
+        return had, others
 
     async def ask(self, shape: Shape, id: bytes, values: Values | Packed, timeout_s: float) -> Answer:
         """Ask for a veto.
@@ -241,6 +278,7 @@ class Link:
             # the worker has something to do, and had nothing before
             self._heard = now
         question = self._questions.open(seq, now + timeout_s)
+        self.unanswered += 1
         try:
             if not await self._ask_now(question, frame, explain):
                 with trio.move_on_at(question.deadline):
@@ -378,8 +416,15 @@ class Link:
                 # what it wrote before it went still counts
                 while self._take():
                     pass
-                raise _Ended("it ended" if self._is_draining else "it died")
-            raise _Ended("it talked on its control socket")
+                self._on_gone()
+            self.ending = Ending.told_untrusted(octets)
+            if self.ending is None:
+                raise _Ended("it talked on its control socket")
+
+    def _on_gone(self) -> NoReturn:
+        """The process of the worker is gone."""
+        self.has_died = not self._is_draining
+        raise _Ended("it ended" if self._is_draining else "it died")
 
     async def _watch_silence(self) -> None:
         with trio.move_on_after(READY_S):
@@ -388,6 +433,7 @@ class Link:
             raise _Ended(f"it did not say READY within {READY_S:g} s")
         while True:
             await trio.sleep(min(_SILENCE_CHECK_S, self._silence_s / 4))
+            self._owner.on_tick(self)
             if (self._sent or self._questions) and trio.current_time() - self._heard > self._silence_s:
                 raise _Ended(f"it has said nothing for {self._silence_s:g} s with {len(self._sent)} events to handle")
 
@@ -509,7 +555,7 @@ class Link:
         try:
             arrived = self._transport.take()
         except EOFError:
-            raise _Ended("it ended" if self._is_draining else "it died") from None
+            self._on_gone()
         if arrived:
             self._heard = trio.current_time()
         for frame in arrived:
@@ -520,6 +566,7 @@ class Link:
                 case Ack():
                     self._on_ack(said)
                 case Answer():
+                    self.unanswered -= 1
                     self._questions.on_answer(said)
                 case Dead():
                     self._on_dead(said)
@@ -528,7 +575,7 @@ class Link:
                 case Ready():
                     self._on_ready(said)
                 case Alive():
-                    pass
+                    self.waited_at = trio.current_time()
         return len(arrived) == TAKE
 
     def _on_ready(self, ready: Ready) -> None:
@@ -552,6 +599,7 @@ class Link:
                     raise FrameError("it acknowledges what it was not given")
                 done.append(event)
         self._more.set()
+        self.done += len(done)
         self._owner.on_done(self, done)
 
     def _on_dead(self, dead: Dead) -> None:

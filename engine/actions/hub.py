@@ -19,16 +19,18 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import trio
 
 from ..errors import ActionError, ActionTimeout, WorkerDied
-from .api import Patterns, is_chosen
 from .channel import SILENCE_S, WINDOW, Link, Outgoing
 from .frames import ProgramText, Shape, Status
+from .group import Group, count_at_once
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from ._ring import Packed
-    from .frames import Answer, Log, Ready, Values, Veto
+    from .endings import Ending
+    from .frames import Answer, Log, Ready, Values
+    from .group import Counts, OnAgain
     from .transport import Transport
 
 #: the group of the engine's own workers, which evaluate programs and run the built-in handlers
@@ -41,6 +43,8 @@ _MAX_WANTING: Final = 1000
 _END_S: Final = 2.0
 #: events held by default; what is over that stays where it came from
 LIMIT: Final = 50_000
+#: workers that an event may end, alone with them, before it is a dead letter
+DEATHS: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +58,6 @@ class Refusal:
 
     text: bytes
     group: str
-
-
-@dataclass(slots=True)
-class Counts:
-    """What a group did, for people and metrics."""
-
-    done: int = 0
-    dead: int = 0
-    dropped: int = 0
-    refused: int = 0
-    silent: int = 0
 
 
 @dataclass(slots=True)
@@ -88,103 +81,6 @@ class TakeLine(Protocol):
     def __call__(self, text: bytes, logs: frozenset[str], event: Outgoing | None = None, /) -> None: ...
 
 
-class _Group:
-    """The workers of one group."""
-
-    def __init__(self, name: str, *, is_expected: bool) -> None:
-        self.name = name
-        self.is_expected = is_expected
-        self.links: list[Link] = []
-        #: events that no link has, in order
-        self.waiting: deque[Outgoing] = deque()
-        #: key -> the link that has events of it, and how many
-        self.places: dict[bytes, tuple[Link, int]] = {}
-        self.counts = Counts()
-        #: None as long as nobody has said
-        self.handlers: tuple[tuple[str, Patterns], ...] | None = None
-        self.vetoes: tuple[tuple[Patterns, Veto], ...] = ()
-
-    def foretell(self, handlers: tuple[tuple[str, str], ...]) -> None:
-        self.handlers = tuple((name, Patterns((pattern,))) for name, pattern in handlers)
-
-    def learn(self, ready: Ready) -> None:
-        self.foretell(ready.handlers)
-        self.vetoes = tuple((Patterns((veto.pattern,)), veto) for veto in ready.vetoes)
-
-    def wants(self, name: str, handlers: tuple[str, ...] | None) -> bool:
-        """Whether it handles this event; a group that is expected and has never said is thought to."""
-        if self.name == OBSERVERS:
-            handlers = None
-        if self.handlers is None:
-            return self.is_expected and self.is_named(handlers)
-        return any(
-            patterns.match(name) and is_chosen(self.name, handler, handlers) for handler, patterns in self.handlers
-        )
-
-    def wants_live(self, name: str, handlers: tuple[str, ...] | None) -> bool:
-        """Whether somebody is there who handles this event."""
-        return bool(self.links) and self.handlers is not None and self.wants(name, handlers)
-
-    def is_named(self, handlers: tuple[str, ...] | None) -> bool:
-        """Whether the group, or one of its handlers, is among those chosen."""
-        return handlers is None or any(choice.partition(":")[0] == self.name for choice in handlers)
-
-    def veto(self, name: str, handlers: tuple[str, ...] | None) -> Veto | None:
-        """The most patient registration that may refuse this event; vetoes are chosen by their group.
-
-        While no worker is there nobody waits for those whose silence is ignored.
-        """
-        if not self.is_named(handlers):
-            return None
-        found = [veto for patterns, veto in self.vetoes if patterns.match(name) and (self.links or veto.refuses)]
-        return max(found, key=lambda veto: (veto.timeout_s, veto.refuses), default=None)
-
-    def ready_links(self) -> list[Link]:
-        return [link for link in self.links if link.is_open and link.ready is not None]
-
-    def least_loaded(self) -> Link | None:
-        # for each event: a loop, which costs a third of `min` over a list
-        best, least = None, 0
-        for link in self.links:
-            if link.ready is not None and link.is_open:
-                load = link.load
-                if best is None or load < least:
-                    best, least = link, load
-        return best
-
-    def place(self, event: Outgoing) -> None:
-        """Give an event to a link: that of its key, or the one that has least to do."""
-        known = self.places.get(event.key)
-        link = self.least_loaded() if known is None else known[0]
-        if link is None:
-            self.waiting.append(event)
-            return
-        self.places[event.key] = link, 1 if known is None else known[1] + 1
-        link.submit(event)
-
-    def place_waiting(self) -> None:
-        events, self.waiting = self.waiting, deque()
-        for event in events:
-            self.place(event)
-
-    def forget(self, event: Outgoing) -> None:
-        """An event is done."""
-        known = self.places.get(event.key)
-        if known is not None:
-            link, count = known
-            if count > 1:
-                self.places[event.key] = link, count - 1
-            else:
-                del self.places[event.key]
-
-    def lose(self, link: Link) -> None:
-        """A link has ended: what it had waits again, before everything that came later."""
-        self.links.remove(link)
-        self.places = {key: place for key, place in self.places.items() if place[0] is not link}
-        self.waiting.extendleft(reversed(link.leftover()))
-        self.place_waiting()
-
-
 class Hub:
     """Hands events out.
 
@@ -194,6 +90,7 @@ class Hub:
         log: takes a line, the logs it is for, and the event that it is about or None.
         expected: groups whose events are kept until a worker comes.
         limit: events held at one time.
+        deaths: workers that an event may end, alone with them, before it is a dead letter.
     """
 
     def __init__(
@@ -205,20 +102,24 @@ class Hub:
         limit: int = LIMIT,
         window: int = WINDOW,
         silence_s: float = SILENCE_S,
+        deaths: int = DEATHS,
     ) -> None:
         self._on_done = on_done
         self._log = log
+        #: told of events that workers which have gone may have run
+        self.on_again: OnAgain = count_at_once
+        self._deaths = deaths
         #: told when somebody comes, goes or says what it wants: what `wants` and `may_refuse` said may change
         self.on_change: Callable[[], object] = lambda: None
         self._limit = limit
         self._window = window
         self._silence_s = silence_s
-        self._groups: dict[str, _Group] = {}
+        self._groups: dict[str, Group] = {}
         for name in expected:
-            self._groups[name] = _Group(name, is_expected=True)
+            self._groups[name] = self._make_group(name, is_expected=True)
         self._shapes: dict[tuple[str, tuple[str, ...]], Shape] = {}
         self._programs: dict[tuple[object, ...], ProgramText] = {}
-        self._wanting: dict[tuple[str, tuple[str, ...] | None], tuple[_Group, ...]] = {}
+        self._wanting: dict[tuple[str, tuple[str, ...] | None], tuple[Group, ...]] = {}
         self._held = 0
         self._room = trio.Event()
         self._changed = trio.Event()
@@ -269,7 +170,7 @@ class Hub:
         if self._held >= self._limit:
             return False
         shape = event.shape
-        wanting: tuple[_Group, ...]
+        wanting: tuple[Group, ...]
         if event.program is not None:
             wanting = (self._group(MAIN, is_expected=True),)
         else:
@@ -287,7 +188,7 @@ class Hub:
             group.place(event)
         return True
 
-    def _find_wanting(self, name: str, handlers: tuple[str, ...] | None) -> tuple[_Group, ...]:
+    def _find_wanting(self, name: str, handlers: tuple[str, ...] | None) -> tuple[Group, ...]:
         """The groups that want an event; remembered until one of them comes, goes or says what it wants."""
         groups = self._groups.values()
         found = tuple(group for group in groups if group.name != OBSERVERS and group.wants(name, handlers))
@@ -311,7 +212,7 @@ class Hub:
         """Send a live event to a worker of each group that wants it; where there is no room it is lost, and counted."""
         for group in self._groups.values():
             if group.name != OBSERVERS and group.wants_live(shape.event, handlers):
-                link = group.least_loaded()
+                link = group.live_link()
                 if link is None or not link.publish(shape, id, values, handlers):
                     group.counts.dropped += 1
         self._observe(shape, id, values)
@@ -356,7 +257,7 @@ class Hub:
         return None
 
     async def _ask_group(
-        self, group: _Group, shape: Shape, values: Values | Packed, id: bytes, timeout_s: float
+        self, group: Group, shape: Shape, values: Values | Packed, id: bytes, timeout_s: float
     ) -> Answer:
         deadline = trio.current_time() + timeout_s
         while True:
@@ -392,12 +293,12 @@ class Hub:
         link = await self._wait_for_link(self._group(MAIN, is_expected=True), deadline)
         return await link.evaluate(program, values, state, deadline - trio.current_time(), about)
 
-    async def _wait_for_link(self, group: _Group, deadline: float) -> Link:
-        link = group.least_loaded()
+    async def _wait_for_link(self, group: Group, deadline: float) -> Link:
+        link = group.asked_link()
         if link is not None:
             return link
         with trio.move_on_at(deadline):
-            while (link := group.least_loaded()) is None:
+            while (link := group.asked_link()) is None:
                 await self._changed.wait()
             return link
         raise ActionTimeout(f"there is no worker of {group.name}")
@@ -412,12 +313,14 @@ class Hub:
         group: str,
         settings: Mapping[str, Any] | None = None,
         on_link: Callable[[Link], None] | None = None,
+        wait_ended: Callable[[], Awaitable[Ending | None]] | None = None,
     ) -> str:
         """Serve one worker until it is gone; returns why.  What it was not done with goes to others, or waits.
 
         Args:
             transport, control: see `Link`; owned from now on.
             on_link: told of the link before it begins.
+            wait_ended: waits, not for long, until it is known how the process has ended.
         """
         link = Link(
             transport,
@@ -433,12 +336,16 @@ class Hub:
         if on_link is not None:
             on_link(link)
         try:
-            return await link.run()
+            why = await link.run()
+            if link.has_died and link.ending is None and wait_ended is not None:
+                # what it had waits for that: it decides what is done with it
+                link.ending = await wait_ended()
+            return why
         finally:
             if link.unacknowledged:
                 text = f"{link.unacknowledged} events that a worker of {group} had not acknowledged are handed on again"
                 self._log(text.encode(), frozenset(["main"]), None)
-            where.lose(link)
+            where.lose(link, self.on_again)
             if not where.links:
                 self._change()
                 if not where.is_expected:
@@ -450,7 +357,7 @@ class Hub:
             GroupReport(
                 group.name,
                 len(group.ready_links()),
-                len(group.waiting) + sum(link.load - link.unacknowledged for link in group.links),
+                group.all_waiting() + sum(link.load - link.unacknowledged for link in group.links),
                 sum(link.unacknowledged for link in group.links),
                 group.counts,
             )
@@ -500,8 +407,9 @@ class Hub:
             group: one whose workers come again when they die: what waits for them is waited for.
             timeout_s: how long they may take to come; patience_s: how long they may get nothing done.
         """
-        while any(link.load for each in self._groups.values() for link in each.links) or self._group(group).waiting:
-            if self._group(group).waiting and not self._group(group).ready_links():
+        where = self._group(group)
+        while any(link.load for each in self._groups.values() for link in each.links) or where.all_waiting():
+            if where.all_waiting() and not where.ready_links():
                 with trio.move_on_after(timeout_s) as waiting:
                     await self._changed.wait()
                 if waiting.cancelled_caught:
@@ -509,32 +417,47 @@ class Hub:
                 continue
             with trio.move_on_after(patience_s) as working:
                 await self._room.wait()
-            if working.cancelled_caught and self._group(group).ready_links():
+            if working.cancelled_caught and where.ready_links():
                 return
+
+    def unacknowledged(self) -> list[Outgoing]:
+        """The events that workers have now, of all groups."""
+        return [event for group in self._groups.values() for link in group.links for event in link.sent()]
 
     def forget(self) -> None:
         """Forget every event that is held; no link may be left."""
         for group in self._groups.values():
             group.waiting.clear()
             group.places.clear()
+            group.special = None
         self._held = 0
 
-    def _group(self, name: str, *, is_expected: bool = False) -> _Group:
+    def _group(self, name: str, *, is_expected: bool = False) -> Group:
         group = self._groups.get(name)
         if group is None:
-            group = self._groups[name] = _Group(name, is_expected=is_expected)
+            group = self._groups[name] = self._make_group(name, is_expected=is_expected)
             self._change()
         return group
+
+    def _make_group(self, name: str, *, is_expected: bool) -> Group:
+        return Group(
+            name,
+            is_expected=is_expected,
+            is_looking_on=name == OBSERVERS,
+            finish=self._finish,
+            deaths=self._deaths,
+        )
 
     def _change(self) -> None:
         self._wanting.clear()
         self.on_change()
 
-    def _dissolve(self, group: _Group) -> None:
+    def _dissolve(self, group: Group) -> None:
         """Nobody is left of a group that came by itself: what it has not handled is not waited for."""
         del self._groups[group.name]
         self._change()
-        self._finish(group, list(group.waiting))
+        left = group.special.dissolve() if group.special is not None else []
+        self._finish(group, [*left, *group.waiting])
 
     def on_ready(self, link: Link, ready: Ready) -> None:
         """See `channel.Owner`."""
@@ -551,6 +474,8 @@ class Hub:
             gone = set(map(id, unwanted))
             group.waiting = deque(event for event in group.waiting if id(event) not in gone)
             self._finish(group, unwanted)
+        if group.special is not None:
+            group.special.on_idle_link()
         group.place_waiting()
         self._changed.set()
         self._changed = trio.Event()
@@ -560,13 +485,21 @@ class Hub:
         group = self._groups[link.group]
         for event in events:
             group.forget(event)
+        if group.special is not None:
+            group.special.on_done(events)
         self._finish(group, events)
 
     def on_log(self, link: Link, line: Log, event: Outgoing | None) -> None:
         """See `channel.Owner`."""
         self._log(line.text, line.logs, event)
 
-    def _finish(self, group: _Group, events: list[Outgoing]) -> None:
+    def on_tick(self, link: Link) -> None:
+        """See `channel.Owner`."""
+        custody = self._groups[link.group].special
+        if custody is not None:
+            custody.on_tick()
+
+    def _finish(self, group: Group, events: list[Outgoing]) -> None:
         """One group is done with these."""
         done = []
         for event in events:
