@@ -268,7 +268,8 @@ def _events_of(core: Core, events: Events | None, recovered: Recovered) -> list[
 def _recovered_facts(core: Core, recovered: Recovered) -> tuple[Fact, ...]:
     """The lines of one recipient whose engine could not write them.  In the queue's thread."""
     context = core.jobs.load_now_or_none(recovered.job_id)
-    connection = ConnectionFacts(split_label(recovered.host)[0], "", 0) if recovered.host else None
+    name, _, address = split_label(recovered.host)[0].partition(" ")
+    connection = ConnectionFacts(name, address.strip("[]"), 0) if name else None
     fact = Fact(
         _RECOVERED_KINDS[recovered.kind],
         core.clock(),

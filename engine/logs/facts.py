@@ -33,7 +33,7 @@ class ConnectionFacts:
     """What is the same for every delivery over one connection; made once a connection.
 
     Attributes:
-        host: host name; address: IP address as text; port: TCP port.
+        host: host name; address: IP address as text; port: TCP port, 0 where it is not known.
         secure: the host lookup was DNSSEC-secure (DS).
         local_address: ``[ip]:port`` of our end.
         tls_version: such as ``TLS1.3``, "" in clear; cipher: OpenSSL name; bits: key size.

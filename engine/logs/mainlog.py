@@ -166,7 +166,7 @@ class MainLogFormat:
         if connection.secure and "dnssec" in on:
             text += " DS"
         text += f" [{connection.address}]"
-        if "outgoing_port" in on:
+        if "outgoing_port" in on and connection.port:
             text += f":{connection.port}"
         if reused:
             text += "*"

@@ -274,6 +274,8 @@ async def test_what_the_journal_of_a_dead_engine_tells_is_raised(make_world: Mak
     host_lines = [line for line in world.log.lines if "H=" in line]
     assert host_lines
     assert all(" T=smtp" not in line for line in host_lines), "the label of the journal stays out of the log"
+    assert all(line.partition(" H=")[2].startswith("mx.example [192.0.2.1]") for line in host_lines[:3])
+    assert not any("[]" in line for line in world.log.lines)
 
 
 async def test_events_of_one_message_come_in_order(make_world: MakeWorld) -> None:
