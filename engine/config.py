@@ -125,6 +125,9 @@ class ActionsOptions:
         Kind.INTERVAL, 300, "how long a worker that has work may say nothing before it is replaced", minimum=1
     )
     worker_window: int = _option(Kind.INTEGER, 10_000, "events that a worker may hold unacknowledged", minimum=1)
+    worker_deaths: int = _option(
+        Kind.INTEGER, 3, "workers that an event may crash, alone with each, before it is a dead letter", minimum=1
+    )
     event_timeout: int = _option(Kind.INTERVAL, 5, "how long a step waits for the expansion of its event", minimum=1)
     event_timeout_action: str = _option(
         Kind.STRING,
@@ -134,6 +137,13 @@ class ActionsOptions:
     )
     give_up: int = _option(
         Kind.INTERVAL, 86_400, "how long a stored event whose lookup cannot be done is tried again", minimum=1
+    )
+    lookup_batch: int = _option(
+        Kind.INTEGER,
+        250,
+        "stored events whose SQL lookups share a transaction, where nobody reads their results; 1: each has its own",
+        minimum=1,
+        maximum=1000,
     )
     outbox_limit: int = _option(
         Kind.INTEGER, 1_000_000, "stored events at which nothing new is delivered until some have run", minimum=1

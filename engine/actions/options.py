@@ -28,7 +28,8 @@ _MAX_PATH: Final = 108 - 3
 def settings_of(config: Config, lookups: LookupOptions) -> Settings:
     """What the engine's own workers are told: `Settings.to_frame` makes HELLO's map of it."""
     handlers = {name: asdict(options) for name, options in config.handlers.items()}
-    return Settings(lookups, config.acls, config.lists, handlers, config.main.strict_acl_vars)
+    main, actions = config.main, config.actions
+    return Settings(lookups, config.acls, config.lists, handlers, main.strict_acl_vars, actions.lookup_batch)
 
 
 def sockets_of(config: Config) -> tuple[SocketOptions, ...]:

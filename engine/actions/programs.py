@@ -20,15 +20,20 @@ from ..expand.acl import Acls
 from ..expand.lists import NamedLists
 from .frames import ProgramText, Status, state_frame
 from .lookups import LookupOptions, LookupRegistry, Timeouts
+from .postponing import Recorder, only_tells
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from ..expand import Program
     from ..expand.scope import LogWrite
+    from ..expand.searches import Lookups
+    from .lookups import Place, Postponed, Progress
 
 #: programs that one worker keeps; a configuration has a score, and each event makes its own of each
 MAX_PROGRAMS: Final = 10_000
+#: statements that share a transaction at most, by default; arbitrary: of twice as many each would be 2 % cheaper
+TOGETHER: Final = 250
 #: variables of `Scope.dynamic`: they are not in the scope's mapping
 _DYNAMIC: Final = frozenset({"lookup_dnssec_authenticated"})
 
@@ -42,6 +47,7 @@ class Settings:
         lists: kind -> name -> items, as `engine.config.Config.lists`.
         handlers: name -> options of a built-in handler, as `engine.config.HandlerOptions`.
         strict_acl_vars: see `Scope`.
+        lookup_batch: events whose lookups share a transaction at most.
     """
 
     lookups: LookupOptions = field(default_factory=LookupOptions)
@@ -49,6 +55,7 @@ class Settings:
     lists: Mapping[str, Mapping[str, ListText]] = field(default_factory=dict)
     handlers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     strict_acl_vars: bool = False
+    lookup_batch: int = TOGETHER
 
     def to_frame(self) -> dict[str, Any]:
         """As it travels in HELLO."""
@@ -58,6 +65,7 @@ class Settings:
             "lists": {kind: dict(names) for kind, names in self.lists.items()},
             "handlers": {name: dict(options) for name, options in self.handlers.items()},
             "strict_acl_vars": self.strict_acl_vars,
+            "lookup_batch": self.lookup_batch,
         }
 
     @classmethod
@@ -72,6 +80,7 @@ class Settings:
                 {kind: dict(names) for kind, names in dict(data.get("lists", {})).items()},
                 {name: dict(options) for name, options in dict(data.get("handlers", {})).items()},
                 bool(data.get("strict_acl_vars", False)),
+                int(data.get("lookup_batch", TOGETHER)),
             )
         except (TypeError, ValueError, AttributeError) as error:
             raise FrameError(f"HELLO: settings that are none: {error}") from None
@@ -109,6 +118,8 @@ class Evaluator:
         self._now = now
         self._random = random.Random()
         self._programs: dict[int, tuple[ProgramText, Program | ExpandError]] = {}
+        #: numbers of programs whose lookups may be postponed
+        self._telling: set[int] = set()
 
     def learn(self, text: ProgramText) -> None:
         """Keep a program; one that does not compile fails at each evaluation.
@@ -122,6 +133,8 @@ class Evaluator:
         try:
             program = compile_text(text.source, options=options).specialise(text.constants)
             self._programs[text.number] = text, program
+            if only_tells(program):
+                self._telling.add(text.number)
         except ExpandError as error:
             self._programs[text.number] = text, error
 
@@ -153,11 +166,55 @@ class Evaluator:
             FrameError: there is no such program, or the values are not its variables'.
         """
         text, program = self.check(number, values)
+        scope = self._scope(text, values, state, self._lookups, logwrite)
+        try:
+            if isinstance(program, ExpandError):
+                raise program
+            status, value = Status.DONE, program.evaluate(scope)
+        except ForcedFailure as error:
+            status, value = Status.FORCED, _octets(error.message)
+        except LookupDeferral as error:
+            status, value = Status.DEFERRED, _octets(error.message)
+        except ExpandError as error:
+            status, value = Status.FAILED, _octets(error.message)
+        return Evaluated(status, bytes(value), state_frame((), scope.acl_m, scope.acl_c))
+
+    def postpone(self, number: int, values: tuple[Any, ...], state: Mapping[str, Any]) -> list[Postponed] | None:
+        """What a program would ask with these values, if that may be asked later; None if it is to be evaluated.
+
+        Raises:
+            FrameError: as `evaluate`.
+        """
+        if number not in self._telling:
+            return None
+        text, program = self.check(number, values)
+        recorder = Recorder(self._lookups)
+        try:
+            if isinstance(program, ExpandError):
+                return None
+            program.evaluate(self._scope(text, values, state, recorder, None))
+        except ExpandError:
+            # it says so once it is evaluated
+            return None
+        return recorder.asked
+
+    def run_together(self, place: Place, units: Sequence[tuple[bytes, ...]]) -> Progress:
+        """Ask what was postponed: see `LookupRegistry.run_together`."""
+        return self._lookups.run_together(place, units)
+
+    def _scope(
+        self,
+        text: ProgramText,
+        values: tuple[Any, ...],
+        state: Mapping[str, Any],
+        lookups: Lookups,
+        logwrite: LogWrite | None,
+    ) -> Scope:
         variables: dict[str, Any] = {**text.constants, **dict(zip(text.variables, values, strict=True))}
         scope = Scope(
             variables,
             headers=state.get("headers", ()),
-            lookups=self._lookups,
+            lookups=lookups,
             acls=self._acls,
             now=self._now,
             random=self._random.randrange,
@@ -170,17 +227,7 @@ class Evaluator:
                 scope.dynamic[name] = variables[name]
         scope.acl_m.update(state.get("acl_m", {}))
         scope.acl_c.update(state.get("acl_c", {}))
-        try:
-            if isinstance(program, ExpandError):
-                raise program
-            status, value = Status.DONE, program.evaluate(scope)
-        except ForcedFailure as error:
-            status, value = Status.FORCED, _octets(error.message)
-        except LookupDeferral as error:
-            status, value = Status.DEFERRED, _octets(error.message)
-        except ExpandError as error:
-            status, value = Status.FAILED, _octets(error.message)
-        return Evaluated(status, bytes(value), state_frame((), scope.acl_m, scope.acl_c))
+        return scope
 
     def close(self) -> None:
         """Close what lookups have open."""

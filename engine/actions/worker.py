@@ -220,7 +220,12 @@ class Runner:
             self._evaluator = Evaluator(self._settings)
             background = Evaluator(self._settings)
             self._program_desk = ProgramDesk(
-                background, self._ledger, self._send, attempts=self._attempts, backoff=self._backoff
+                background,
+                self._ledger,
+                self._send,
+                attempts=self._attempts,
+                backoff=self._backoff,
+                most=self._settings.lookup_batch,
             )
             self._program_desk.start()
         return self._evaluator, self._program_desk

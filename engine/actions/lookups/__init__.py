@@ -3,7 +3,8 @@
 Layer: adapter; blocking, so never where trio runs.  Spec: expansion 5.
 """
 
-from .registry import LookupOptions, LookupRegistry
+from .driver import Progress
+from .registry import TOGETHER, LookupOptions, LookupRegistry, Place, Postponed
 from .servers import Timeouts
 
-__all__ = ["LookupOptions", "LookupRegistry", "Timeouts"]
+__all__ = ["TOGETHER", "LookupOptions", "LookupRegistry", "Place", "Postponed", "Progress", "Timeouts"]

@@ -13,10 +13,16 @@ from typing import TYPE_CHECKING, Final, Protocol
 from engine.errors import EngineError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from engine.expand.searches import Search
 
 #: octets of one result; what is longer is refused, since it would be copied many times (arbitrary)
 MAX_RESULT_OCTETS: Final = 8 * 1024 * 1024
+#: seconds after which a transaction of many statements is committed with what it has, since it holds locks
+TOGETHER_S: Final = 0.5
+#: units of the first step of such a transaction; each further step is twice as long, and looks at the clock behind it
+FIRST_STEP: Final = 8
 
 
 class Deferral(EngineError):
@@ -44,6 +50,23 @@ class Result:
     authenticated: bool | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far statements came that were to be committed together.
+
+    Attributes:
+        done: units from the first one on that are committed; nothing is left of the others, unless it is in doubt.
+        failed: the unit that cannot be done, where that is known; none was tried behind it.
+        reason: why not all are done; empty where it only took too long for one transaction.
+        is_in_doubt: the server was told to commit and did not answer, so that the others may be done too.
+    """
+
+    done: int
+    failed: int | None = None
+    reason: str = ""
+    is_in_doubt: bool = False
+
+
 class KeyDriver(Protocol):
     """A single-key type: looks a key up in a file or directory."""
 
@@ -62,6 +85,27 @@ class QueryDriver(Protocol):
 
     def close(self) -> None:
         """Close connections and files; the driver can be used again and opens new ones."""
+
+
+#: statements, one or more, that are done together or not at all
+Unit = tuple[bytes, ...]
+
+
+class TogetherDriver(QueryDriver, Protocol):
+    """A query-style type whose statements can share a transaction."""
+
+    def postpone(self, search: Search, query: bytes, *, tainted: bool) -> tuple[str, bytes] | None:
+        """The server that `ask` would ask first, and the statement for it; None if it should have its own transaction.
+
+        Raises:
+            Deferral, Failure: as `ask`.
+        """
+
+    def run_together(self, server: str, units: Sequence[Unit]) -> Progress:
+        """Run statements of `postpone` in order, as one transaction, whose results nobody reads.
+
+        One that has taken a while is committed with what it has, and the rest is left.
+        """
 
 
 def bounded(value: bytes) -> bytes:

@@ -4,7 +4,9 @@ Layer: adapter.  Spec: expansion 5.2, 5.3, 5.4, X-25.
 `quote_mysql` writes backslash escapes, so a session never runs with NO_BACKSLASH_ESCAPES; its character set is utf8mb4,
 in which no octet of a longer character looks like a quote or a backslash.  One statement a query; `LOAD DATA LOCAL` is
 refused.  The host `localhost` without a port is the local socket, where there is one, as for the server's own clients.
-A statement commits by itself; one that leaves a transaction open is an error and rolled back.
+A statement commits by itself; one that leaves a transaction open is an error and rolled back.  Those whose results
+nobody reads may share a transaction, one after the other; what came before one that fails is committed, since not every
+table of MySQL can be rolled back.
 Invariants: connecting and a query have a deadline each, whatever the server does (each read has, where an option group
 asks for TLS); a connection is given up after
 anything but a complete answer, and when it is not as it was opened any more; a statement that may write is sent a
@@ -17,20 +19,24 @@ import errno
 import os
 import stat
 import struct
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 import pymysql
 from pymysql.constants import CLIENT, SERVER_STATUS
 from pymysql.cursors import SSCursor
 
-from .driver import MAX_RESULT_OCTETS, Result
+from .driver import MAX_RESULT_OCTETS, TOGETHER_S, Progress, Result
 from .servers import LostConnection, ServerDeferral, ServerList, Servers, Timeouts, format_row, parse_server
 from .sockets import connect, is_quiet
-from .statements import is_plain_select, leaves_traces
+from .statements import is_plain_select, leaves_traces, may_share_transaction
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from engine.expand.searches import Search
 
+    from .driver import Unit
     from .sockets import BoundedSocket
 
 #: the types of PyMySQL know text only, and queries are octets here
@@ -104,8 +110,20 @@ class _Connection:
             ServerDeferral: the server refuses it; the connection can be used again.
             LostConnection: the connection cannot.
         """
-        self._plug.limit(self._query_s, _MAX_ANSWER_OCTETS)
         self._is_changed = leaves_traces(query)
+        result = self._execute(query)
+        if self._is_in_transaction:
+            reason = "it left a transaction open, which is rolled back"
+            raise LostConnection(reason, complete=True, is_final=True)
+        return result
+
+    @property
+    def _is_in_transaction(self) -> bool:
+        return bool(self._my.server_status & SERVER_STATUS.SERVER_STATUS_IN_TRANS)
+
+    def _execute(self, query: bytes) -> Result | None:
+        """Raises as `run`."""
+        self._plug.limit(self._query_s, _MAX_ANSWER_OCTETS)
         cursor = self._my.cursor(SSCursor)
         try:
             if self._my.server_status & SERVER_STATUS.SERVER_STATUS_NO_BACKSLASH_ESCAPES:
@@ -130,10 +148,47 @@ class _Connection:
         except (OSError, *_GARBAGE):
             cursor.connection = None
             raise self._lost(complete=True) from None
-        if self._my.server_status & SERVER_STATUS.SERVER_STATUS_IN_TRANS:
-            reason = "it left a transaction open, which is rolled back"
-            raise LostConnection(reason, complete=True, is_final=True)
         return result
+
+    def run_together(self, units: Sequence[Unit]) -> Progress:
+        """Run statements in one transaction: see `TogetherDriver.run_together`."""
+        enough_at = time.monotonic() + TOGETHER_S
+        done, failed, reason, commits = 0, None, "", False
+        try:
+            self._execute(b"START TRANSACTION")
+            for unit in units:
+                if time.monotonic() >= enough_at and done:
+                    break
+                try:
+                    self._run_unit(unit)
+                except ServerDeferral as error:
+                    failed, reason = done, str(error)
+                    if not self._is_in_transaction:
+                        # the server has ended it: of a deadlock nothing is left
+                        return Progress(0, failed, reason)
+                    break
+                done += 1
+            commits = True
+            self._execute(b"COMMIT")
+        except (LostConnection, ServerDeferral) as error:
+            self._is_changed = True
+            return Progress(0, None, str(error), is_in_doubt=commits)
+        return Progress(done, failed, reason)
+
+    def _run_unit(self, unit: Unit) -> None:
+        """Raises as `run`."""
+        if len(unit) == 1:
+            self._execute(unit[0])
+            return
+        # all of it or nothing
+        self._execute(b"SAVEPOINT outrider")
+        try:
+            for query in unit:
+                self._execute(query)
+        except ServerDeferral:
+            if self._is_in_transaction:
+                self._execute(b"ROLLBACK TO SAVEPOINT outrider")
+            raise
 
     def _lost(self, *, complete: bool) -> LostConnection:
         if self._plug.is_exhausted:
@@ -210,13 +265,22 @@ class Mysql:
 
     def __init__(self, servers: str | tuple[str, ...], timeouts: Timeouts) -> None:
         self._servers = ServerList.read("MySQL", "mysql_servers", servers)
-        self._kept: Servers[bytes] = Servers(lambda server: _Connection(server, timeouts), "MYSQL: query failed: ")
+        self._kept: Servers[bytes, _Connection] = Servers(
+            lambda server: _Connection(server, timeouts), "MYSQL: query failed: "
+        )
 
     def ask(self, search: Search, query: bytes, *, tainted: bool) -> Result | None:
         servers, query = self._servers.choose(search, query, tainted=tainted)
         if not query:
             return None
         return self._kept.ask(servers, query, only_reads=is_plain_select(query))
+
+    def postpone(self, search: Search, query: bytes, *, tainted: bool) -> tuple[str, bytes] | None:
+        found = self._servers.choose_first(search, query, tainted=tainted)
+        return None if found is None or not may_share_transaction(found[1]) else found
+
+    def run_together(self, server: str, units: Sequence[Unit]) -> Progress:
+        return self._kept.together(server, lambda connection: connection.run_together(units))
 
     def is_cacheable(self, query: bytes) -> bool:
         return is_plain_select(query)

@@ -280,7 +280,7 @@ class Redis:
 
     def __init__(self, servers: str | tuple[str, ...], timeouts: Timeouts) -> None:
         self._servers = ServerList.read("Redis", "redis_servers", servers)
-        self._kept: Servers[list[bytes]] = Servers(
+        self._kept: Servers[list[bytes], _Connection] = Servers(
             lambda server: _Connection(server, timeouts), "REDIS: query failed: "
         )
 

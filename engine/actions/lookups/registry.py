@@ -23,17 +23,19 @@ import os
 import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from engine.errors import ExpandError
 from engine.expand.searches import Found, Search, SearchDeferral, Star, Style
 
-from .driver import Deferral, Failure, KeyDriver, QueryDriver, Result
+from .driver import Deferral, Failure, KeyDriver, Progress, QueryDriver, Result
 from .kept import KeptResults
 from .servers import Timeouts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+
+    from .driver import TogetherDriver, Unit
 
 #: labels of a key that a partial search takes off one by one (RFC 1035 §3.1 allows 127)
 _MAX_LABELS: Final = 128
@@ -80,6 +82,23 @@ _QUERY_DRIVERS: Final[dict[str, tuple[str, str, Callable[[LookupOptions], tuple[
     "dnsdb": ("dnsdb", "Dnsdb", lambda options: (options.nameservers, options.trust_ad, options.timeouts.query_s)),
     "passwd": ("passwd", "Passwd", lambda _: ()),
 }
+
+#: types of `_QUERY_DRIVERS` whose driver is a `TogetherDriver`
+TOGETHER: Final = frozenset({"pgsql", "mysql", "sqlite"})
+
+
+class Place(NamedTuple):
+    """Where a postponed lookup is done: its type, and what the driver calls the server."""
+
+    type: str
+    server: str
+
+
+class Postponed(NamedTuple):
+    """A lookup that is ready to be done with others of its place."""
+
+    place: Place
+    query: bytes
 
 
 def _load(name: str, module: str, cls: str) -> Any:
@@ -166,15 +185,11 @@ class LookupRegistry:
     def _find_by_query(
         self, search: Search, query: bytes, tainted: bool, quoted_for: str | None, cached: bool
     ) -> Found | None:
-        if tainted and search.type.quoter is not None and quoted_for != search.type.quoter:
-            raise ExpandError(f"tainted search query is not properly quoted: {_shown(query)}")
+        _check_quoting(search, query, tainted, quoted_for)
         if not query.strip(b" \t\n\v\f\r"):
             return None
         name = search.type.name
-        driver = self._query_drivers.get(name)
-        if driver is None:
-            module, cls, arguments = _QUERY_DRIVERS[name]
-            driver = self._query_drivers[name] = _load(name, module, cls)(*arguments(self._options))
+        driver = self._query_driver(name)
         only_reads = driver.is_cacheable(query)
         place = (name, search.options, query)
         if cached and only_reads and search.reads_cache and (known := self._kept.get(place)):
@@ -185,6 +200,40 @@ class LookupRegistry:
         if cached and only_reads and search.writes_cache:
             self._kept.put(place, result)
         return _found(name, result)
+
+    def _query_driver(self, name: str) -> QueryDriver:
+        driver = self._query_drivers.get(name)
+        if driver is None:
+            module, cls, arguments = _QUERY_DRIVERS[name]
+            driver = self._query_drivers[name] = _load(name, module, cls)(*arguments(self._options))
+        return driver
+
+    # -- lookups whose results nobody reads --
+
+    def postpone(self, search: Search, query: bytes, *, tainted: bool, quoted_for: str | None) -> Postponed | None:
+        """A lookup of one of the types `TOGETHER`, ready to be done with others; None if it is to be done alone.
+
+        Raises:
+            ExpandError: as `find`.
+        """
+        _check_quoting(search, query, tainted, quoted_for)
+        name = search.type.name
+        try:
+            found = cast("TogetherDriver", self._query_driver(name)).postpone(search, query, tainted=tainted)
+        except Deferral as error:
+            raise SearchDeferral(query, str(error)) from None
+        except Failure as error:
+            raise ExpandError(str(error)) from None
+        return None if found is None else Postponed(Place(name, found[0]), found[1])
+
+    def run_together(self, place: Place, units: Sequence[Unit]) -> Progress:
+        """Do postponed lookups of one place in order, as one transaction: see `TogetherDriver.run_together`."""
+        self._enter()
+        try:
+            self._kept.forget_type(place.type)
+            return cast("TogetherDriver", self._query_driver(place.type)).run_together(place.server, units)
+        finally:
+            self._busy.release()
 
     def _find_by_key(self, search: Search, key: bytes, path: bytes, scope: object) -> Found | None:
         name = search.type.name
@@ -203,6 +252,11 @@ class LookupRegistry:
             if value is not None:
                 return Found(key if search.option("ret") == b"key" else value, groups=groups)
         return None
+
+
+def _check_quoting(search: Search, query: bytes, tainted: bool, quoted_for: str | None) -> None:
+    if tainted and search.type.quoter is not None and quoted_for != search.type.quoter:
+        raise ExpandError(f"tainted search query is not properly quoted: {_shown(query)}")
 
 
 def candidates(search: Search, key: bytes) -> list[tuple[bytes, tuple[bytes, ...]]]:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 from engine.expand.listsplit import split_list
 
-from .driver import Deferral, Failure
+from .driver import Deferral, Failure, Progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -102,6 +102,12 @@ class ServerList:
                 raise Deferral(f"no {self.label} servers defined ({self.option} option)")
             return map(self._by_name, self.configured), query
         return map(self._by_name, [_shown(item) for item in split_list(chosen)]), query
+
+    def choose_first(self, search: Search, query: bytes, *, tainted: bool) -> tuple[str, bytes] | None:
+        """The first server of `choose`, and the query; None if there is none, or nothing to ask.  Raises as it does."""
+        servers, query = self.choose(search, query, tainted=tainted)
+        server = next(servers, None)
+        return None if server is None or not query else (server, query)
 
     def _by_name(self, item: str) -> str:
         if "/" in item:
@@ -232,9 +238,10 @@ class KeptConnections(Generic[_C]):
 
 
 _S = TypeVar("_S")
+_K = TypeVar("_K", bound=ServerConnection[Any])
 
 
-class Servers(Generic[_S]):
+class Servers(Generic[_S, _K]):
     """The servers of one driver and the connections to them; `_S` is what a statement is to the driver.
 
     Args:
@@ -242,10 +249,10 @@ class Servers(Generic[_S]):
         failed: what stands before the reason when a connection is lost: ``PGSQL: query failed: ``.
     """
 
-    def __init__(self, connect: Callable[[str], ServerConnection[_S]], failed: str) -> None:
+    def __init__(self, connect: Callable[[str], _K], failed: str) -> None:
         self._connect = connect
         self._failed = failed
-        self._connections: KeptConnections[ServerConnection[_S]] = KeptConnections()
+        self._connections: KeptConnections[_K] = KeptConnections()
 
     def ask(self, servers: Iterable[str], query: _S, *, only_reads: bool) -> Result | None:
         """Ask one server after the other until one answers.
@@ -286,7 +293,25 @@ class Servers(Generic[_S]):
             next_server = only_reads or not lost.complete
             raise ServerDeferral(f"{self._failed}{lost}\n", next_server=next_server) from None
 
-    def _run(self, server: str, connection: ServerConnection[_S], query: _S) -> Result | None:
+    def together(self, server: str, run: Callable[[_K], Progress]) -> Progress:
+        """Let `run` do much with one server; it leaves a connection that is not as it was dead."""
+        connection = self._connections.take(server)
+        if connection is not None and not connection.is_alive:
+            connection.close()
+            connection = None
+        try:
+            connection = connection or self._connect(server)
+        except ServerDeferral as error:
+            return Progress(0, reason=str(error).rstrip("\n"))
+        try:
+            progress = run(connection)
+        except BaseException:
+            connection.close()
+            raise
+        self._put(server, connection)
+        return progress
+
+    def _run(self, server: str, connection: _K, query: _S) -> Result | None:
         try:
             result = connection.run(query)
         except ServerDeferral:
@@ -298,7 +323,7 @@ class Servers(Generic[_S]):
         self._put(server, connection)
         return result
 
-    def _put(self, server: str, connection: ServerConnection[_S]) -> None:
+    def _put(self, server: str, connection: _K) -> None:
         if connection.is_alive:
             self._connections.put(server, connection)
         else:

@@ -7,11 +7,13 @@ Octets that are no UTF-8, and NUL, cannot stand in the text of a statement here;
 as a cast of its hexadecimal form, which has the same value.
 Invariants: a file is named by the configuration, by an absolute path, never by text from outside; a connection is used
 for as long as its path leads to the same file; a statement and the wait for a lock have a deadline; a value and a
-result are bounded; statements commit one by one, and no transaction stays open.
+result are bounded; statements commit one by one, or many that write in one transaction where nobody reads their
+results, and no transaction stays open.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sqlite3
@@ -19,12 +21,16 @@ import time
 import urllib.parse
 from typing import TYPE_CHECKING, Any, Final
 
-from .driver import MAX_RESULT_OCTETS, Deferral, Failure, Result
+from .driver import MAX_RESULT_OCTETS, TOGETHER_S, Deferral, Failure, Progress, Result
 from .servers import KeptConnections, Timeouts, format_row
-from .statements import is_plain_select, leaves_traces
+from .statements import is_plain_select, leaves_traces, may_share_transaction
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from engine.expand.searches import Search
+
+    from .driver import Unit
 
 _SPACE: Final = b" \t\n\v\f\r"
 #: virtual-machine steps between looks at the clock (measured: well under a millisecond)
@@ -139,6 +145,52 @@ class _Database:
             Deferral: one of them cannot be done.
             _NeedsWriting: nothing was changed, since this connection cannot.
         """
+        result = self._execute(text)
+        if self._db.in_transaction:
+            raise Deferral("sqlite: the query left a transaction open, which is rolled back")
+        return result
+
+    def run_together(self, units: Sequence[Unit]) -> Progress:
+        """Run statements in one transaction: see `TogetherDriver.run_together`.
+
+        What came before one that fails is committed, as long as SQLite has left the transaction open.
+        """
+        enough_at = time.monotonic() + TOGETHER_S
+        done, failed, reason = 0, None, ""
+        try:
+            self._execute("BEGIN IMMEDIATE")
+            for unit in units:
+                if done and time.monotonic() >= enough_at:
+                    break
+                try:
+                    self._run_unit(unit)
+                except Deferral as error:
+                    failed, reason = done, str(error)
+                    if not self._db.in_transaction:
+                        return Progress(0, failed, reason)
+                    break
+                done += 1
+            self._execute("COMMIT")
+        except Deferral as error:
+            # what is not committed is undone when it is closed
+            return Progress(0, None, str(error))
+        return Progress(done, failed, reason)
+
+    def _run_unit(self, unit: Unit) -> None:
+        """Raises Deferral, with nothing of it done."""
+        self._execute("SAVEPOINT outrider")
+        try:
+            for query in unit:
+                self._execute(statement_text(query))
+        except Deferral:
+            if self._db.in_transaction:
+                self._execute("ROLLBACK TO outrider")
+                self._execute("RELEASE outrider")
+            raise
+        self._execute("RELEASE outrider")
+
+    def _execute(self, text: str) -> Result | None:
+        """Raises as `run`."""
         self._deadline = time.monotonic() + self._timeouts.query_s
         rows: list[bytes] = []
         octets = 0
@@ -160,8 +212,6 @@ class _Database:
                 raise _NeedsWriting from None
             # Exim reads an error of the statement as "not found"; then a locked file would look like a missing row
             raise Deferral(f"sqlite: {error}") from None
-        if self._db.in_transaction:
-            raise Deferral("sqlite: the query left a transaction open, which is rolled back")
         return Result(b"\n".join(rows)) if rows else None
 
     def _as_text(self, value: Any) -> bytes:
@@ -211,6 +261,13 @@ class Sqlite:
         return self._run(path, query, text, writes=True)
 
     def _run(self, path: bytes, query: bytes, text: str, *, writes: bool) -> Result | None:
+        with self._database(path, writes=writes) as database:
+            database.is_changed = leaves_traces(query)
+            return database.run(text)
+
+    @contextlib.contextmanager
+    def _database(self, path: bytes, *, writes: bool) -> Iterator[_Database]:
+        """An open one, which is kept if it is as it was behind it."""
         key = ("+" if writes else "-") + os.fsdecode(path)
         database = self._databases.take(key)
         if database is not None and not database.is_current:
@@ -218,14 +275,27 @@ class Sqlite:
             database = None
         if database is None:
             database = _Database(path, self._timeouts, writes=writes)
-        database.is_changed = leaves_traces(query)
         try:
-            return database.run(text)
+            yield database
         finally:
             if database.is_clean:
                 self._databases.put(key, database)
             else:
                 database.close()
+
+    def postpone(self, search: Search, query: bytes, *, tainted: bool) -> tuple[str, bytes] | None:
+        path, query = self._choose(search, query, tainted=tainted)
+        # what reads may do so on a connection that creates no file
+        if not may_share_transaction(query) or _READS.match(query) or len(split_statements(statement_text(query))) > 1:
+            return None
+        return os.fsdecode(path), query
+
+    def run_together(self, server: str, units: Sequence[Unit]) -> Progress:
+        try:
+            with self._database(os.fsencode(server), writes=True) as database:
+                return database.run_together(units)
+        except Failure as error:
+            return Progress(0, reason=str(error))
 
     def _choose(self, search: Search, query: bytes, *, tainted: bool) -> tuple[bytes, bytes]:
         """The file, and the query without the file that the old form puts in front of it."""

@@ -33,6 +33,8 @@ _LEAVES_TRACES: Final = re.compile(
     re.IGNORECASE,
 )
 
+_SHARES: Final = re.compile(rb"\s*(?:select|insert|update|delete|merge|replace|with|values)\b", re.IGNORECASE)
+
 
 def is_plain_select(query: bytes) -> bool:
     """Whether a statement only reads, as far as its text can tell: then its result may be kept.
@@ -43,6 +45,14 @@ def is_plain_select(query: bytes) -> bool:
     if len(query) > _MAX_OCTETS or not _PLAIN_START.match(query) or _IMPURE.search(query):
         return False
     return all(not match[1] and match[2].lower() in _HARMLESS for match in _CALL.finditer(query))
+
+
+def may_share_transaction(query: bytes) -> bool:
+    """Whether a statement may be run in a transaction with others, as far as its text can tell.
+
+    What says nothing of transactions itself; what must have one of its own says so, and is run alone then.
+    """
+    return len(query) <= _MAX_OCTETS and _SHARES.match(query) is not None
 
 
 def leaves_traces(query: bytes) -> bool:

@@ -130,7 +130,7 @@ class World:
         self.problems: list[Exception | None] = []
         self.down: set[str] = set()
         self.opened: list[FakeConnection] = []
-        self.servers: Servers[str] = Servers(self.connect, "FAKE: query failed: ")
+        self.servers: Servers[str, FakeConnection] = Servers(self.connect, "FAKE: query failed: ")
 
     def connect(self, server: str) -> FakeConnection:
         self.events.append(f"connect {server}")
