@@ -173,6 +173,7 @@ def make_workers(config: Config) -> Workers | None:
         settings=settings_of(config, lookup_options(config)),
         window=options.worker_window,
         silence_s=options.worker_timeout,
+        deaths=options.worker_deaths,
     )
 
 

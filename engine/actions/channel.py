@@ -42,7 +42,7 @@ from .transport import TAKE
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from ._ring import Packed
     from .frames import ProgramText, Values
@@ -85,13 +85,13 @@ class Outgoing:
     """
 
     shape: Shape | None
-    key: bytes
+    key: str | bytes
     id: bytes
     values: Values | Packed
-    token: object = None
+    token: Any = None
     handlers: tuple[str, ...] | None = None
     program: ProgramText | None = None
-    state: Mapping[str, Any] | None = None
+    state: dict[str, Any] | None = None
     dead: Mapping[str, Dead] | None = None
     open_groups: int = 0
     deaths: int = 0
@@ -159,7 +159,7 @@ class Link:
         self._settings = dict(settings or {})
         self._window = window
         self._silence_s = silence_s
-        self._seqs = itertools.count(1)
+        self._next_seq = 1
         self._backlog: deque[Outgoing] = deque()
         self._sent: dict[int, Outgoing] = {}
         #: what the lines of evaluations are about
@@ -184,9 +184,9 @@ class Link:
 
     # -- what the hub does --
 
-    def submit(self, event: Outgoing) -> None:
-        """Put an event behind the others; it is the caller's again when the link has ended (`leftover`)."""
-        self._backlog.append(event)
+    def submit(self, events: Iterable[Outgoing]) -> None:
+        """Put events behind the others; they are the caller's again when the link has ended (`leftover`)."""
+        self._backlog.extend(events)
         if self._is_waiting_for_more:
             self._is_waiting_for_more = False
             self._more.set()
@@ -225,7 +225,8 @@ class Link:
         """Whether the code of the worker is known to have ended it; once it has ended."""
         if not self.has_died or self.ending is None:
             return False
-        return self.ending.is_own_fault(memory_ran_out=oom_kills() > self._oom_kills)
+        before, now = self._oom_kills, oom_kills()
+        return self.ending.is_own_fault(memory_ran_out=before is not None and now is not None and now > before)
 
     def sent(self) -> list[Outgoing]:
         """The events that the worker has."""
@@ -246,7 +247,7 @@ class Link:
             WorkerDied: none will come.
             FrameError: the values cannot travel, or the worker broke the channel.
         """
-        seq = next(self._seqs)
+        seq = self._take_seq()
         frame = (frames.ASK, seq, shape.number, id, values, time.monotonic() + timeout_s)
         return await self._question(seq, frame, timeout_s, functools.partial(self._explain_shape, shape))
 
@@ -259,7 +260,7 @@ class Link:
         about: Outgoing | None = None,
     ) -> Answer:
         """Evaluate a program; its lines are about that event.  Raises as `ask`."""
-        seq = next(self._seqs)
+        seq = self._take_seq()
         frame = (frames.EVALUATE, seq, program.number, values, dict(state), time.monotonic() + timeout_s)
         if about is not None:
             self._about[seq] = about
@@ -267,6 +268,10 @@ class Link:
             return await self._question(seq, frame, timeout_s, functools.partial(self._explain_program, program))
         finally:
             self._about.pop(seq, None)
+
+    def _take_seq(self) -> int:
+        self._next_seq += 1
+        return self._next_seq - 1
 
     async def _question(
         self, seq: int, frame: tuple[Any, ...], timeout_s: float, explain: Callable[[], bool]
@@ -449,42 +454,69 @@ class Link:
 
     async def _feed_some(self) -> None:
         """Move some events into the transport; wait if there is no room."""
-        done: list[Outgoing] = []
-        is_full = False
         self._note_work()
-        backlog, sent, put = self._backlog, self._sent, self._transport.put
-        for _ in range(min(_FEED, self._window - len(sent), len(backlog))):
-            event = backlog[0]
-            seq = next(self._seqs)
-            try:
-                is_full = not (self._explain(event) and put(_frame(seq, event)))
-            except FrameError as error:
-                if self._transport.is_broken:
-                    raise
-                # the event itself is at fault: no worker will ever get it
-                event.dead = {"": Dead(0, "", 0, str(error))}
-                done.append(event)
-            else:
-                if is_full:
-                    break
-                sent[seq] = event
+        backlog = self._backlog
+        batch = list(itertools.islice(backlog, min(_FEED, self._window - len(self._sent))))
+        first = self._next_seq
+        written = 0
+        is_full = False
+        try:
+            written = self._transport.put_many(self._frames_of(batch, first))
+            is_full = not written
+        except FrameError as error:
+            if self._transport.is_broken:
+                raise
+            # the first event itself is at fault: no worker will ever get it
+            backlog.popleft()
+            batch[0].dead = {"": Dead(0, "", 0, str(error))}
+            self._owner.on_done(self, batch[:1])
+        self._next_seq += written
+        self._sent.update(zip(range(first, self._next_seq), batch, strict=False))
+        for _ in range(written):
             backlog.popleft()
         self._transport.flush()
-        if not self._backlog:
+        if not backlog:
             self._emptied.set()
             self._emptied = trio.Event()
-        if done:
-            self._owner.on_done(self, done)
         if is_full:
             await self._wait_for_room()
         else:
             await trio.lowlevel.checkpoint()
 
-    def _explain(self, event: Outgoing) -> bool:
-        if event.program is not None:
-            return self._explain_program(event.program)
-        assert event.shape is not None, "an event has a shape or a program"
-        return self._explain_shape(event.shape)
+    def _frames_of(self, batch: list[Outgoing], seq: int) -> list[tuple[Any, ...]]:
+        """The frames of a batch, as far as the worker has been told what they are.
+
+        Raises:
+            FrameError: what the first is cannot be told.
+        """
+        found: list[tuple[Any, ...]] = []
+        for event in batch:
+            shape, program = event.shape, event.program
+            try:
+                if program is not None:
+                    if not self._explain_program(program):
+                        break
+                    frame: tuple[Any, ...] = (
+                        frames.RUN,
+                        seq,
+                        program.number,
+                        event.id,
+                        event.values,
+                        event.state or {},
+                    )
+                else:
+                    assert shape is not None, "an event has a shape or a program"
+                    # for nearly every event of all: no call
+                    if shape.number not in self._shapes and not self._explain_shape(shape):
+                        break
+                    frame = (frames.EVENT, seq, shape.number, event.id, event.values, event.handlers)
+            except FrameError:
+                if not found:
+                    raise
+                break
+            found.append(frame)
+            seq += 1
+        return found
 
     def _explain_shape(self, shape: Shape) -> bool:
         """See that the worker knows a shape; False if there is no room to tell."""
@@ -590,30 +622,29 @@ class Link:
 
     def _on_ack(self, ack: Ack) -> None:
         done: list[Outgoing] = []
-        for first, count in ack.runs:
-            if count > len(self._sent):
-                raise FrameError("it acknowledges what it was not given")
-            for seq in range(first, first + count):
-                event = self._sent.pop(seq, None)
-                if event is None:
+        sent = self._sent
+        try:
+            for first, count in ack.runs:
+                if count > len(sent):
                     raise FrameError("it acknowledges what it was not given")
-                done.append(event)
-        self._more.set()
-        self.done += len(done)
-        self._owner.on_done(self, done)
+                try:
+                    run = [sent[seq] for seq in range(first, first + count)]
+                except KeyError:
+                    raise FrameError("it acknowledges what it was not given") from None
+                for seq in range(first, first + count):
+                    del sent[seq]
+                done += run
+        finally:
+            # what it said before it said that counts
+            self._more.set()
+            self.done += len(done)
+            self._owner.on_done(self, done)
 
     def _on_dead(self, dead: Dead) -> None:
         event = self._sent.get(dead.seq)
         if event is None:
             raise FrameError("it gives up what it was not given")
         event.dead = {**(event.dead or {}), f"{self.group}:{dead.handler}": dead}
-
-
-def _frame(seq: int, event: Outgoing) -> tuple[Any, ...]:
-    if event.program is not None:
-        return (frames.RUN, seq, event.program.number, event.id, event.values, dict(event.state or {}))
-    assert event.shape is not None, "an event has a shape or a program"
-    return (frames.EVENT, seq, event.shape.number, event.id, event.values, event.handlers)
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -62,11 +62,11 @@ class Ending:
         return f"signal {self.signal}" if self.signal else f"exit status {self.status}"
 
 
-def oom_kills() -> int:
-    """How many processes the kernel has killed for want of memory, in a container too; 0 where it does not say."""
+def oom_kills() -> int | None:
+    """How many processes the kernel has killed for want of memory, in containers too; None where it does not say."""
     try:
         with open(_VMSTAT, "rb") as file:
             found = re.search(rb"^oom_kill ([0-9]+)$", file.read(), re.MULTILINE)
     except OSError:
-        return 0
-    return int(found[1]) if found else 0
+        return None
+    return int(found[1]) if found else None

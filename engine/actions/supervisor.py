@@ -4,7 +4,8 @@ Layer: adapter, on trio.  Spec: issue text "Workers".
 A worker of the engine's own is a process that is started with one end of a socket pair; one from outside connects to
 a Unix socket.  From there both are the same: they are handed a transport, and served by the hub until they are gone.
 Invariants: a process that was started here does not outlive `run`, and ends by itself when the engine is killed (its
-control socket closes); one that dies at once is started again later and later; every end leaves a line in the log.
+control socket closes); one that dies before it got anything done, or in the middle of a question, is started again
+later and later; every end leaves a line in the log.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ import trio
 
 from ..errors import ActionError
 from . import attach
+from .endings import Ending
 from .hub import MAIN
 from .transport import RING_OCTETS, make_pair
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
+    from .channel import Link
     from .hub import Hub
 
 #: a worker that lived so long has not failed at its start
@@ -97,6 +100,8 @@ class Supervisor:
         self.pids: dict[int, int] = {}
         #: how often a worker was started
         self.starts = 0
+        #: number -> the link of each that lives, or of the last one that did
+        self._links: dict[int, Link] = {}
 
     async def run(self) -> None:
         """Start the workers and watch them, until cancelled or stopped."""
@@ -116,10 +121,16 @@ class Supervisor:
             why = await self._live(number)
             if self._is_stopping:
                 return
-            failures = 1 if trio.current_time() - begin >= self._healthy_s else failures + 1
+            is_fine = trio.current_time() - begin >= self._healthy_s or self._got_on(number)
+            failures = 1 if is_fine else failures + 1
             pause = self._restart.pause_s(failures)
             self._say(f"action worker {number} is gone: {why}; the next one starts in {pause:g} s")
             await trio.sleep(pause)
+
+    def _got_on(self, number: int) -> bool:
+        """Whether the last worker got events done, and left no question that may have ended it."""
+        link = self._links.get(number)
+        return link is not None and link.done > 0 and not link.unanswered
 
     async def _live(self, number: int) -> str:
         """One life of a worker; returns how it ended."""
@@ -143,8 +154,18 @@ class Supervisor:
             theirs.close()
         self.starts += 1
         self.pids[number] = process.pid
+        self._links.pop(number, None)
+
+        async def wait_ended() -> Ending | None:
+            with trio.move_on_after(_DEAD_S):
+                await process.wait()
+            return None if process.returncode is None else Ending.of(process.returncode)
+
+        def keep(link: Link) -> None:
+            self._links[number] = link
+
         try:
-            why = await _serve(self._hub, ours, self._group, self._settings(), self._ring_octets)
+            why = await _serve(self._hub, ours, self._group, self._settings(), self._ring_octets, keep, wait_ended)
             # one that was not told to end has died, or must
             with trio.move_on_after(_END_S if self._is_stopping else _DEAD_S):
                 await process.wait()
@@ -157,7 +178,15 @@ class Supervisor:
         self._log(text.encode("utf-8", "replace"), _MAIN_LOG)
 
 
-async def _serve(hub: Hub, sock: socket.socket, group: str, settings: Mapping[str, Any], ring_octets: int) -> str:
+async def _serve(
+    hub: Hub,
+    sock: socket.socket,
+    group: str,
+    settings: Mapping[str, Any],
+    ring_octets: int,
+    on_link: Callable[[Link], None] | None = None,
+    wait_ended: Callable[[], Awaitable[Ending | None]] | None = None,
+) -> str:
     """Hand a transport over and serve the worker; returns why it ended."""
     try:
         transport, kind, descriptors = make_pair(ring_octets)
@@ -171,7 +200,7 @@ async def _serve(hub: Hub, sock: socket.socket, group: str, settings: Mapping[st
         transport.close()
         sock.close()
         return str(error)
-    return await hub.serve(transport, sock, group=group, settings=settings)
+    return await hub.serve(transport, sock, group=group, settings=settings, on_link=on_link, wait_ended=wait_ended)
 
 
 async def _end(process: trio.Process) -> None:
@@ -188,9 +217,7 @@ async def _end(process: trio.Process) -> None:
 
 
 def _how(returncode: int | None) -> str:
-    if returncode is None:
-        return "it cannot be ended"
-    return f"signal {-returncode}" if returncode < 0 else f"exit status {returncode}"
+    return "it cannot be ended" if returncode is None else str(Ending.of(returncode))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,9 +260,11 @@ async def serve_socket(
     attached = trio.CapacityLimiter(MAX_ATTACHED)
 
     async def serve(sock: socket.socket, name: str) -> None:
+        links: list[Link] = []
         async with attached:
-            why = await _serve(hub, sock, options.group, settings or {}, ring_octets)
-        log(f"{name} is gone: {why}".encode("utf-8", "replace"), _MAIN_LOG)
+            why = await _serve(hub, sock, options.group, settings or {}, ring_octets, links.append)
+        how = f" ({links[0].ending})" if links and links[0].ending is not None else ""
+        log(f"{name} is gone: {why}{how}".encode("utf-8", "replace"), _MAIN_LOG)
 
     async def accept(nursery: trio.Nursery) -> None:
         while True:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from .hub import MAIN, OBSERVERS, Hub
+from .hub import DEATHS, MAIN, OBSERVERS, Hub
 from .supervisor import Supervisor, serve_socket
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Workers:
         count: workers of the engine's own.
         sockets: where others attach themselves.
         settings: for the engine's own.
-        window, silence_s: see `Hub`.
+        window, silence_s, deaths: see `Hub`.
 
     Attributes:
         hub: hands events out.
@@ -56,6 +56,7 @@ class Workers:
         settings: Settings,
         window: int,
         silence_s: float,
+        deaths: int = DEATHS,
     ) -> None:
         self.count = count
         self.on_done: Callable[[list[Outgoing]], None] = lambda events: None
@@ -71,6 +72,7 @@ class Workers:
             expected=expected,
             window=window,
             silence_s=silence_s,
+            deaths=deaths,
         )
         handlers = [
             (name, pattern)

@@ -3,10 +3,13 @@
 Layer: command line.  Spec: design.md "Command line"; issue text "Workers".
 `serve` is what an engine starts by itself; `run` is for workers of users: it keeps so many processes attached to each
 engine that listens at a socket (`attach.paths`), whenever it comes, and starts those again that die.
+Only the parent of a process is told how it ended, and the engine wants to know (endings.py): so each process hands a
+copy of its control socket to this command, which says there how it ended, and then closes it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import multiprocessing
 import signal
@@ -22,6 +25,7 @@ import typer
 
 from ..actions import attach
 from ..actions.api import Worker
+from ..actions.endings import Ending
 from ..actions.options import socket_of
 from ..actions.supervisor import Restart
 from ..actions.worker import load
@@ -38,7 +42,9 @@ app = typer.Typer(help="Run event actions.", no_args_is_help=True)
 #: seconds between looks for engines
 _LOOK_S: Final = 0.5
 #: pauses before a process that died is started again
-_RESTART: Final = Restart(1.0, 30.0)
+_RESTART: Final = Restart(0.25, 30.0)
+#: how long a process has lived that has not failed at its start, in seconds
+_HEALTHY_S: Final = 30.0
 #: how long processes may take to end after SIGTERM
 _END_S: Final = 15.0
 
@@ -94,12 +100,27 @@ class _Post:
     """The place of one process.
 
     Attributes:
-        failures: in a row; not_before: when the next may start, on the monotonic clock.
+        desk: gets its control socket.
+        failures: in a row; started_at: when it was; not_before: when the next may start, on the monotonic clock.
     """
 
     process: SpawnProcess | None = None
+    desk: socket.socket | None = None
     failures: int = 0
+    started_at: float = 0.0
     not_before: float = 0.0
+
+    def tell_end(self, ending: Ending | None) -> None:
+        """Say on its control socket how it ended, and let the engine know that it did."""
+        desk, self.desk = self.desk, None
+        if desk is None:
+            return
+        with desk, contextlib.suppress(OSError):
+            _, descriptors, _, _ = socket.recv_fds(desk, 1, 1, socket.MSG_DONTWAIT)
+            for fd in descriptors:
+                with socket.socket(fileno=fd) as control:
+                    if ending is not None:
+                        control.send(str(ending).encode(), socket.MSG_DONTWAIT)
 
 
 class _Crew:
@@ -148,8 +169,13 @@ class _Crew:
             for number in range(self._count):
                 post = self._posts.setdefault((path, number), _Post())
                 if post.process is None and now >= post.not_before:
-                    post.process = self._context.Process(target=_child, args=(self._worker, path), daemon=True)
-                    post.process.start()
+                    post.desk, theirs = socket.socketpair()
+                    post.started_at = now
+                    with theirs:
+                        post.process = self._context.Process(
+                            target=_child, args=(self._worker, path, theirs), daemon=True
+                        )
+                        post.process.start()
 
     def _wait(self) -> None:
         sentinels = [post.process.sentinel for post in self._posts.values() if post.process is not None]
@@ -168,16 +194,17 @@ class _Crew:
                 continue
             status, post.process = process.exitcode, None
             process.close()
+            # it was told to end, or its engine has gone
+            post.tell_end(None if status == Exit.OK else Ending.of(status))
             if status == Exit.OK:
                 post.failures = 0
                 continue
             if status == Exit.CONFIG or once:
                 return status if status > 0 else 128 - status
-            post.failures += 1
+            post.failures = 1 if time.monotonic() - post.started_at >= _HEALTHY_S else post.failures + 1
             pause = _RESTART.pause_s(post.failures)
             post.not_before = time.monotonic() + pause
-            how = f"signal {-status}" if status < 0 else f"exit status {status}"
-            _tell(f"a worker process died ({how}); the next one starts in {pause:g} s")
+            _tell(f"a worker process died ({Ending.of(status)}); the next one starts in {pause:g} s")
         return None
 
     def _stop(self) -> None:
@@ -192,15 +219,20 @@ class _Crew:
             if process.exitcode is None:
                 process.kill()
                 process.join()
+        for post in self._posts.values():
+            post.tell_end(None)
 
 
-def _child(place: str, path: str) -> None:
+def _child(place: str, path: str, desk: socket.socket) -> None:
     """Be a worker until the engine ends, or the process that started this."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _end)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        run_worker(load(place), attach.connect(path))
+        worker, control = load(place), attach.connect(path)
+        with desk:
+            socket.send_fds(desk, [b"."], [control.fileno()])
+        run_worker(worker, control)
     except _Ended:
         pass
     except EngineError as error:

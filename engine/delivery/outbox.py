@@ -4,9 +4,10 @@ Layer: orchestration.  Spec: design.md "Events and action workers"; issue "Event
 Events were committed with the outcome they tell of, and are handed on in the order of their commit: strings and
 handlers of workers to the hub, strings where there are no workers to the thread of local.py.  They come here from
 their commit as they are; only what there was no room for, and what other engines left, is read from the queue.  Hub and
-thread keep the events of one message in order, and try again what fails.  What is done is acknowledged in batches, so a
-crash between the two runs some again (at least once); what a handler has given up leaves the outbox as a dead letter,
-in the same commit.
+thread keep the events of one message in order, and try again what fails.  What is done is acknowledged with the next
+settlement, or a moment later in a commit of its own; a crash between the two runs some again (at least once).  What a
+handler has given up leaves the outbox as a dead letter, in the same commit.  What a worker that has gone may have run
+is handed on again when that is on disk, so that each run of an event is told another number (`event_redelivered`).
 Invariants: delivery never waits for an action; the events held in memory are bounded; an event leaves the outbox only
 after its action has run; what is left at the end of a run is inherited by the next engine.
 """
@@ -24,12 +25,13 @@ from ..errors import StoreError
 from ..logs.facts import Fact, FactKind
 from ..queue.model import PROGRAM, DeadLetter, OutboxEvent
 from .local import LocalRunner
-from .stored import Stored, unpack
+from .stored import REDELIVERED, Stored, add_value, unpack
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from ..actions.hub import Hub
+    from ..queue.store import Store
     from .core import Core
     from .events import Events
 
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 BATCH: Final = 2000
 #: seconds between looks at the outbox when nobody says that there is something
 INTERVAL_S: Final = 1.0
-#: seconds to gather what is done before it is acknowledged: each time is a commit
+#: seconds that what is done waits for a settlement that acknowledges it before there is a commit for it alone
 ACKNOWLEDGE_S: Final = 0.05
 #: seconds to wait for room at the end of a run before it is looked again
 _ROOM_S: Final = 0.01
@@ -48,6 +50,38 @@ class _Token(NamedTuple):
 
     event: OutboxEvent
     message_id: str
+
+
+class _Again(NamedTuple):
+    """Events that are to be handed on again, and who is told when that is counted."""
+
+    events: list[Outgoing]
+    counted: Callable[[], None]
+
+
+class _Taken(NamedTuple):
+    """What goes into one commit: what is done, the dead letters of that, and what is handed on again."""
+
+    done: list[int] = []  # noqa: RUF012 - never changed
+    dead: list[DeadLetter] = []  # noqa: RUF012
+    again: list[_Again] = []  # noqa: RUF012
+
+    def write(self, store: Store) -> None:
+        """In the queue's thread."""
+        numbers = [_event_of(outgoing).id for again in self.again for outgoing in again.events]
+        if numbers:
+            store.redeliver_outbox(numbers)
+        store.ack_outbox(self.done, self.dead)
+
+
+def _in_one_commit(store: Store, write: Callable[[Store], None]) -> None:
+    with store.group():
+        write(store)
+
+
+def _event_of(outgoing: Outgoing) -> OutboxEvent:
+    assert isinstance(outgoing.token, _Token), "only we submit"
+    return outgoing.token.event
 
 
 class Outbox:
@@ -73,12 +107,17 @@ class Outbox:
         self._has_more = False
         self._done: list[int] = []
         self._dead: list[DeadLetter] = []
+        self._again: list[_Again] = []
+        #: what the commit under way takes
+        self._taken = _Taken()
         self._to_acknowledge = trio.Event()
         self._is_over = False
+        core.settlement.companion = self
         workers = events.workers
         if workers is not None:
             self._hub = workers.hub
             workers.on_done, workers.log = self._on_done, self._on_line
+            self._hub.on_again = self._on_again
 
     def notify(self) -> None:
         """Events were committed that have to be read."""
@@ -135,6 +174,9 @@ class Outbox:
                     await self._events.workers.stop(timeout_s=timeout_s)
                 nursery.cancel_scope.cancel()
         self._core.on_stop.remove(hurry)
+        if self._hub is not None:
+            # who does not end may still run what it has
+            self._on_again(self._hub.unacknowledged(), lambda: None)
         await self._acknowledge_now()
         if self._held:
             what = "an action that cannot be done now" if self._events.workers else "a lookup that cannot be done now"
@@ -217,6 +259,8 @@ class Outbox:
         outgoing = self._outgoing(event, stored)
         outgoing.program = self._events.program(self._hub, action, stored.names)
         outgoing.state = state_frame(stored.headers, give_up_at=self._events.give_up_at(event))
+        if event.redelivered:
+            self._tell_number(event, outgoing)
         return self._hub.submit_nowait(outgoing)
 
     def _hand_on_to_handlers(self, event: OutboxEvent, stored: Stored) -> bool:
@@ -230,6 +274,8 @@ class Outbox:
         outgoing = self._outgoing(event, stored)
         outgoing.shape = self._hub.shape(event.name, stored.names)
         outgoing.handlers = choice
+        if event.redelivered:
+            self._tell_number(event, outgoing)
         return self._hub.submit_nowait(outgoing)
 
     def _outgoing(self, event: OutboxEvent, stored: Stored) -> Outgoing:
@@ -237,6 +283,27 @@ class Outbox:
         key = (stored.message_id or event.key).encode()
         token = _Token(event, stored.message_id)
         return Outgoing(None, key, event.key.encode(), Packed(stored.values), token)
+
+    def _number(self, outgoing: Outgoing) -> None:
+        """An event is handed on once more: it says how often it was."""
+        event = _event_of(outgoing)
+        event.redelivered += 1
+        self._tell_number(event, outgoing)
+
+    def _tell_number(self, event: OutboxEvent, outgoing: Outgoing) -> None:
+        """Give an event that may have run before one field more than others have."""
+        stored = unpack(event.payload)
+        if stored is None or self._hub is None:
+            return
+        names = (*stored.names, REDELIVERED)
+        if outgoing.program is None:
+            outgoing.shape = self._hub.shape(event.name, names)
+        else:
+            action = self._events.action(stored.transport, event.name)
+            if action is None or not (action.reads_anything or REDELIVERED in action.program.reads):
+                return
+            outgoing.program = self._events.program(self._hub, action, names)
+        outgoing.values = Packed(add_value(stored.values, event.redelivered))
 
     # what is done
 
@@ -261,7 +328,9 @@ class Outbox:
 
     def _bury(self, event: OutboxEvent, handler: str, group: str, reason: str, attempts: int) -> None:
         letter = DeadLetter(
-            event.name, event.key, event.payload, handler, group, reason, attempts, event.stored_at, self._core.clock()
+            *(event.name, event.key, event.payload, handler, group, reason, attempts),
+            *(event.stored_at, self._core.clock()),
+            redelivered=event.redelivered,
         )
         self._dead.append(letter)
         self._note(f"{event.name} {event.key} is a dead letter of {handler or 'all handlers'}: {reason}")
@@ -270,10 +339,24 @@ class Outbox:
         self._done.append(event.id)
         self._to_acknowledge.set()
 
+    def _on_again(self, events: list[Outgoing], counted: Callable[[], None]) -> None:
+        """Workers that have gone may have run these: they are handed on again when that is on disk."""
+        self._again.append(_Again(events, counted))
+        self._to_acknowledge.set()
+
     async def _acknowledge(self) -> None:
+        """See that what is done leaves the outbox soon, if no settlement takes it along."""
         while True:
             await self._to_acknowledge.wait()
-            await trio.sleep(ACKNOWLEDGE_S)
+            if not self._again:
+                await trio.sleep(ACKNOWLEDGE_S)
+            if not self._to_acknowledge.is_set():
+                continue
+            if not self._is_over:
+                self._core.settlement.commit_soon()
+                # until it is taken
+                await trio.sleep(ACKNOWLEDGE_S)
+                continue
             try:
                 await self._acknowledge_now()
             except StoreError as error:
@@ -281,23 +364,44 @@ class Outbox:
                 await trio.sleep(INTERVAL_S)
 
     async def _acknowledge_now(self) -> None:
-        """Take what is done out of the outbox.  Raises StoreError; then it is still to be done."""
-        done, dead = self._done, self._dead
-        if not done and not dead:
-            return  # the event stays, for who waits for it
-        self._to_acknowledge = trio.Event()
-        self._done, self._dead = [], []
+        """Take what is done out of the outbox, without a settlement.  Raises StoreError; then it still is to be."""
+        write = self.take()
+        if write is None:
+            return
         try:
             # not cancelled once begun
-            await self._core.database.call(self._core.database.store.ack_outbox, done, dead)
+            await self._core.database.call(_in_one_commit, self._core.database.store, write)
         except BaseException:
-            self._done, self._dead = done + self._done, dead + self._dead
+            taken, self._taken = self._taken, _Taken()
+            self._done, self._dead, self._again = (
+                taken.done + self._done,
+                taken.dead + self._dead,
+                taken.again + self._again,
+            )
             self._to_acknowledge.set()
             raise
-        self._held.difference_update(done)
+        self.on_committed()
+
+    def take(self) -> Callable[[Store], None] | None:
+        """See `settlement.Companion`."""
+        if not (self._done or self._dead or self._again):
+            return None  # the event stays, for who waits for it
+        self._to_acknowledge = trio.Event()
+        taken = self._taken = _Taken(self._done, self._dead, self._again)
+        self._done, self._dead, self._again = [], [], []
+        return taken.write
+
+    def on_committed(self) -> None:
+        """See `settlement.Companion`."""
+        taken, self._taken = self._taken, _Taken()
+        self._held.difference_update(taken.done)
         if self._is_reading:
-            self._gone.update(done)
-        if self._is_full:
+            self._gone.update(taken.done)
+        for again in taken.again:
+            for outgoing in again.events:
+                self._number(outgoing)
+            again.counted()
+        if taken.done and self._is_full:
             self.notify()
 
     # lines

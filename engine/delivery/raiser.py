@@ -30,7 +30,7 @@ from ..events.fields import FIELDS, MAKERS
 from ..events.happening import CONTACT_VARIABLES, VARIABLES
 from ..logs.facts import Fact, FactKind
 from ..queue.model import PROGRAM, OutboxEvent
-from .stored import Layout, pack_values
+from .stored import REDELIVERED, Layout, pack_values
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, MutableMapping
@@ -293,7 +293,8 @@ class Raiser:
         action = self.action(stored.transport, event.name)
         if action is None:
             return NOTHING
-        scope = self._scope(stored.variables(), stored.headers, stored.message_id, facts)
+        variables = {**stored.variables(), REDELIVERED: event.redelivered}
+        scope = self._scope(variables, stored.headers, stored.message_id, facts)
         if self._lookups is not None:
             scope.lookups = self._lookups
         result = run(action, scope)

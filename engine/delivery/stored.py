@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from ..queue.model import Job
 
 _VERSION: Final = 2
+#: how often an event was handed on again; told only of those that were, as one value more
+REDELIVERED: Final = "event_redelivered"
 #: lists of names that are remembered; there are as many as events, and some for their strings
 _MAX_NAMES: Final = 500
 
@@ -62,6 +64,12 @@ def pack_values(values: Iterable[object]) -> bytes:
             ]
         )
     )
+
+
+def add_value(values: bytes, value: int) -> bytes:
+    """Packed values, and one more at their end.  Raises FrameError."""
+    found: tuple[Any, ...] = _ring.unpack(values)
+    return _ring.pack((*found, value))
 
 
 #: what is told of a recipient and nobody else, in the order of the values that `Layout.flat` takes

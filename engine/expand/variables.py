@@ -42,24 +42,25 @@ _SCOPE = """
     body_zerocount bounce_return_size_limit caller_gid caller_uid compile_date compile_number config_dir
     config_file connection_id csa_status dkim_bodylength dkim_canon_body dkim_canon_headers dkim_created
     dkim_expires dkim_key_granularity dkim_key_length dkim_key_nosubdomains dkim_key_srvtype dkim_key_testing
-    dkim_verify_status domain_data event_cert_source event_defer_errno event_name exim_gid exim_path exim_uid
-    exim_version headers_added home host_data host_lookup_deferred host_lookup_failed initial_cwd interface_port ldap_dn
-    load_average local_part_data local_part_verified local_scan_data local_user_gid local_user_uid
-    localhost_number log_inodes log_space mailstore_basename max_received_linelength message_age
-    message_body_size message_exim_id message_id message_linecount message_size message_smtputf8
-    mime_anomaly_level mime_content_size mime_is_coverletter mime_is_multipart mime_is_rfc822 mime_part_count
-    originator_gid originator_uid pid prdr_requested primary_hostname proxy_external_port proxy_local_port
-    proxy_session qualify_domain qualify_recipient queue_name queue_size rcpt_count rcpt_defer_count
-    rcpt_fail_count received_count received_ip_address received_port received_protocol received_time
-    recipient_data recipient_verify_failure recipients_count rheader_ router_name sender_address_data
-    sender_data sender_helo_dnssec sender_host_dnssec sender_host_port sender_rate sender_rate_limit
-    sender_rate_period sender_verify_failure sending_ip_address sending_port smtp_active_hostname
-    smtp_count_at_connection_start smtp_notquit_reason spam_action spam_bar spam_score spam_score_int spf_guess
-    spf_result spf_result_guessed spool_directory spool_inodes spool_space tls_bits tls_certificate_verified
-    tls_in_bits tls_in_certificate_verified tls_in_cipher_std tls_in_ocsp tls_in_resumption tls_in_ver
-    tls_out_bits tls_out_certificate_verified tls_out_cipher_std tls_out_dane tls_out_ocsp tls_out_resumption
-    tls_out_tlsa_usage tls_out_ver transport_name verify_mode version_number warn_message_delay
-    warn_message_recipient warn_message_recipients warnmsg_delay warnmsg_recipient warnmsg_recipients
+    dkim_verify_status domain_data event_cert_source event_defer_errno event_name event_redelivered exim_gid
+    exim_path exim_uid exim_version headers_added home host_data host_lookup_deferred host_lookup_failed
+    initial_cwd interface_port ldap_dn load_average local_part_data local_part_verified local_scan_data
+    local_user_gid local_user_uid localhost_number log_inodes log_space mailstore_basename
+    max_received_linelength message_age message_body_size message_exim_id message_id message_linecount
+    message_size message_smtputf8 mime_anomaly_level mime_content_size mime_is_coverletter mime_is_multipart
+    mime_is_rfc822 mime_part_count originator_gid originator_uid pid prdr_requested primary_hostname
+    proxy_external_port proxy_local_port proxy_session qualify_domain qualify_recipient queue_name queue_size
+    rcpt_count rcpt_defer_count rcpt_fail_count received_count received_ip_address received_port
+    received_protocol received_time recipient_data recipient_verify_failure recipients_count rheader_
+    router_name sender_address_data sender_data sender_helo_dnssec sender_host_dnssec sender_host_port
+    sender_rate sender_rate_limit sender_rate_period sender_verify_failure sending_ip_address sending_port
+    smtp_active_hostname smtp_count_at_connection_start smtp_notquit_reason spam_action spam_bar spam_score
+    spam_score_int spf_guess spf_result spf_result_guessed spool_directory spool_inodes spool_space tls_bits
+    tls_certificate_verified tls_in_bits tls_in_certificate_verified tls_in_cipher_std tls_in_ocsp
+    tls_in_resumption tls_in_ver tls_out_bits tls_out_certificate_verified tls_out_cipher_std tls_out_dane
+    tls_out_ocsp tls_out_resumption tls_out_tlsa_usage tls_out_ver transport_name verify_mode version_number
+    warn_message_delay warn_message_recipient warn_message_recipients warnmsg_delay warnmsg_recipient
+    warnmsg_recipients
 """
 _OUTSIDE = """
     auth1 auth2 auth3 authenticated_fail_id authenticated_id authenticated_sender bounce_recipient
@@ -100,6 +101,7 @@ DEFAULTS: Final[dict[str, bytes]] = {
     **dict.fromkeys(
         [
             *("body_linecount", "body_zerocount", "event_defer_errno", "host_port", "interface_port", "local_user_gid"),
+            "event_redelivered",
             *("local_user_uid", "max_received_linelength", "message_age", "message_body_size", "message_linecount"),
             *("message_size", "originator_gid", "originator_uid", "rcpt_count", "rcpt_defer_count", "rcpt_fail_count"),
             *("received_count", "received_port", "received_time", "recipients_count", "runrc", "sender_host_port"),

@@ -304,7 +304,7 @@ async def test_a_worker_that_kills_itself_in_a_batch_is_replaced_and_gets_it_aga
         await until(lambda: not hub.held)
         status, errors = await trio.to_thread.run_sync(end, process)
         nursery.cancel_scope.cancel()
-    assert (status, errors) == (0, "outrider: a worker process died (signal 9); the next one starts in 1 s\n")
+    assert (status, errors) == (0, "outrider: a worker process died (signal 9); the next one starts in 0.25 s\n")
     seen = Counter(line.split()[0] for line in file.read_text().splitlines())
     assert set(seen) == {str(number) for number in range(100)}
     assert 0 < sum(count - 1 for count in seen.values()) <= 20, "only the batch in hand came twice"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
 
 import msgpack
@@ -13,7 +14,7 @@ import trio.testing
 from engine.delivery.outbox import Outbox
 from engine.delivery.settlement import StoreThread
 from engine.delivery.stored import Stored, pack_values
-from engine.queue.model import PROGRAM, OutboxEvent
+from engine.queue.model import PROGRAM, OutboxEvent, OutcomeKind
 from engine.queue.store import Store
 from fakes.engine_world import MakeWorld, World
 
@@ -88,12 +89,57 @@ async def test_looking_for_something_to_acknowledge_does_not_keep_the_next_from_
     events = [event(1)]
     world, outbox, _ = stored(make_world, *events)
     async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.core.settlement.run)
         nursery.start_soon(outbox._acknowledge)
         await trio.testing.wait_all_tasks_blocked()
         await outbox._acknowledge_now()
         outbox._on_done_here(events)
         await trio.sleep(10)
         nursery.cancel_scope.cancel()
+    assert world.store.outbox_size() == 0
+
+
+async def test_what_is_done_leaves_the_outbox_in_the_commit_of_the_next_settlement(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    events = [event(1), event(2), event(3)]
+    world, outbox, _ = stored(make_world, *events)
+    world.add_job("a@d.example")
+    (claim,) = world.claim()
+    commits: list[list[str]] = []
+    group = world.store.group
+
+    @contextlib.contextmanager
+    def counting() -> Iterator[None]:
+        with group():
+            commits.append([])
+            yield
+
+    def noted(name: str) -> Callable[..., Any]:
+        call = getattr(world.store, name)
+
+        def told(*arguments: Any, **options: Any) -> Any:
+            commits[-1].append(name)
+            return call(*arguments, **options)
+
+        return told
+
+    for name in ("settle", "ack_outbox"):
+        monkeypatch.setattr(world.store, name, noted(name))
+    monkeypatch.setattr(world.store, "group", counting)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.core.settlement.run)
+        nursery.start_soon(outbox._acknowledge)
+        await trio.testing.wait_all_tasks_blocked()
+        outbox._on_done_here(events[:2])
+        world.core.settlement.settle(claim, claim.outcome(OutcomeKind.DELIVERED))
+        await trio.testing.wait_all_tasks_blocked()
+        assert commits == [["settle", "ack_outbox"]]
+        assert world.store.outbox_size() == 1
+        outbox._on_done_here(events[2:])
+        await trio.sleep(10)
+        nursery.cancel_scope.cancel()
+    assert commits[1:] == [["settle", "ack_outbox"]], "one of its own, soon, if there is no other"
     assert world.store.outbox_size() == 0
 
 
