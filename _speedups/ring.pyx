@@ -397,20 +397,22 @@ cdef class Producer(_End):
             How many were written.
 
         Raises:
-            FrameError: as `put`; what stands before the frame at fault is written.
+            FrameError: as `put`, of the first of them; one that stands further behind ends the call without an error.
         """
-        cdef Py_ssize_t index, size = len(frames)
+        cdef Py_ssize_t index = start, size = len(frames)
         if start < 0:
             raise ValueError("start is negative")
         self._check()
         self._look()
         try:
-            for index in range(start, size):
-                if not self._write(frames[index]):
-                    return index - start
-            return max(size - start, 0)
+            while index < size and self._write(frames[index]):
+                index += 1
+        except FrameError:
+            if index == start:
+                raise
         finally:
             RING_STORE(self._control.tail, self._own)
+        return max(index - start, 0)
 
     def flush(self, int eventfd):
         """Wake the other side by its eventfd if it sleeps; called after frames were published.
@@ -486,6 +488,8 @@ cdef class Producer(_End):
         memcpy(self._data + place, &word, _WORD)
 
 
+@cython.final
+@cython.freelist(64)
 cdef class Packed:
     """One msgpack value that is packed already: it is put into a frame as it stands.
 
@@ -493,7 +497,8 @@ cdef class Packed:
         FrameError: it is not exactly one well-formed value.
     """
 
-    cdef readonly bytes octets
+    cdef bytes _octets
+    cdef Py_ssize_t _begin
 
     def __init__(self, bytes octets not None):
         cdef In source
@@ -502,7 +507,26 @@ cdef class Packed:
         _unpack(&source, 0)
         if source.at != source.end:
             raise FrameError("octets behind the value")
-        self.octets = octets
+        self._octets, self._begin = octets, 0
+
+    @staticmethod
+    def of_ours(bytes octets not None, Py_ssize_t begin):
+        """The value that the octets end with, which begins there: one that `pack` has made, so it is not looked at.
+
+        Raises:
+            ValueError: it begins behind the end.
+        """
+        cdef Packed made
+        if not 0 <= begin < PyBytes_GET_SIZE(octets):
+            raise ValueError("there is no such place")
+        made = Packed.__new__(Packed)
+        made._octets, made._begin = octets, begin
+        return made
+
+    @property
+    def octets(self):
+        """The msgpack of the value."""
+        return self._octets[self._begin:]
 
 
 def pack(value):
@@ -655,8 +679,8 @@ cdef int _pack_other(Out *out, object value, int depth) except -1:
                 return 0
         return 1
     if isinstance(value, Packed):
-        octets = (<Packed>value).octets
-        return _copy(out, PyBytes_AS_STRING(octets), PyBytes_GET_SIZE(octets))
+        octets, size = (<Packed>value)._octets, (<Packed>value)._begin
+        return _copy(out, PyBytes_AS_STRING(octets) + size, PyBytes_GET_SIZE(octets) - size)
     if isinstance(value, ExtType):
         return _pack_ext(out, value.code, value.data)
     if isinstance(value, float):

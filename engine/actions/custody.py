@@ -43,8 +43,8 @@ _PATIENCE_S: Final = (5.0, 60.0)
 class Ward(Protocol):
     """The group whose events these are."""
 
-    def place_now(self, event: Outgoing) -> None:
-        """Give an event to a link, or let it wait for one."""
+    def place_now(self, events: Iterable[Outgoing]) -> None:
+        """Give each event to a link, or let it wait for one."""
 
     def put(self, link: Link, event: Outgoing) -> None:
         """Give an event to this link."""
@@ -176,7 +176,7 @@ class Custody:
                 self._part.since = self._clock()
             self._suspects.append(suspects)
         for event in events:
-            self._ward.place_now(event)
+            self._ward.place_now([event])
             self._drop_key(event.key)
         self._go_on()
 
@@ -252,7 +252,7 @@ class Custody:
         for event in part:
             self._drop_key(event.key)
         for event in suspects:
-            self._ward.place_now(event)
+            self._ward.place_now([event])
             self._drop_key(event.key)
         self._go_on()
 
@@ -269,8 +269,7 @@ class Custody:
             self._keys[key] = count
             return
         del self._keys[key]
-        for event in self._behind.pop(key, ()):
-            self._ward.place_now(event)
+        self._ward.place_now(self._behind.pop(key, ()))
 
 
 def _width(count: int) -> int:

@@ -19,7 +19,7 @@ from .custody import Custody
 from .frames import Dead
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Sequence
 
     from .channel import Link, Outgoing
     from .frames import Ready, Veto
@@ -78,7 +78,7 @@ class Group:
         #: events that no link has, in order
         self.waiting: deque[Outgoing] = deque()
         #: key -> the link that has events of it, and how many
-        self.places: dict[bytes, tuple[Link, int]] = {}
+        self.places: dict[str | bytes, tuple[Link, int]] = {}
         self.counts = Counts()
         #: None as long as nobody has said
         self.handlers: tuple[tuple[str, Patterns], ...] | None = None
@@ -146,36 +146,54 @@ class Group:
             return next((link for link in self.links if link.is_open and link.ready is not None), None)
         return link
 
-    def place(self, event: Outgoing) -> None:
-        """Give an event to a link: that of its key, or the one that has least to do."""
-        if self.special is not None and self.special.keeps(event):
-            return
-        self.place_now(event)
+    def place(self, events: Sequence[Outgoing]) -> None:
+        """Give each event to a link: that of its key, or the one that has least to do."""
+        custody = self.special
+        if custody is not None:
+            events = [event for event in events if not custody.keeps(event)]
+        self.place_now(events)
 
-    def place_now(self, event: Outgoing) -> None:
-        """As `place`, whether or not earlier events of its key are in custody."""
-        known = self.places.get(event.key)
-        link = self.least_loaded() if known is None else known[0]
-        if link is None:
-            self.waiting.append(event)
-            return
-        self.places[event.key] = link, 1 if known is None else known[1] + 1
-        link.submit(event)
+    def place_now(self, events: Iterable[Outgoing]) -> None:
+        """As `place`, whether or not earlier events of their keys are in custody."""
+        places = self.places
+        loads = {link: link.load for link in self.ready_links() if not link.is_reserved}
+        only = next(iter(loads)) if len(loads) == 1 else None
+        given: dict[Link, list[Outgoing]] = {}
+        for event in events:
+            key = event.key
+            known = places.get(key)
+            if known is not None:
+                link, count = known
+            elif loads:
+                link, count = only or min(loads, key=loads.__getitem__), 0
+            else:
+                self.waiting.append(event)
+                continue
+            places[key] = link, count + 1
+            if only is None and link in loads:
+                loads[link] += 1
+            if link in given:
+                given[link].append(event)
+            else:
+                given[link] = [event]
+        for link, batch in given.items():
+            link.submit(batch)
 
     def place_waiting(self) -> None:
         events, self.waiting = self.waiting, deque()
-        for event in events:
-            self.place(event)
+        self.place(events)
 
-    def forget(self, event: Outgoing) -> None:
-        """An event is done."""
-        known = self.places.get(event.key)
-        if known is not None:
-            link, count = known
-            if count > 1:
-                self.places[event.key] = link, count - 1
-            else:
-                del self.places[event.key]
+    def forget(self, events: Iterable[Outgoing]) -> None:
+        """These are done."""
+        places = self.places
+        for event in events:
+            known = places.get(event.key)
+            if known is not None:
+                link, count = known
+                if count > 1:
+                    places[event.key] = link, count - 1
+                else:
+                    del places[event.key]
 
     def lose(self, link: Link, on_again: OnAgain) -> None:
         """A link has ended: what it had is handed on again, before everything that came later."""
@@ -188,8 +206,7 @@ class Group:
             return
         if had or (self.special is not None and link.is_reserved):
             self._take_into_custody(link, had, others, on_again)
-        for event in others:
-            self.place(event)
+        self.place(others)
 
     def _take_into_custody(self, link: Link, had: list[Outgoing], others: list[Outgoing], on_again: OnAgain) -> None:
         custody = self.special
@@ -209,7 +226,7 @@ class Group:
         """See `custody.Ward`."""
         _, count = self.places.get(event.key, (link, 0))
         self.places[event.key] = link, count + 1
-        link.submit(event)
+        link.submit([event])
 
     def idle_link(self) -> Link | None:
         """See `custody.Ward`."""

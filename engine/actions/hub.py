@@ -12,6 +12,8 @@ without a bound.
 
 from __future__ import annotations
 
+import itertools
+import operator
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -25,7 +27,7 @@ from .group import Group, count_at_once
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from ._ring import Packed
     from .endings import Ending
@@ -41,6 +43,8 @@ OBSERVERS: Final = "tail"
 _MAX_WANTING: Final = 1000
 #: seconds that workers which have nothing to do get to end
 _END_S: Final = 2.0
+#: what decides who gets an event
+_WHAT: Final = operator.attrgetter("shape", "program", "handlers")
 #: events held by default; what is over that stays where it came from
 LIMIT: Final = 50_000
 #: workers that an event may end, alone with them, before it is a dead letter
@@ -167,26 +171,44 @@ class Hub:
 
     def submit_nowait(self, event: Outgoing) -> bool:
         """Take an event; False if there are too many already.  `on_done` is told of it exactly once, if it is taken."""
-        if self._held >= self._limit:
-            return False
-        shape = event.shape
-        wanting: tuple[Group, ...]
-        if event.program is not None:
-            wanting = (self._group(MAIN, is_expected=True),)
-        else:
-            assert shape is not None, "an event has a shape or a program"
-            known = self._wanting.get((shape.event, event.handlers))
-            wanting = self._find_wanting(shape.event, event.handlers) if known is None else known
-            if OBSERVERS in self._groups:
-                self._observe(shape, event.id, event.values)
-        if not wanting:
-            self._on_done([event])
-            return True
-        self._held += 1
-        event.open_groups = len(wanting)
-        for group in wanting:
-            group.place(event)
-        return True
+        return bool(self.submit_many([event]))
+
+    def submit_many(self, events: Sequence[Outgoing]) -> int:
+        """As `submit_nowait`, of events in their order; how many, the first ones, were taken."""
+        given: dict[str, list[Outgoing]] = {}
+        unwanted: list[Outgoing] = []
+        taken = 0
+        while taken < len(events) and self._held < self._limit:
+            part = events[taken : taken + self._limit - self._held]
+            taken += len(part)
+            for (shape, program, handlers), like in itertools.groupby(part, _WHAT):
+                batch = list(like)
+                wanting = self._wanted_by(shape, program, handlers)
+                if program is None and OBSERVERS in self._groups:
+                    for event in batch:
+                        self._observe(shape, event.id, event.values)
+                if not wanting:
+                    unwanted += batch
+                    continue
+                self._held += len(batch)
+                for event in batch:
+                    event.open_groups = len(wanting)
+                for group in wanting:
+                    given.setdefault(group.name, []).extend(batch)
+        for name, batch in given.items():
+            self._groups[name].place(batch)
+        if unwanted:
+            self._on_done(unwanted)
+        return taken
+
+    def _wanted_by(
+        self, shape: Shape | None, program: ProgramText | None, handlers: tuple[str, ...] | None
+    ) -> tuple[Group, ...]:
+        if program is not None:
+            return (self._group(MAIN, is_expected=True),)
+        assert shape is not None, "an event has a shape or a program"
+        known = self._wanting.get((shape.event, handlers))
+        return self._find_wanting(shape.event, handlers) if known is None else known
 
     def _find_wanting(self, name: str, handlers: tuple[str, ...] | None) -> tuple[Group, ...]:
         """The groups that want an event; remembered until one of them comes, goes or says what it wants."""
@@ -483,8 +505,7 @@ class Hub:
     def on_done(self, link: Link, events: list[Outgoing]) -> None:
         """See `channel.Owner`."""
         group = self._groups[link.group]
-        for event in events:
-            group.forget(event)
+        group.forget(events)
         if group.special is not None:
             group.special.on_done(events)
         self._finish(group, events)
@@ -501,14 +522,14 @@ class Hub:
 
     def _finish(self, group: Group, events: list[Outgoing]) -> None:
         """One group is done with these."""
+        group.counts.done += len(events)
         done = []
         for event in events:
-            group.counts.done += 1
             event.open_groups -= 1
             if not event.open_groups:
-                group.counts.dead += bool(event.dead)
                 done.append(event)
         if done:
+            group.counts.dead += sum([event.dead is not None for event in done])
             self._held -= len(done)
             self._on_done(done)
             self._room.set()

@@ -64,7 +64,11 @@ class Transport(Protocol):
         """Write a frame; False, and nothing is done, if there is no room.  Raises FrameError."""
 
     def put_many(self, frames: list[Any], start: int = 0) -> int:
-        """Write frames from `start` on, as many as there is room for; returns how many.  Raises FrameError."""
+        """Write frames from `start` on, as many as there is room for; returns how many.
+
+        Raises:
+            FrameError: the first of them is at fault, or the transport; one further behind ends the call before it.
+        """
 
     def flush(self) -> None:
         """See that what was written will be read."""
@@ -213,7 +217,12 @@ class Pipe:
     def put_many(self, frames: list[Any], start: int = 0) -> int:
         count = 0
         for frame in frames[start:]:
-            if not self.put(frame):
+            try:
+                if not self.put(frame):
+                    break
+            except FrameError:
+                if not count:
+                    raise
                 break
             count += 1
         return count

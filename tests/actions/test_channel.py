@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.lowlevel
 
 from engine.actions import frames
 from engine.actions.api import Backoff, Event, Worker
@@ -56,6 +57,59 @@ async def test_events_are_handled_in_order_and_acknowledged() -> None:
     ]
     assert len(threads) == 1
     assert hub.report() == [], "a group that came by itself is forgotten with its last worker"
+
+
+@pytest.mark.parametrize("fault", [object(), b"x" * OCTETS], ids=["no value of msgpack", "too long"])
+async def test_an_event_that_cannot_travel_is_a_dead_letter_and_the_others_are_handled(fault: object) -> None:
+    told = Told()
+    hub = told.make_hub(expected=("main",))
+    worker = Worker()
+    seen: list[bytes] = []
+    worker.on("msg:*", batch=10)(lambda events: seen.extend(one.id for one in events))
+    events = [event(hub, number) for number in range(20)]
+    for at in (0, 7, 8, 19):
+        events[at].values = (fault, b"")
+    assert hub.submit_many(events) == 20
+    async with working(hub, worker):
+        await until(lambda: not hub.held)
+    good = [number for number in range(20) if number not in (0, 7, 8, 19)]
+    assert seen == [b"%d" % number for number in good]
+    assert sorted(one.token for one in told.done) == list(range(20))
+    assert {one.token for one in told.done if one.dead} == {0, 7, 8, 19}
+    assert hub.report() == [] or hub.report()[0].counts.dead == 4
+
+
+async def test_a_batch_is_taken_as_far_as_there_is_room_and_whoever_it_is_for() -> None:
+    """Events of several kinds, with nobody for some of them, with the order of each message kept over two workers."""
+    told = Told()
+    hub = told.make_hub(expected=("main", "crm"), limit=60)
+    seen: dict[str, list[tuple[bytes, int]]] = {"main": [], "crm": []}
+    workers = {name: Worker(name) for name in seen}
+    for name, worker in workers.items():
+        pattern = "msg:delivery" if name == "crm" else "msg:*"
+
+        @worker.on(pattern, batch=3)
+        def record(events: list[Event], into: list[tuple[bytes, int]] = seen[name]) -> None:
+            into.extend((b"m%d" % (int(one.id) % 7), int(one.id)) for one in events)
+
+    kinds = ("msg:delivery", "msg:complete", "tcp:close")
+    events = [event(hub, number, kinds[number % 3], b"m%d" % (number % 7)) for number in range(200)]
+    async with working(hub, workers["main"]), working(hub, workers["crm"]), working(hub, workers["main"]):
+        await until(lambda: sum(group.workers for group in hub.report()) == 3)
+        at = 0
+        while at < len(events):
+            taken = hub.submit_many(events[at:])
+            assert hub.held <= 60
+            at += taken
+            await trio.lowlevel.checkpoint()
+        await until(lambda: not hub.held)
+    assert sorted(one.token for one in told.done) == list(range(200))
+    assert {number for _, number in seen["main"]} == {number for number in range(200) if number % 3 < 2}
+    assert {number for _, number in seen["crm"]} == {number for number in range(200) if number % 3 == 0}
+    for rows in seen.values():
+        for key in {key for key, _ in rows}:
+            numbers = [number for other, number in rows if other == key]
+            assert numbers == sorted(numbers)
 
 
 async def test_an_event_that_nobody_wants_is_done_at_once() -> None:

@@ -152,6 +152,21 @@ async def test_an_acknowledgement_counts_once() -> None:
     assert told.ids == [b"1"]
 
 
+@pytest.mark.parametrize("wrong", [(900, 1), (2, 3), (2, 2**62), (1, 1)])
+async def test_what_is_acknowledged_before_what_is_wrong_counts_and_the_rest_stays(wrong: tuple[int, int]) -> None:
+    hub = (told := Told()).make_hub(expected=("main",))
+    async with puppet(hub) as (worker, ends):
+        worker.say(*GOOD_READY)
+        shape = hub.shape("msg:x", ("a",))
+        assert hub.submit_many([Outgoing(shape, b"k", b"%d" % number, (b"v",)) for number in range(3)]) == 3
+        seqs = [(await worker.hear(EVENT))[1] for _ in range(3)]
+        assert seqs == [1, 2, 3]
+        worker.say(ACK, (1, 1, *wrong))
+        await until(lambda: ends)
+    assert ends == ["it sent what is no frame: it acknowledges what it was not given"]
+    assert (told.ids, hub.held) == ([b"0"], 2)
+
+
 async def test_an_answer_to_no_question_is_late_and_harmless() -> None:
     hub = Told().make_hub()
     async with puppet(hub) as (worker, ends):

@@ -86,6 +86,13 @@ def test_what_is_like_a_value_is_packed_as_one() -> None:
         [b"a", b"b", b"c", "d", True]
     )
     assert _ring.pack((1, _ring.Packed(_ring.pack((b"x", 2))))) == ring.pack((1, (b"x", 2)))
+    octets = b"before" + _ring.pack((b"x", 2))
+    ours = _ring.Packed.of_ours(octets, 6)
+    assert _ring.pack((1, ours)) == ring.pack((1, (b"x", 2)))
+    assert ours.octets == octets[6:]
+    for begin in (-1, len(octets)):
+        with pytest.raises(ValueError, match="no such place"):
+            _ring.Packed.of_ours(octets, begin)
 
 
 @pytest.mark.parametrize(
@@ -242,8 +249,10 @@ def test_many_are_put_as_far_as_there_is_room() -> None:
     assert more >= 9
     assert reader.take(1000) == frames[10 : put + more]
     assert writer.put_many(frames, 100) == 0
+    # what is at fault is told when it is the first
+    assert writer.put_many([1, 2, object(), 3]) == 2
     with pytest.raises(FrameError, match="object in a frame"):
-        writer.put_many([1, 2, object()])
+        writer.put_many([1, 2, object(), 3], 2)
     assert reader.take() == [1, 2]
     with pytest.raises(ValueError, match="negative"):
         writer.put_many([1], -1)
