@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from ..errors import DataError
 from ..events import Contact, Happening
 from ..policy.answers import Status
-from ..queue.model import PROGRAM, OutboxEvent, RecoveryKind
+from ..queue.model import OutboxEvent, RecoveryKind
 from ..queue.schedule import TIMED_OUT_TEXT
 from .raised import Raised
 from .raiser import Raiser
@@ -261,10 +261,9 @@ class Events(Raiser):
                 data = _one_line(data)
             values = (*values[:3], data.encode("utf-8", "surrogateescape"), errno, self._core.clock())
         if listener.layout is not None:
-            payload = listener.layout.flat(contact, job, values)
-            raised.events.append(OutboxEvent(event, key, payload, 0, 0.0, PROGRAM))
+            raised.events.append(listener.layout.flat(event, key, contact, job, message_id, values))
         if listener.is_handed:
-            raised.events.append(OutboxEvent(event, key, listener.fields.flat(contact, job, values)))
+            raised.events.append(listener.fields.flat(event, key, contact, job, message_id, values))
 
     def _completed_with(
         self, context: JobContext, claim: Claim, message_id: str, raised: Raised, content: bytes = b""

@@ -25,16 +25,20 @@ from ..errors import StoreError
 from ..logs.facts import Fact, FactKind
 from ..queue.model import PROGRAM, DeadLetter, OutboxEvent
 from .local import LocalRunner
-from .stored import REDELIVERED, Stored, add_value, unpack
+from .stored import REDELIVERED, Stored, Told, add_value, unpack
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
+    from ..actions.frames import Dead, ProgramText, Shape
     from ..actions.hub import Hub
     from ..queue.store import Store
     from .core import Core
     from .events import Events
+    from .stored import Layout
 
+#: layouts whose places are remembered; there are as many as events and transports, and new ones when a worker comes
+_MAX_PLACES: Final = 1000
 #: events read in one call of the queue's thread; more than a commit usually brings, or reading would never catch up
 BATCH: Final = 2000
 #: seconds between looks at the outbox when nobody says that there is something
@@ -45,11 +49,12 @@ ACKNOWLEDGE_S: Final = 0.05
 _ROOM_S: Final = 0.01
 
 
-class _Token(NamedTuple):
-    """What the hub keeps of an event for us."""
+class _Place(NamedTuple):
+    """Where the events of one layout go: what `Outgoing` has of the same name."""
 
-    event: OutboxEvent
-    message_id: str
+    shape: Shape | None
+    program: ProgramText | None
+    handlers: tuple[str, ...] | None
 
 
 class _Again(NamedTuple):
@@ -80,8 +85,8 @@ def _in_one_commit(store: Store, write: Callable[[Store], None]) -> None:
 
 
 def _event_of(outgoing: Outgoing) -> OutboxEvent:
-    assert isinstance(outgoing.token, _Token), "only we submit"
-    return outgoing.token.event
+    event: OutboxEvent = outgoing.token
+    return event
 
 
 class Outbox:
@@ -91,6 +96,8 @@ class Outbox:
         self._core = core
         self._events = events
         self._hub: Hub | None = None
+        #: where the events of each layout go
+        self._places: dict[Layout, _Place] = {}
         self._local = LocalRunner(core, events, self._on_done_here, self._on_dead_here, self._tell)
         self._wake = trio.Event()
         #: everything up to this number was handed on, but for what other engines left since
@@ -130,11 +137,19 @@ class Outbox:
             self._has_more = True
             self._wake.set()
             return
+        batch: list[Outgoing] = []
         for event in events:
-            if not self._hand_on(event, is_ours=True):
+            outgoing = self._outgoing_of_ours(event)
+            if outgoing is not None:
+                batch.append(outgoing)
+                continue
+            if not (self._submit(batch) and self._hand_on(event, is_ours=True)):
                 self._is_full = self._must_read = True
                 return
             self._after = event.id
+            batch.clear()
+        if not self._submit(batch):
+            self._is_full = self._must_read = True
 
     async def run(self) -> None:
         """Get everything run that comes, until cancelled."""
@@ -227,6 +242,52 @@ class Outbox:
         self._after = 0
         self.notify()
 
+    def _outgoing_of_ours(self, event: OutboxEvent) -> Outgoing | None:
+        """What the hub gets of an event that this process has just packed; None for one that has to be looked at."""
+        if not isinstance(event, Told) or event.layout is None:
+            return None
+        layout = event.layout
+        place = self._places.get(layout) or self._place(event.name, layout)
+        if place is None:
+            return None
+        key = event.message_id or event.key
+        values = Packed.of_ours(event.payload, event.begin)
+        outgoing = Outgoing(place.shape, key, event.key.encode(), values, event, place.handlers)
+        if place.program is not None:
+            outgoing.program = place.program
+            outgoing.state = state_frame(give_up_at=self._events.give_up_at(event))
+        return outgoing
+
+    def _place(self, name: str, layout: Layout) -> _Place | None:
+        """Where events of a layout go, remembered; None where it is not simply to the hub."""
+        hub, events = self._hub, self._events
+        if hub is None:
+            return None
+        if layout.handler != PROGRAM:
+            place = _Place(hub.shape(name, layout.names), None, events.choice(layout.transport))
+        else:
+            action = events.action(layout.transport, name)
+            if action is None or not events.runs_in_workers:
+                return None
+            place = _Place(None, events.program(hub, action, layout.names), None)
+        if len(self._places) >= _MAX_PLACES:
+            self._places.clear()
+        self._places[layout] = place
+        return place
+
+    def _submit(self, batch: list[Outgoing]) -> bool:
+        """Give events of ours to the hub; False if there is no room for all of them."""
+        if not batch:
+            return True
+        assert self._hub is not None, "or they would not be here"
+        numbers = [event.token.id for event in batch]
+        self._held.update(numbers)
+        taken = self._hub.submit_many(batch)
+        self._held.difference_update(numbers[taken:])
+        if taken:
+            self._after = numbers[taken - 1]
+        return taken == len(batch)
+
     def _hand_on(self, event: OutboxEvent, *, is_ours: bool = False) -> bool:
         """Hand on one event; False if there is no room for it.
 
@@ -280,9 +341,7 @@ class Outbox:
 
     def _outgoing(self, event: OutboxEvent, stored: Stored) -> Outgoing:
         # what is of no message has no order to keep
-        key = (stored.message_id or event.key).encode()
-        token = _Token(event, stored.message_id)
-        return Outgoing(None, key, event.key.encode(), Packed(stored.values), token)
+        return Outgoing(None, stored.message_id or event.key, event.key.encode(), Packed(stored.values), event)
 
     def _number(self, outgoing: Outgoing) -> None:
         """An event is handed on once more: it says how often it was."""
@@ -309,14 +368,17 @@ class Outbox:
 
     def _on_done(self, outgoing: list[Outgoing]) -> None:
         for one in outgoing:
-            token = one.token
-            assert isinstance(token, _Token), "only we submit"
-            for place, dead in (one.dead or {}).items():
-                group, _, handler = place.partition(":")
-                if one.program is not None:
-                    group, handler = "", PROGRAM
-                self._bury(token.event, handler, group, dead.error, dead.attempts)
-            self._forget(token.event)
+            if one.dead:
+                self._bury_for(one, one.dead)
+        self._done += [one.token.id for one in outgoing]
+        self._to_acknowledge.set()
+
+    def _bury_for(self, outgoing: Outgoing, dead: Mapping[str, Dead]) -> None:
+        for place, letter in dead.items():
+            group, _, handler = place.partition(":")
+            if outgoing.program is not None:
+                group, handler = "", PROGRAM
+            self._bury(outgoing.token, handler, group, letter.error, letter.attempts)
 
     def _on_done_here(self, events: Sequence[OutboxEvent]) -> None:
         for event in events:
@@ -407,9 +469,12 @@ class Outbox:
     # lines
 
     def _on_line(self, text: bytes, logs: frozenset[str], outgoing: Outgoing | None) -> None:
-        token = outgoing.token if outgoing is not None else None
-        # that of an evaluation is the id itself
-        message_id = token.message_id if isinstance(token, _Token) else str(token or "")
+        message_id = ""
+        if outgoing is not None and outgoing.token is None:
+            # an evaluation, whose key is the id itself
+            message_id = str(outgoing.key)
+        elif outgoing is not None and outgoing.key != outgoing.token.key:
+            message_id = str(outgoing.key)
         self._tell(self._events.line(text, logs, message_id))
 
     def _note(self, text: str) -> None:

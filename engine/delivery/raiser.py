@@ -151,7 +151,7 @@ class Raiser:
         layout = None
         if action is not None and not action.is_pure:
             makers = {**VARIABLES, "event_name": lambda _: row.name}
-            layout = _layout(transport, action.scope_names, makers, wants_headers=action.wants_headers)
+            layout = _layout(transport, action.scope_names, makers, PROGRAM, wants_headers=action.wants_headers)
         fields = _layout(transport, FIELDS[row.name], MAKERS)
         is_flat = (layout.is_flat if layout is not None else action is None) and (fields.is_flat or not is_handed)
         wants_more = is_handed or (layout is not None and not layout.wants.isdisjoint(("event_data", "event_time")))
@@ -216,7 +216,7 @@ class Raiser:
         program = self.program(hub, action, tuple(values))
         try:
             packed = Packed(pack_values(values.values()))
-            about = Outgoing(None, b"", b"", (), token=it.message_id)
+            about = Outgoing(None, it.message_id, b"", ())
             answer = await hub.evaluate(program, packed, state, timeout_s=options.event_timeout, about=about)
         except ActionError as error:
             return self._silence(action, str(error))
@@ -279,14 +279,14 @@ class Raiser:
         event, action = listener.row.name, listener.action
         it.now = self._core.clock()
         if listener.layout is not None:
-            raised.events.append(OutboxEvent(event, key, listener.layout.payload(it), 0, 0.0, PROGRAM))
+            raised.events.append(listener.layout.told(event, key, it))
         elif action is not None:
             headers = it.headers() if action.wants_headers else ()
             result = run(action, self._scope(action.gather(it), headers, it.message_id, raised.facts))
             if result.error:
                 raised.facts.append(self.failure(action, result, it.message_id))
         if listener.is_handed:
-            raised.events.append(OutboxEvent(event, key, listener.fields.payload(it)))
+            raised.events.append(listener.fields.told(event, key, it))
 
     def run_stored(self, event: OutboxEvent, stored: Stored, facts: list[Fact]) -> Result:
         """Run the string of a stored event; blocks.  Nothing is done for one that has no action any more."""
@@ -333,11 +333,13 @@ def _layout(
     transport: str,
     names: tuple[str, ...],
     makers: Mapping[str, Callable[[Happening], object]],
+    handler: str = "",
     *,
     wants_headers: bool = False,
 ) -> Layout:
     kept = next((number for number, name in enumerate(names) if name not in CONTACT_VARIABLES), len(names))
-    return Layout(transport, names, [makers[name] for name in names], kept, wants_headers=wants_headers)
+    chosen = [makers[name] for name in names]
+    return Layout(transport, names, chosen, kept, handler=handler, wants_headers=wants_headers)
 
 
 def _is_kept(row: EventRow) -> bool:

@@ -1,9 +1,10 @@
 """What the outbox keeps of an event: whose it is, what its values are called, and the values, packed once for all.
 
 Layer: orchestration (values only).  Spec: design.md "Events and action workers".
-A payload is the msgpack array ``[version, transport, message id, names, headers, values]``: names is one text with a
-space between two, headers is an array of header lines, values the octets of an array with a value for each name, which
-goes into the frame for a worker as it stands.  Text is octets there, and a certificate is its own type (frames.py).
+A payload is the msgpack array ``[version, transport, message id, names, headers, values]``: names are octets, a number
+of `_NAMES` each; headers is an array of header lines; values are the octets of an array with a value for each name, and
+go into the frame for a worker as they stand.  Text is octets there, and a certificate is its own type (frames.py).
+What version 2 has stored can still be read: there names are one text with a space between two.
 Invariants: what a `Layout` packs is what `pack_values` makes of the same values; `unpack` gives None for whatever is
 not of this version and whole, so that no worker gets a frame that is none.
 """
@@ -12,13 +13,14 @@ from __future__ import annotations
 
 import functools
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from ..actions import _ring
 from ..actions.frames import arrived_untrusted, state_frame, state_untrusted, travelling
 from ..errors import FrameError
 from ..events import Happening
+from ..queue.model import OutboxEvent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -26,11 +28,25 @@ if TYPE_CHECKING:
     from ..events import Contact
     from ..queue.model import Job
 
-_VERSION: Final = 2
+_VERSION: Final = 3
+#: the version before, whose names are text
+_VERSION_2: Final = 2
 #: how often an event was handed on again; told only of those that were, as one value more
 REDELIVERED: Final = "event_redelivered"
 #: lists of names that are remembered; there are as many as events, and some for their strings
 _MAX_NAMES: Final = 500
+#: what the numbers of names are for; the queue of an older program has them, so this is only ever added to
+_NAMES: Final = (
+    *("event_name", "event_data", "event_defer_errno", "event_time", "event_cert_source", "event_redelivered"),
+    *("router_name", "transport_name", "local_part", "domain"),
+    *("sender_address", "sender_address_local_part", "sender_address_domain", "return_path"),
+    *("message_exim_id", "message_id", "message_size", "message_age", "received_time"),
+    *("host", "host_address", "host_port", "lookup_dnssec_authenticated", "sending_ip_address", "sending_port"),
+    *("tls_out_dane", "tls_out_tlsa_usage", "tls_out_certificate_verified", "tls_out_peercert", "tls_out_ourcert"),
+    *("tls_out_peerdn", "tls_out_cipher", "tls_out_cipher_std", "tls_out_ver", "tls_out_bits", "tls_out_sni"),
+    *("tls_out_ocsp", "tls_out_resumption", "sender_host_authenticated"),
+)
+_NUMBERS: Final = {name: number for number, name in enumerate(_NAMES)}
 
 
 @dataclass(slots=True, eq=False)
@@ -52,6 +68,21 @@ class Stored:
     def variables(self) -> dict[str, Any]:
         """Name -> value.  Raises FrameError."""
         return dict(zip(self.names, map(arrived_untrusted, _ring.unpack(self.values)), strict=True))
+
+
+@dataclass(slots=True)
+class Told(OutboxEvent):
+    """An event that this process has raised, with what is known of it beside what the queue keeps.
+
+    Attributes:
+        layout: what its values are; None if it has to be looked for in the payload.
+        begin: where they begin in the payload.
+        message_id: whose event it is, "" for none.
+    """
+
+    layout: Layout | None = field(default=None, compare=False)
+    begin: int = field(default=0, compare=False)
+    message_id: str = field(default="", compare=False)
 
 
 def pack_values(values: Iterable[object]) -> bytes:
@@ -92,6 +123,7 @@ class Layout:
 
     Attributes:
         is_flat: the others are all among those that `flat` takes; wants: their names.
+        handler: who the events are for, as `OutboxEvent.handler`.
     """
 
     def __init__(
@@ -101,27 +133,36 @@ class Layout:
         makers: Sequence[Callable[[Happening], object]],
         kept: int,
         *,
+        handler: str = "",
         wants_headers: bool = False,
     ) -> None:
+        self.transport = transport
+        self.names = names
+        self.handler = handler
         self._first, self._rest = makers[:kept], makers[kept:]
         self._head = _head(len(makers))
         self._rest_head_octets = len(_head(len(self._rest)))
         self._wants_headers = wants_headers
         self._before = b"\x96" + _ring.pack(_VERSION) + _ring.pack(transport)
-        self._names = _ring.pack(" ".join(names))
+        self._names = _ring.pack(bytes([_NUMBERS[name] for name in names]))
         self._names_alone = self._names + _ring.pack(())
         self.is_flat = not wants_headers and all(name in _FLAT for name in names[kept:])
         self._pick = _picker([_FLAT[name] for name in names[kept:]] if self.is_flat else [])
         self.wants = frozenset(names[kept:])
 
-    def payload(self, it: Happening) -> bytes:
-        """The payload of an event for the outbox."""
-        values = _ring.pack(self.values(it))
-        headers = it.headers() if self._wants_headers else ()
-        return b"".join((self._before, _ring.pack(it.message_id), self._names, _ring.pack(headers), values))
+    def told(self, event: str, key: str, it: Happening) -> Told:
+        """An event for the outbox."""
+        values = self.values(it)
+        if self._wants_headers:
+            headers = _ring.pack(it.headers())
+            payload = b"".join((self._before, _ring.pack(it.message_id), self._names, headers, _ring.pack(values)))
+            return Told(event, key, payload, handler=self.handler)
+        payload = b"".join((self._before, _ring.pack(it.message_id), self._names_alone, _ring.pack(values)))
+        begin = len(payload) - len(values)
+        return Told(event, key, payload, 0, 0.0, self.handler, layout=self, begin=begin, message_id=it.message_id)
 
-    def flat(self, contact: Contact, job: Job, values: FlatValues) -> bytes:
-        """As `payload`, for one that `is_flat` and a contact that is about its own certificate.
+    def flat(self, event: str, key: str, contact: Contact, job: Job, message_id: str, values: FlatValues) -> Told:
+        """As `told`, for one that `is_flat` and a contact that is about its own certificate.
 
         Args:
             job: whose message it is.
@@ -134,13 +175,16 @@ class Layout:
             known = contact.kept[self] = job.sender, job.created_at, self._head + _members(self._first, it)
         first = known[2]
         rest = _ring.pack(self._pick(values))[self._rest_head_octets :]
-        message_id = values[2]
+        id_octets = values[2]
         octets = len(first) + len(rest)
-        if octets < _TABLE and len(message_id) < len(_TEXT):
-            return b"".join(
-                (self._before, _TEXT[len(message_id)], message_id, self._names_alone, _OCTETS[octets], first, rest)
+        if octets < _TABLE and len(id_octets) < len(_TEXT):
+            payload = b"".join(
+                (self._before, _TEXT[len(id_octets)], id_octets, self._names_alone, _OCTETS[octets], first, rest)
             )
-        return b"".join((self._before, _ring.pack(message_id.decode()), self._names_alone, _ring.pack(first + rest)))
+        else:
+            payload = b"".join((self._before, _ring.pack(message_id), self._names_alone, _ring.pack(first + rest)))
+        begin = len(payload) - octets
+        return Told(event, key, payload, 0, 0.0, self.handler, layout=self, begin=begin, message_id=message_id)
 
     def values(self, it: Happening) -> bytes:
         """The values of an event alone, as an array."""
@@ -187,10 +231,15 @@ def unpack(payload: bytes, *, is_ours: bool = False) -> Stored | None:
         is_ours: this process has just packed it, so nothing in it needs to be looked at.
     """
     try:
-        version, transport, message_id, text, headers, values = _ring.unpack(payload)
-        if version != _VERSION or not isinstance(values, bytes):
+        version, transport, message_id, names, headers, values = _ring.unpack(payload)
+        if not isinstance(values, bytes):
             return None
-        names = _split(text)
+        if version == _VERSION and isinstance(names, bytes):
+            names = _named(names)
+        elif version == _VERSION_2 and isinstance(names, str):
+            names = _split(names)
+        else:
+            return None
         stored = Stored(str(transport), str(message_id), names, tuple(headers), values)
         if not is_ours:
             # what a thread or a worker could not read would end it, and the next one
@@ -198,9 +247,14 @@ def unpack(payload: bytes, *, is_ours: bool = False) -> Stored | None:
                 return None
             stored.variables()
             state_untrusted(state_frame(stored.headers))
-    except (FrameError, TypeError, ValueError, AttributeError):
+    except (FrameError, TypeError, ValueError, IndexError):
         return None
     return stored
+
+
+@functools.lru_cache(maxsize=_MAX_NAMES)
+def _named(numbers: bytes) -> tuple[str, ...]:
+    return tuple([_NAMES[number] for number in numbers])
 
 
 @functools.lru_cache(maxsize=_MAX_NAMES)
