@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from functools import partial
+from typing import Any
 
 import dns.flags
 import dns.message
@@ -14,6 +15,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.net import sink_dns
 from engine.net.resolver import Resolver
 from engine.net.sink_dns import SinkNames, answer, open_names
 from engine.policy.answers import Status
@@ -62,6 +64,20 @@ def test_answers(names: SinkNames, name: str, rdtype: str, rdata: list[str]) -> 
     assert response.rcode() == dns.rcode.NOERROR
     assert [record.to_text() for rrset in response.answer for record in rrset] == rdata
     assert bool(response.authority) is not bool(rdata)
+
+
+@pytest.mark.parametrize("names", [NAMES, OWN, SIX])
+@pytest.mark.parametrize("edns", [False, True])
+@given(name=st.from_regex(r"\A(_mta-sts\.|_|mx\.|)[a-zA-Z0-9_-]{1,63}(\.[a-zA-Z-]{1,20}){0,3}\Z"), is_mx=st.booleans())
+def test_the_quick_way_says_the_same(names: SinkNames, edns: bool, name: str, is_mx: bool) -> None:
+    options: dict[str, Any] = {"use_edns": 0, "ednsflags": dns.flags.DO, "payload": 1232} if edns else {}
+    wire = dns.message.make_query(name, "MX" if is_mx else "TXT", **options).to_wire()
+    quick, slow = answer(names, wire), sink_dns._answer(names, wire)
+    assert quick is not None
+    assert slow is not None
+    first, second = dns.message.from_wire(quick), dns.message.from_wire(slow)
+    assert first == second
+    assert (first.answer, first.authority, first.edns) == (second.answer, second.authority, second.edns)
 
 
 def test_another_class_is_refused() -> None:
