@@ -307,6 +307,8 @@ def summary(progress: Progress, now: float) -> dict[str, object]:
         "delivered": progress.delivered,
         "deferred": progress.waiting,
         "failed": progress.failed,
+        "cancelled": progress.cancelled,
+        "elsewhere": progress.elsewhere,
         "left": progress.left,
         "deferrals": progress.deferred,
         "in_doubt": progress.in_doubt,
@@ -405,6 +407,10 @@ def _outcomes(progress: Progress) -> list[tuple[str, int, str, str]]:
     untried = progress.left - progress.waiting if progress.total else 0
     if untried > 0:
         rows.append(("not tried", untried, "still in the queue"))
+    if progress.cancelled:
+        rows.append(("cancelled", progress.cancelled, ""))
+    if progress.elsewhere:
+        rows.append(("elsewhere", progress.elsewhere, "settled by other engines"))
     if progress.earlier:
         rows.append(("earlier", progress.earlier, "settled by earlier runs"))
     of_recipients = [(name, count, _share(count, whole), note) for name, count, note in rows]

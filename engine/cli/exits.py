@@ -22,7 +22,7 @@ class Exit(enum.IntEnum):
     USAGE = 64
     #: EX_DATAERR: the message, the recipients or another input is wrong; nothing was queued
     DATA = 65
-    #: EX_UNAVAILABLE: some recipients failed for good
+    #: EX_UNAVAILABLE: some recipients failed for good, or were taken back
     UNAVAILABLE = 69
     #: EX_TEMPFAIL: some recipients are still deferred, or the queue cannot be used now
     TEMPORARY = 75

@@ -83,7 +83,7 @@ def send(
     """Send one message to many recipients and watch it arrive.
 
     Ends with 0 when every recipient is delivered, 75 when some are still deferred (they stay queued), 69 when some
-    failed for good.
+    failed for good or were cancelled.
     """
     if start_early and not skip_invalid:
         raise typer.BadParameter("--start-early goes with --skip-invalid: what has gone cannot be taken back")

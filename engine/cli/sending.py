@@ -84,6 +84,8 @@ class Sending:
         self._given = given
         self._loader = loader
         self._job = job
+        #: recipients of it that had been taken back when this began
+        self._cancelled = job.counts.cancelled if job is not None else 0
         #: several engine processes deliver
         self._children: Processes | None = None
         self._stop_loading = threading.Event()
@@ -231,8 +233,9 @@ class Sending:
         """Say what became of the job; the exit status."""
         core = self._core
         after = await core.database.call(core.database.store.counts, job_id)
+        core.progress.reconcile(after.unsettled, after.cancelled - self._cancelled)
         if self._given.as_json:
-            settled = {"delivered": after.delivered, "failed": after.failed}
+            settled = {"delivered": after.delivered, "failed": after.failed, "cancelled": after.cancelled}
             queue = {"job": job_id, **settled, "unsettled": after.unsettled}
             print(json.dumps({**summary(core.progress, time.monotonic()), "queue": queue}, ensure_ascii=False))
         else:
@@ -242,7 +245,7 @@ class Sending:
         if after.unsettled:
             _tell(f"job {job_id}: {after.unsettled:,} still queued; `outrider run` or the same command goes on with it")
             return Exit.TEMPORARY
-        return Exit.UNAVAILABLE if after.failed else Exit.OK
+        return Exit.UNAVAILABLE if after.failed or after.cancelled else Exit.OK
 
     def _tell_loaded(self, done: Loaded) -> None:
         rejects = self._given.rejects

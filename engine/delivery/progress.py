@@ -47,6 +47,8 @@ class Progress:
         delivered, failed: recipients settled for good, in this run.
         deferred: deferrals, several for one recipient if it is deferred several times.
         waiting: recipients whose last outcome in this run is a deferral: they wait for a later try.
+        cancelled, elsewhere: recipients that somebody has taken back, or other engines have settled, during this run;
+            known when it is over.
         in_doubt: deferrals whose message may have been delivered all the same.
         events: stored events of all engines that wait for their actions; dead: dead letters in the queue.
         events_behind_s: how long the oldest of them has waited, in seconds, when it was looked at.
@@ -64,6 +66,8 @@ class Progress:
     failed: int = 0
     deferred: int = 0
     waiting: int = 0
+    cancelled: int = 0
+    elsewhere: int = 0
     in_doubt: int = 0
     events: int = 0
     dead: int = 0
@@ -126,6 +130,18 @@ class Progress:
             counts = self.sites.setdefault(label, SiteCounts())
         return counts
 
+    def reconcile(self, unsettled: int, cancelled: int) -> None:
+        """Say what became of those that this run has not settled, once it is over.
+
+        Args:
+            unsettled: recipients of the job that are in the queue now.
+            cancelled: those that were taken back since the run began.
+        """
+        gone = max(0, self.left - unsettled)
+        self.cancelled = min(gone, cancelled)
+        self.elsewhere = gone - self.cancelled
+        self.waiting = min(self.waiting, self.left)
+
     @property
     def settled(self) -> int:
         """Recipients settled for good in this run."""
@@ -133,8 +149,8 @@ class Progress:
 
     @property
     def left(self) -> int:
-        """Recipients that this run has not settled yet, those that wait for a later try included; 0 if unknown."""
-        return max(0, self.total - self.earlier - self.settled)
+        """Recipients that nobody has settled yet, those that wait for a later try included; 0 if unknown."""
+        return max(0, self.total - self.earlier - self.settled - self.cancelled - self.elsewhere)
 
     def elapsed_s(self, now: float) -> float:
         """Seconds since the run began."""

@@ -176,6 +176,17 @@ def test_the_summary_by_outcome_and_by_site() -> None:
     assert text.endswith("\n10 recipients in 2.0 s, 4 a second, over 3 connections (all with TLS)\n")
 
 
+def test_what_was_cancelled_or_settled_elsewhere_is_not_said_to_wait() -> None:
+    """A run that ends finds in the queue what became of those that it has not settled."""
+    progress = run_of(delivered=3, deferred=2, failed=0, total=10)
+    progress.reconcile(unsettled=1, cancelled=4)
+    assert (progress.cancelled, progress.elsewhere, progress.left, progress.waiting) == (4, 2, 1, 1)
+    text = summary_text(progress, 1.0)
+    assert re.search(r"^cancelled +4 +40\.0 %$", text, re.MULTILINE)
+    assert re.search(r"^elsewhere +2 +20\.0 %  settled by other engines$", text, re.MULTILINE)
+    assert "not tried" not in text
+
+
 def test_the_picture_of_the_summary_says_what_the_text_says() -> None:
     progress = run_of(delivered=7, deferred=2, failed=1, total=10)
     progress.in_doubt, progress.opened, progress.tls = 1, 2, 1

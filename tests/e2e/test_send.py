@@ -43,7 +43,7 @@ def test_a_personalised_job_is_one_message_a_recipient(tmp_path: Path, start_sin
     assert f"{count} recipients queued as job 1" in done.stderr
     summary = summary_of(done)
     assert summary["delivered"] == count
-    assert summary["queue"] == {"job": 1, "delivered": count, "failed": 0, "unsettled": 0}
+    assert summary["queue"] == {"job": 1, "delivered": count, "failed": 0, "cancelled": 0, "unsettled": 0}
     counts = sink.stop()
     assert (counts["messages"], counts["unique"], counts["duplicates"]) == (count, count, 0)
     assert counts["connections"] == counts["tls_connections"] == summary["connections"]
