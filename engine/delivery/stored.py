@@ -123,7 +123,7 @@ class Layout:
 
     Attributes:
         is_flat: the others are all among those that `flat` takes; wants: their names.
-        handler: who the events are for, as `OutboxEvent.handler`.
+        handler, group: who the events are for, as those of `OutboxEvent`.
     """
 
     def __init__(
@@ -134,11 +134,13 @@ class Layout:
         kept: int,
         *,
         handler: str = "",
+        group: str = "",
         wants_headers: bool = False,
     ) -> None:
         self.transport = transport
         self.names = names
         self.handler = handler
+        self.group = group
         self._first, self._rest = makers[:kept], makers[kept:]
         self._head = _head(len(makers))
         self._rest_head_octets = len(_head(len(self._rest)))
@@ -156,10 +158,10 @@ class Layout:
         if self._wants_headers:
             headers = _ring.pack(it.headers())
             payload = b"".join((self._before, _ring.pack(it.message_id), self._names, headers, _ring.pack(values)))
-            return Told(event, key, payload, handler=self.handler)
+            return Told(event, key, payload, 0, 0.0, self.handler, self.group)
         payload = b"".join((self._before, _ring.pack(it.message_id), self._names_alone, _ring.pack(values)))
         begin = len(payload) - len(values)
-        return Told(event, key, payload, 0, 0.0, self.handler, layout=self, begin=begin, message_id=it.message_id)
+        return Told(event, key, payload, 0, 0.0, self.handler, self.group, 0, self, begin, it.message_id)
 
     def flat(self, event: str, key: str, contact: Contact, job: Job, message_id: str, values: FlatValues) -> Told:
         """As `told`, for one that `is_flat` and a contact that is about its own certificate.
@@ -184,7 +186,7 @@ class Layout:
         else:
             payload = b"".join((self._before, _ring.pack(message_id), self._names_alone, _ring.pack(first + rest)))
         begin = len(payload) - octets
-        return Told(event, key, payload, 0, 0.0, self.handler, layout=self, begin=begin, message_id=message_id)
+        return Told(event, key, payload, 0, 0.0, self.handler, self.group, 0, self, begin, message_id)
 
     def values(self, it: Happening) -> bytes:
         """The values of an event alone, as an array."""

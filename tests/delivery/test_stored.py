@@ -115,7 +115,8 @@ def test_what_no_worker_could_read_is_none(version: int, one: object, two: objec
     for value in ((ExtType(99, b""),), ((1,),), ({1: 2},), 1, {b"a": b"b"}):
         assert unpack(_ring.pack((version, "t", "", one, (), _ring.pack(value)))) is None
     assert unpack(_ring.pack((version, "t", "", one, (7,), pack_values(("one",))))) is None
-    for names in (7, None, (), {}, ("a",), b"\xff", "a" if version == 3 else b"\1"):
+    wrong: tuple[object, ...] = (7, None, (), {}, ("a",), b"\xff", "a" if version == 3 else b"\1")
+    for names in wrong:
         assert unpack(_ring.pack((version, "t", "", names, (), pack_values(("one",))))) is None
     assert unpack(_ring.pack((4, "t", "", one, (), pack_values(("one",))))) is None
 
