@@ -69,9 +69,9 @@ POLL_S: Final = 1.0
 TROUBLE: Final = "waiting for the queue: disk full or locked"
 #: what it says while nothing is claimed since actions are behind
 BACKLOG: Final = "waiting for event actions"
-#: seconds between looks at the queue while all that was due is held and is being settled: each look is three calls of
-#: the store, and a connection for each message settles one at a time
-LULL_S: Final = 0.1
+#: seconds between looks at the queue while all that was due is held and is being settled: what ends makes nobody due,
+#: each look is three calls of the store, and a connection for each message settles one at a time
+LULL_S: Final = POLL_S
 #: what makes nobody due
 _FINAL: Final = (OutcomeKind.DELIVERED, OutcomeKind.FAILED)
 #: seconds between looks while something is due that another engine is about to take, or a list is still being read
