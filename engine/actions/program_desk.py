@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from .api import Backoff
     from .desks import Ledger, Sender
-    from .lookups import Place
+    from .lookups import Place, Statement
     from .programs import Evaluator
 
 #: programs, evaluated one by one, whose end is told together: what is done again when the worker dies
@@ -64,7 +64,7 @@ class _Postponed(NamedTuple):
     """A program whose lookups were not done yet."""
 
     run: Run
-    statements: tuple[bytes, ...]
+    statements: tuple[Statement, ...]
 
 
 class ProgramDesk(PatientDesk):
@@ -166,7 +166,7 @@ class ProgramDesk(PatientDesk):
 
     # -- together --
 
-    def _postponed(self, item: Run, now: float) -> tuple[Place | None, tuple[bytes, ...]]:
+    def _postponed(self, item: Run, now: float) -> tuple[Place | None, tuple[Statement, ...]]:
         """Where the lookups of a program are done, and its statements; None if it is to be evaluated by itself."""
         if self._most == 1 or self._failures or self._apart.get(item.program, (0.0, 0.0))[0] > now:
             return None, ()
@@ -175,10 +175,10 @@ class ProgramDesk(PatientDesk):
             return None, ()
         place = asked[0].place
         if len(asked) == 1:
-            return place, (asked[0].query,)
+            return place, (asked[0].statement,)
         if any(other.place != place for other in asked):
             return None, ()
-        return place, tuple(one.query for one in asked)
+        return place, tuple(one.statement for one in asked)
 
     def _do_together(self, place: Place, waiting: deque[_Postponed]) -> None:
         #: how many of the first are to be done before one that is to be done alone; None if there is no such one
@@ -231,7 +231,7 @@ class ProgramDesk(PatientDesk):
         some: list[_Postponed] = []
         octets = 0
         for one in islice(waiting, most):
-            octets += sum(map(len, one.statements))
+            octets += sum(map(_octets, one.statements))
             if some and octets > _OCTETS:
                 break
             some.append(one)
@@ -259,3 +259,7 @@ class ProgramDesk(PatientDesk):
 
     def _close(self) -> None:
         self._evaluator.close()
+
+
+def _octets(statement: Statement) -> int:
+    return len(statement.text) + sum(map(len, filter(None, statement.values or ())))

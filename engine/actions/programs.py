@@ -20,7 +20,7 @@ from ..expand.acl import Acls
 from ..expand.lists import NamedLists
 from .frames import ProgramText, Status, state_frame
 from .lookups import LookupOptions, LookupRegistry, Timeouts
-from .postponing import Recorder, only_tells
+from .postponing import asking_or_none
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from ..expand import Program
     from ..expand.scope import LogWrite
     from ..expand.searches import Lookups
-    from .lookups import Place, Postponed, Progress
+    from .lookups import Place, Postponed, Progress, Statement
+    from .postponing import Asking
 
 #: programs that one worker keeps; a configuration has a score, and each event makes its own of each
 MAX_PROGRAMS: Final = 10_000
@@ -118,8 +119,8 @@ class Evaluator:
         self._now = now
         self._random = random.Random()
         self._programs: dict[int, tuple[ProgramText, Program | ExpandError]] = {}
-        #: numbers of programs whose lookups may be postponed
-        self._telling: set[int] = set()
+        #: programs whose lookups may be postponed
+        self._asking: dict[int, Asking] = {}
 
     def learn(self, text: ProgramText) -> None:
         """Keep a program; one that does not compile fails at each evaluation.
@@ -133,8 +134,9 @@ class Evaluator:
         try:
             program = compile_text(text.source, options=options).specialise(text.constants)
             self._programs[text.number] = text, program
-            if only_tells(program):
-                self._telling.add(text.number)
+            scope = self._scope({}, {}, self._lookups, None)
+            if not _DYNAMIC & {*text.variables} and (asking := asking_or_none(program, self._lookups, scope)):
+                self._asking[text.number] = asking
         except ExpandError as error:
             self._programs[text.number] = text, error
 
@@ -166,7 +168,8 @@ class Evaluator:
             FrameError: there is no such program, or the values are not its variables'.
         """
         text, program = self.check(number, values)
-        scope = self._scope(text, values, state, self._lookups, logwrite)
+        variables: dict[str, Any] = {**text.constants, **dict(zip(text.variables, values, strict=True))}
+        scope = self._scope(variables, state, self._lookups, logwrite)
         try:
             if isinstance(program, ExpandError):
                 raise program
@@ -185,32 +188,19 @@ class Evaluator:
         Raises:
             FrameError: as `evaluate`.
         """
-        if number not in self._telling:
+        asking = self._asking.get(number)
+        if asking is None:
             return None
-        text, program = self.check(number, values)
-        recorder = Recorder(self._lookups)
-        try:
-            if isinstance(program, ExpandError):
-                return None
-            program.evaluate(self._scope(text, values, state, recorder, None))
-        except ExpandError:
-            # it says so once it is evaluated
-            return None
-        return recorder.asked
+        text, _ = self.check(number, values)
+        return asking.ask({**text.constants, **dict(zip(text.variables, values, strict=True))}, state)
 
-    def run_together(self, place: Place, units: Sequence[tuple[bytes, ...]]) -> Progress:
+    def run_together(self, place: Place, units: Sequence[tuple[Statement, ...]]) -> Progress:
         """Ask what was postponed: see `LookupRegistry.run_together`."""
         return self._lookups.run_together(place, units)
 
     def _scope(
-        self,
-        text: ProgramText,
-        values: tuple[Any, ...],
-        state: Mapping[str, Any],
-        lookups: Lookups,
-        logwrite: LogWrite | None,
+        self, variables: dict[str, Any], state: Mapping[str, Any], lookups: Lookups, logwrite: LogWrite | None
     ) -> Scope:
-        variables: dict[str, Any] = {**text.constants, **dict(zip(text.variables, values, strict=True))}
         scope = Scope(
             variables,
             headers=state.get("headers", ()),

@@ -3,8 +3,18 @@
 Layer: adapter; blocking, so never where trio runs.  Spec: expansion 5.
 """
 
-from .driver import Progress
+from .driver import Bound, Progress, Statement
 from .registry import TOGETHER, LookupOptions, LookupRegistry, Place, Postponed
 from .servers import Timeouts
 
-__all__ = ["TOGETHER", "LookupOptions", "LookupRegistry", "Place", "Postponed", "Progress", "Timeouts"]
+__all__ = [
+    "TOGETHER",
+    "Bound",
+    "LookupOptions",
+    "LookupRegistry",
+    "Place",
+    "Postponed",
+    "Progress",
+    "Statement",
+    "Timeouts",
+]

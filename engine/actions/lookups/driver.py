@@ -8,21 +8,19 @@ and nothing else on purpose.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from engine.errors import EngineError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from engine.expand.searches import Search
+    from engine.expand.searches import LookupType, Search
 
 #: octets of one result; what is longer is refused, since it would be copied many times (arbitrary)
 MAX_RESULT_OCTETS: Final = 8 * 1024 * 1024
 #: seconds after which a transaction of many statements is committed with what it has, since it holds locks
 TOGETHER_S: Final = 0.5
-#: units of the first step of such a transaction; each further step is twice as long, and looks at the clock behind it
-FIRST_STEP: Final = 8
 
 
 class Deferral(EngineError):
@@ -87,8 +85,58 @@ class QueryDriver(Protocol):
         """Close connections and files; the driver can be used again and opens new ones."""
 
 
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A statement whose literals change.
+
+    Attributes:
+        pieces: what stands between them.
+        quoted: makes the inside of a literal of a value.
+        text: with ``$1``, ``$2`` … in place of them.
+    """
+
+    pieces: tuple[bytes, ...]
+    quoted: Callable[[bytes], bytes]
+    text: bytes = b""
+
+    def filled(self, values: Sequence[bytes]) -> bytes:
+        """With literals."""
+        literals = (b"'" + self.quoted(value) + b"'" for value in values)
+        return self.pieces[0] + b"".join(
+            literal + piece for literal, piece in zip(literals, self.pieces[1:], strict=True)
+        )
+
+
+class Statement(NamedTuple):
+    """A statement that is ready to be done.
+
+    Attributes:
+        values: of ``$1``, ``$2`` …; None: the text is all there is.
+        types: of the values, as PostgreSQL numbers them; (): it finds out.
+        template: what to fill where the server does not take the values by themselves.
+    """
+
+    text: bytes
+    values: Sequence[bytes | None] | None = None
+    types: tuple[int, ...] = ()
+    template: Template | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Bound:
+    """A lookup in a program whose query became a template: instead of the query it is asked its values, NUL between."""
+
+    search: Search
+    template: Template
+
+    @property
+    def type(self) -> LookupType:
+        """Of the lookup."""
+        return self.search.type
+
+
 #: statements, one or more, that are done together or not at all
-Unit = tuple[bytes, ...]
+Unit = tuple[Statement, ...]
 
 
 class TogetherDriver(QueryDriver, Protocol):
@@ -102,7 +150,7 @@ class TogetherDriver(QueryDriver, Protocol):
         """
 
     def run_together(self, server: str, units: Sequence[Unit]) -> Progress:
-        """Run statements of `postpone` in order, as one transaction, whose results nobody reads.
+        """Run units of what `postpone` gave in order, as one transaction, whose results nobody reads.
 
         One that has taken a while is committed with what it has, and the rest is left.
         """

@@ -178,13 +178,13 @@ class _Connection:
     def _run_unit(self, unit: Unit) -> None:
         """Raises as `run`."""
         if len(unit) == 1:
-            self._execute(unit[0])
+            self._execute(unit[0].text)
             return
         # all of it or nothing
         self._execute(b"SAVEPOINT outrider")
         try:
-            for query in unit:
-                self._execute(query)
+            for statement in unit:
+                self._execute(statement.text)
         except ServerDeferral:
             if self._is_in_transaction:
                 self._execute(b"ROLLBACK TO SAVEPOINT outrider")

@@ -4,9 +4,7 @@ Layer: adapter.  Spec: expansion 5.2, 5.3, 5.4, X-25.
 The text of a query goes to the server as octets, with client encoding SQL_ASCII: the server converts nothing and checks
 the text against its own encoding, so no multi-byte character can hide a quote.
 
-`quote_pgsql` writes backslash escapes, which a server of today (standard_conforming_strings) takes for plain text
-inside '…'.  A literal whose every backslash is one of those escapes is therefore sent as E'…'; where a literal ends is
-the same either way, so nothing can leave it (`escape_literals`).
+What `quote_pgsql` wrote becomes E'…' on the way: see literals.py.
 
 A statement commits by itself; one that leaves a transaction open is an error and rolled back, since whatever came after
 it on the same connection would never be committed.  Statements whose results nobody reads may go together: through
@@ -22,11 +20,13 @@ from __future__ import annotations
 import re
 import select
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from psycopg import OperationalError, conninfo, pq
 
-from .driver import FIRST_STEP, MAX_RESULT_OCTETS, TOGETHER_S, Progress, Result
+from .driver import MAX_RESULT_OCTETS, Result, Statement
+from .literals import escape_literals
+from .pipeline import run_units
 from .servers import (
     LostConnection,
     ServerDeferral,
@@ -44,69 +44,12 @@ if TYPE_CHECKING:
 
     from engine.expand.searches import Search
 
-    from .driver import Unit
+    from .driver import Progress, Unit
+    from .pipeline import Outcome
 
+#: class of SQLSTATE: syntax error or access rule violation
+_SYNTAX: Final = "42"
 _SOCKET: Final = re.compile(r"(/.*)/\.s\.PGSQL\.(\d+)\Z")
-#: a token that may not be looked into, or a plain literal with the ones that continue it on later lines
-_TOKEN: Final = re.compile(
-    rb"""
-    (?P<skip> --[^\n\r]* | "(?:[^"])*" | \$(?:[A-Za-z_\x80-\xff][\w\x80-\xff]*)?\$
-            | (?:[EeBbXxNn]|[Uu]&)' | [A-Za-z_\x80-\xff][\w$\x80-\xff]* | /\*)
-    | (?P<literal> ' (?:[^']|'')*+ ' (?: [ \t\v\f]*+ [\n\r] (?:\s | --[^\n\r]*+)*+ ' (?:[^']|'')*+ ' )*+ )
-    """,
-    re.VERBOSE,
-)
-#: what may follow a backslash that `quote_pgsql` wrote, or any other octet
-_QUOTED_CONTENT: Final = re.compile(rb"(?:[^\\]|\\[\\\"ntrb])*\Z", re.DOTALL)
-_END_OF_ESCAPED: Final = re.compile(rb"(?:[^'\\]|''|\\.)*'", re.DOTALL)
-_END_OF_PLAIN: Final = re.compile(rb"(?:[^']|'')*'", re.DOTALL)
-#: pieces (of 16 KiB mostly) in which a result may come of which nothing is wanted; libpq keeps them in memory, so what
-#: is longer is read row by row, by itself
-_MANY_READS: Final = 64
-#: answers that are complete
-_DONE: Final = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK, pq.ExecStatus.EMPTY_QUERY)
-_COMMENT_MARK: Final = re.compile(rb"/\*|\*/")
-
-
-def escape_literals(query: bytes) -> bytes:
-    """Turn the literals that hold what `quote_pgsql` wrote into E'…', for a server with standard_conforming_strings.
-
-    A literal with another backslash in it stays as it is: it was not written for escapes, and its end might move.
-    """
-    if b"\\" not in query:
-        return query
-    out = bytearray()
-    at = 0
-    while match := _TOKEN.search(query, at):
-        start, end = match.span()
-        if match["literal"] is not None:
-            out += query[at:start]
-            text = match["literal"]
-            if b"\\" in text and _QUOTED_CONTENT.match(text):
-                out += b" E"
-            out += text
-        else:
-            end = _end_of_skipped(query, match)
-            out += query[at:end]
-        at = end
-    return bytes(out + query[at:])
-
-
-def _end_of_skipped(query: bytes, match: re.Match[bytes]) -> int:
-    token, end = match["skip"], match.end()
-    if token == b"/*":
-        depth = 1
-        while depth and (mark := _COMMENT_MARK.search(query, end)):
-            depth += 1 if mark[0] == b"/*" else -1
-            end = mark.end()
-        return len(query) if depth else end
-    if token.endswith(b"'"):
-        closing = (_END_OF_ESCAPED if token in (b"E'", b"e'") else _END_OF_PLAIN).match(query, end)
-        return closing.end() if closing else len(query)
-    if token.startswith(b"$"):
-        found = query.find(token, end)
-        return found + len(token) if found >= 0 else len(query)
-    return end
 
 
 class _Connection:
@@ -242,95 +185,32 @@ class _Connection:
             raise LostConnection("timeout expired", complete=complete, is_final=True)
         self._pg.consume_input()
 
-    # -- many statements --
-
-    def run_together(self, units: Sequence[Unit]) -> Progress:
+    def run_together(self, units: Sequence[Unit], plain: set[bytes]) -> Progress:
         """Run statements as one transaction: see `TogetherDriver.run_together`.
 
-        The server is told to commit (by a Sync) when every statement has answered, and not before: what is given up
-        until then it rolls back, whatever of it was under way.
+        Args:
+            plain: texts of templates whose values do not travel beside them; what turns out to be one is added.
         """
-        deadline = time.monotonic() + self._timeouts.query_s
-        try:
-            return self._run_pipeline(units, deadline)
-        except LostConnection as lost:
-            self._is_changed = True
-            return Progress(0, reason=str(lost).rstrip("\n"), is_in_doubt=lost.complete)
+        if plain:
+            units = [tuple(_filled(one) if one.text in plain else one for one in unit) for unit in units]
+        outcome = self._transact(units)
+        failed = outcome.progress.failed
+        if failed is not None and outcome.sqlstate.startswith(_SYNTAX) and not outcome.is_broken:
+            texts = {one.text for one in units[failed] if one.template is not None}
+            if texts:
+                # the place of a literal may take nothing else, or its type be known by nothing else
+                again = [tuple(_filled(one) if one.text in texts else one for one in unit) for unit in units]
+                outcome = self._transact(again)
+                if outcome.progress.failed != failed:
+                    plain |= texts
+        return outcome.progress
 
-    def _run_pipeline(self, units: Sequence[Unit], deadline: float) -> Progress:
-        """Raises LostConnection, which is `complete` if the transaction may have been committed."""
-        enough_at = time.monotonic() + TOGETHER_S
-        self._is_changed = False
-        escape = escape_literals if self._takes_literals_as_they_are else bytes
-        done, step = 0, FIRST_STEP
-        failure: tuple[int, str] | None = None
-        try:
-            self._pg.enter_pipeline_mode()
-            while failure is None and done < len(units) and (not done or time.monotonic() < enough_at):
-                some = units[done : done + step]
-                for unit in some:
-                    for query in unit:
-                        self._pg.send_query_params(escape(query), None)
-                self._pg.send_flush_request()
-                self._flush(deadline)
-                failure = self._receive_step(some, deadline)
-                done, step = done + len(some), 2 * step
-            # one that is in the middle of an answer is closed instead
-            reason = "" if self._is_changed else self._end_pipeline(deadline, commits=failure is None)
-        except OperationalError as error:
-            raise LostConnection(f"{error}", complete=False) from None
-        if failure is not None:
-            return Progress(0, done - len(some) + failure[0], failure[1])
-        return Progress(0, reason=reason) if reason else Progress(done)
-
-    def _receive_step(self, units: Sequence[Unit], deadline: float) -> tuple[int, str] | None:
-        """Read the answers to these; the number of the first one that failed, and why."""
-        pg = self._pg
-        for number, unit in enumerate(units):
-            for _ in unit:
-                reads = 0
-                while pg.is_busy():
-                    reads += 1
-                    if reads > _MANY_READS:
-                        self._is_changed = True
-                        return number, "a long result"
-                    self._read_more(deadline)
-                answer = pg.get_result()
-                status = None if answer is None else answer.status
-                if status not in _DONE:
-                    # what copies, most likely, and cannot go on in a pipeline
-                    self._is_changed = status != pq.ExecStatus.FATAL_ERROR
-                    return number, _decode(b"" if answer is None else answer.error_message).rstrip("\n")
-                # what ends the answers to a statement does not come from the server
-                if pg.get_result() is not None:
-                    raise LostConnection("two answers to one statement", complete=False)
-        return None
-
-    def _end_pipeline(self, deadline: float, *, commits: bool) -> str:
-        """End the transaction, and leave the pipeline; why it could not be committed, or nothing."""
-        self._pg.pipeline_sync()
-        try:
-            self._flush(deadline)
-        except LostConnection as lost:
-            raise LostConnection(str(lost), complete=commits) from None
-        reason = ""
-        while True:
-            answer = self._next_answer(deadline, complete=commits)
-            if answer is None:
-                # between the answers to two statements; a connection that is gone has no more of them
-                if self._pg.status != pq.ConnStatus.OK:
-                    raise LostConnection(_decode(self._pg.error_message), complete=commits)
-            elif answer.status == pq.ExecStatus.PIPELINE_SYNC:
-                break
-            elif answer.status == pq.ExecStatus.FATAL_ERROR:
-                # what was deferred to the end has failed
-                reason = reason or _decode(answer.error_message).rstrip("\n")
-        self._pg.exit_pipeline_mode()
-        self._is_changed |= self._pg.parameter_status(b"client_encoding") != b"SQL_ASCII"
-        if self._pg.transaction_status != pq.TransactionStatus.IDLE:
-            self._is_changed = True
-            reason = reason or "one of them left a transaction open, which is rolled back"
-        return reason
+    def _transact(self, units: Sequence[Unit]) -> Outcome:
+        if self._takes_literals_as_they_are and any(b"\\" in one.text for unit in units for one in unit):
+            units = [tuple(one._replace(text=escape_literals(one.text)) for one in unit) for unit in units]
+        outcome = run_units(self._pg, units, self._timeouts.query_s)
+        self._is_changed = outcome.is_broken or self._pg.parameter_status(b"client_encoding") != b"SQL_ASCII"
+        return outcome
 
     def close(self) -> None:
         self._pg.finish()
@@ -341,6 +221,12 @@ def _row(answer: pq.abc.PGresult, number: int) -> bytes:
     if len(values) == 1:
         return values[0]
     return format_row([answer.fname(column) or b"" for column in range(answer.nfields)], values)
+
+
+def _filled(statement: Statement) -> Statement:
+    """The statement with its values in the text."""
+    template, values = statement.template, statement.values
+    return statement if template is None or values is None else Statement(template.filled(cast("list[bytes]", values)))
 
 
 def _decode(text: bytes) -> str:
@@ -357,6 +243,8 @@ class Pgsql:
 
     def __init__(self, servers: str | tuple[str, ...], timeouts: Timeouts) -> None:
         self._servers = ServerList.read("PostgreSQL", "pgsql_servers", servers)
+        #: there are as many as programs
+        self._plain: set[bytes] = set()
         self._kept: Servers[bytes, _Connection] = Servers(
             lambda server: _Connection(server, timeouts), "PGSQL: query failed: "
         )
@@ -374,7 +262,7 @@ class Pgsql:
         return None if found is None or b"\0" in found[1] or not may_share_transaction(found[1]) else found
 
     def run_together(self, server: str, units: Sequence[Unit]) -> Progress:
-        return self._kept.together(server, lambda connection: connection.run_together(units))
+        return self._kept.together(server, lambda connection: connection.run_together(units, self._plain))
 
     def is_cacheable(self, query: bytes) -> bool:
         return is_plain_select(query)

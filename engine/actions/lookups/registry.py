@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 from engine.errors import ExpandError
 from engine.expand.searches import Found, Search, SearchDeferral, Star, Style
 
-from .driver import Deferral, Failure, KeyDriver, Progress, QueryDriver, Result
+from .driver import Bound, Deferral, Failure, KeyDriver, Progress, QueryDriver, Result, Statement
 from .kept import KeptResults
 from .servers import Timeouts
 
@@ -98,7 +98,7 @@ class Postponed(NamedTuple):
     """A lookup that is ready to be done with others of its place."""
 
     place: Place
-    query: bytes
+    statement: Statement
 
 
 def _load(name: str, module: str, cls: str) -> Any:
@@ -123,6 +123,8 @@ class LookupRegistry:
         self._options = LookupOptions() if options is None else options
         self._key_drivers: dict[str, KeyDriver] = {}
         self._query_drivers: dict[str, QueryDriver] = {}
+        #: where lookups of programs are done that have only their values told; as many as programs have
+        self._bound: dict[Bound, Place] = {}
         self._kept = KeptResults(monotonic)
         # the pattern of a wildlsearch file may hold a lookup, so the thread that has it may come again
         self._busy = threading.RLock()
@@ -210,13 +212,35 @@ class LookupRegistry:
 
     # -- lookups whose results nobody reads --
 
-    def postpone(self, search: Search, query: bytes, *, tainted: bool, quoted_for: str | None) -> Postponed | None:
+    def postpone(
+        self, search: Search | Bound, query: bytes, *, tainted: bool, quoted_for: str | None
+    ) -> Postponed | None:
         """A lookup of one of the types `TOGETHER`, ready to be done with others; None if it is to be done alone.
 
         Raises:
             ExpandError: as `find`.
         """
+        if isinstance(search, Bound):
+            return self._postpone_bound(search, query)
         _check_quoting(search, query, tainted, quoted_for)
+        found = self._choose_together(search, query, tainted=tainted)
+        return None if found is None else Postponed(found[0], Statement(found[1]))
+
+    def _postpone_bound(self, bound: Bound, values: bytes) -> Postponed | None:
+        place = self._bound.get(bound)
+        template = bound.template
+        if place is None:
+            found = self._choose_together(bound.search, template.text, tainted=False)
+            if found is None or found[1] != template.text.lstrip(b" \t\n\v\f\r"):
+                return None
+            place = self._bound[bound] = found[0]
+        parts = values.split(b"\0")
+        if len(parts) != len(template.pieces) - 1:
+            # one of them has a NUL
+            return None
+        return Postponed(place, Statement(template.text, parts, (), template))
+
+    def _choose_together(self, search: Search, query: bytes, *, tainted: bool) -> tuple[Place, bytes] | None:
         name = search.type.name
         try:
             found = cast("TogetherDriver", self._query_driver(name)).postpone(search, query, tainted=tainted)
@@ -224,7 +248,7 @@ class LookupRegistry:
             raise SearchDeferral(query, str(error)) from None
         except Failure as error:
             raise ExpandError(str(error)) from None
-        return None if found is None else Postponed(Place(name, found[0]), found[1])
+        return None if found is None else (Place(name, found[0]), found[1])
 
     def run_together(self, place: Place, units: Sequence[Unit]) -> Progress:
         """Do postponed lookups of one place in order, as one transaction: see `TogetherDriver.run_together`."""

@@ -180,8 +180,8 @@ class _Database:
         """Raises Deferral, with nothing of it done."""
         self._execute("SAVEPOINT outrider")
         try:
-            for query in unit:
-                self._execute(statement_text(query))
+            for statement in unit:
+                self._execute(statement_text(statement.text))
         except Deferral:
             if self._db.in_transaction:
                 self._execute("ROLLBACK TO outrider")

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.actions.lookups import LookupOptions, LookupRegistry, Timeouts, driver, pgsql
-from engine.actions.lookups.pgsql import escape_literals
+from engine.actions.lookups.literals import escape_literals
 from engine.expand.quoting import quote_pgsql
 from fakes.databases import HOST, POSTGRESQL_PORT, Postgresql
 from fakes.fault_proxy import TO_CLIENT, TO_SERVER, Cut, Fault, Inject, Point, Reset, Stall, open_fault_proxy
