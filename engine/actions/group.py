@@ -234,21 +234,23 @@ class Group:
 
     def bury(self, event: Outgoing, reason: str) -> None:
         """See `custody.Ward`."""
-        names = ["event_action"] if event.program is not None else self._handlers_of(event)
+        if event.program is None:
+            assert event.shape is not None, "an event has a shape or a program"
+            names = self.chosen(event.shape.event, event.handlers)
+        else:
+            names = ["event_action"]
         letters = {f"{self.name}:{name}": Dead(0, name, event.deaths, reason) for name in names}
         event.dead = {**(event.dead or {}), **letters}
         self._tell_finished(self, [event])
 
-    def _handlers_of(self, event: Outgoing) -> list[str]:
-        """The handlers that get an event, which one of them does not survive."""
-        assert event.shape is not None, "an event has a shape or a program"
-        name, chosen = event.shape.event, event.handlers
-        return [
+    def chosen(self, name: str, handlers: tuple[str, ...] | None) -> list[str]:
+        """Its handlers that get this event."""
+        found = [
             handler
-            for handler, patterns in dict(self.handlers or ()).items()
-            if is_chosen(self.name, handler, chosen)
-            and any(patterns.match(name) for one, patterns in self.handlers or () if one == handler)
+            for handler, patterns in self.handlers or ()
+            if patterns.match(name) and is_chosen(self.name, handler, handlers)
         ]
+        return list(dict.fromkeys(found))
 
     def end_custody(self) -> None:
         """See `custody.Ward`."""

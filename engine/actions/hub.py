@@ -164,6 +164,29 @@ class Hub:
         """As `wants`, for an event that is sent at once or not at all."""
         return any(group.wants_live(name, handlers) for group in self._groups.values())
 
+    def audience(self, name: str, handlers: tuple[str, ...] | None = None) -> tuple[str, ...]:
+        """Who would get this event of an outcome and is expected to: ``main:handler`` each, else ``group``.
+
+        What handlers other groups have is their own business.
+        """
+        found: list[str] = []
+        for group in self._groups.values():
+            if not group.is_expected or group.is_looking_on or not group.wants(name, handlers):
+                continue
+            if group.name == MAIN:
+                found += [f"{MAIN}:{handler}" for handler in group.chosen(name, handlers)]
+            else:
+                found.append(group.name)
+        return tuple(found)
+
+    def still_expects(self, place: str, name: str, handlers: tuple[str, ...] | None = None) -> bool:
+        """Whether one of an `audience` is there, and may be given the event."""
+        group_name, _, handler = place.partition(":")
+        group = self._groups.get(group_name)
+        if group is None or not group.is_expected:
+            return False
+        return group.is_named(handlers) if not handler else handler in group.chosen(name, handlers)
+
     @property
     def held(self) -> int:
         """Events that are not done."""

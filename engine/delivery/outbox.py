@@ -14,23 +14,24 @@ after its action has run; what is left at the end of a run is inherited by the n
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
 
 from ..actions._ring import Packed
 from ..actions.channel import Outgoing
-from ..actions.frames import state_frame
+from ..actions.frames import Dead, state_frame
 from ..errors import StoreError
 from ..logs.facts import Fact, FactKind
 from ..queue.model import PROGRAM, DeadLetter, OutboxEvent
 from .local import LocalRunner
-from .stored import REDELIVERED, Stored, Told, add_value, unpack
+from .stored import REDELIVERED, Stored, Told, add_value, split_audience, unpack
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from ..actions.frames import Dead, ProgramText, Shape
+    from ..actions.frames import ProgramText, Shape
     from ..actions.hub import Hub
     from ..queue.store import Store
     from .core import Core
@@ -57,6 +58,14 @@ class _Place(NamedTuple):
     handlers: tuple[str, ...] | None
 
 
+#: the handler of a dead letter that is for a whole group
+ALL: Final = "*"
+#: why nobody is there whom an event was for
+_NO_TRANSPORT: Final = "the configuration has no such transport any more"
+_NO_ACTION: Final = "its event_action does nothing at this event any more"
+_NO_HANDLER: Final = "the configuration has no such handler for this event any more"
+
+
 class _Again(NamedTuple):
     """Events that are to be handed on again, and who is told when that is counted."""
 
@@ -77,6 +86,12 @@ class _Taken(NamedTuple):
         if numbers:
             store.redeliver_outbox(numbers)
         store.ack_outbox(self.done, self.dead)
+
+
+def _handler_of(place: str) -> tuple[str, str]:
+    """Handler and group of ``group:handler``."""
+    group, _, handler = place.partition(":")
+    return handler, group
 
 
 def _in_one_commit(store: Store, write: Callable[[Store], None]) -> None:
@@ -115,6 +130,8 @@ class Outbox:
         self._done: list[int] = []
         self._dead: list[DeadLetter] = []
         self._again: list[_Again] = []
+        #: whom the configuration has no more, and why -> events that were for them
+        self._orphans: Counter[str] = Counter()
         #: what the commit under way takes
         self._taken = _Taken()
         self._to_acknowledge = trio.Event()
@@ -193,6 +210,7 @@ class Outbox:
             # who does not end may still run what it has
             self._on_again(self._hub.unacknowledged(), lambda: None)
         await self._acknowledge_now()
+        self._tell_orphans()
         if self._held:
             what = "an action that cannot be done now" if self._events.workers else "a lookup that cannot be done now"
             self._note(f"events wait in the queue for {what}")
@@ -215,6 +233,12 @@ class Outbox:
 
     async def _read(self) -> bool:
         """Hand on what is in the outbox; False if there is no room for all of it."""
+        try:
+            return await self._read_all()
+        finally:
+            self._tell_orphans()
+
+    async def _read_all(self) -> bool:
         database, owner = self._core.database, self._core.engine.owner
         if await database.call(database.store.adopt_outbox, owner):
             # what other engines left may be older than all that we have seen
@@ -312,7 +336,8 @@ class Outbox:
     def _hand_on_program(self, event: OutboxEvent, stored: Stored) -> bool:
         action = self._events.action(stored.transport, event.name)
         if action is None:
-            # the configuration has changed
+            is_known = not stored.transport or stored.transport in self._core.transports
+            self._bury_orphan(event, PROGRAM, "", stored.transport or "main", _NO_ACTION if is_known else _NO_TRANSPORT)
             self._forget(event)
             return True
         if self._hub is None or not self._events.runs_in_workers:
@@ -326,18 +351,44 @@ class Outbox:
 
     def _hand_on_to_handlers(self, event: OutboxEvent, stored: Stored) -> bool:
         # one that names its handler is a dead letter that is tried again
-        choice = (f"{event.group}:{event.handler}",) if event.handler else self._events.choice(stored.transport)
-        if self._hub is None or (event.handler and not self._hub.wants(event.name, choice)):
-            if event.handler:
-                self._bury(event, event.handler, event.group, "there is no such handler", 0)
+        choice = self._choice(event, stored)
+        missing = self._missing(event, choice)
+        if self._hub is None or (missing and (event.handler or len(missing) == len(split_audience(event.group)))):
+            # nobody is left; who came later has not been waiting for it
+            for place in missing:
+                self._bury_orphan(event, *_handler_of(place), place, _NO_HANDLER)
             self._forget(event)
             return True
         outgoing = self._outgoing(event, stored)
         outgoing.shape = self._hub.shape(event.name, stored.names)
         outgoing.handlers = choice
+        if missing:
+            # others are there, and it is done when they are
+            outgoing.dead = {place: Dead(0, "", 0, _NO_HANDLER) for place in missing}
         if event.redelivered:
             self._tell_number(event, outgoing)
         return self._hub.submit_nowait(outgoing)
+
+    def _choice(self, event: OutboxEvent, stored: Stored) -> tuple[str, ...] | None:
+        """Whose handlers get an event; see `Outgoing.handlers`."""
+        if not event.handler:
+            return self._events.choice(stored.transport)
+        return (event.group,) if event.handler == ALL else (f"{event.group}:{event.handler}",)
+
+    def _missing(self, event: OutboxEvent, choice: tuple[str, ...] | None) -> list[str]:
+        """Who was to get an event and is not there any more: ``group:handler`` each."""
+        hub = self._hub
+        if event.handler:
+            is_there = hub is not None and hub.wants(event.name, choice)
+            return [] if is_there else [f"{event.group}:{event.handler}"]
+        if hub is None and not event.group:
+            # stored by a version that did not note who
+            return [f":{ALL}"]
+        return [
+            place if ":" in place else f"{place}:{ALL}"
+            for place in split_audience(event.group)
+            if hub is None or not hub.still_expects(place, event.name, choice)
+        ]
 
     def _outgoing(self, event: OutboxEvent, stored: Stored) -> Outgoing:
         # what is of no message has no order to keep
@@ -375,10 +426,13 @@ class Outbox:
 
     def _bury_for(self, outgoing: Outgoing, dead: Mapping[str, Dead]) -> None:
         for place, letter in dead.items():
-            group, _, handler = place.partition(":")
+            handler, group = _handler_of(place)
             if outgoing.program is not None:
-                group, handler = "", PROGRAM
-            self._bury(outgoing.token, handler, group, letter.error, letter.attempts)
+                handler, group = PROGRAM, ""
+            if letter.error == _NO_HANDLER:
+                self._bury_orphan(outgoing.token, handler, group, place, _NO_HANDLER)
+            else:
+                self._bury(outgoing.token, handler, group, letter.error, letter.attempts)
 
     def _on_done_here(self, events: Sequence[OutboxEvent]) -> None:
         for event in events:
@@ -389,13 +443,27 @@ class Outbox:
         self._forget(event)
 
     def _bury(self, event: OutboxEvent, handler: str, group: str, reason: str, attempts: int) -> None:
-        letter = DeadLetter(
+        self._dead.append(self._letter(event, handler, group, reason, attempts))
+        self._note(f"{event.name} {event.key} is a dead letter of {handler or 'all handlers'}: {reason}")
+
+    def _bury_orphan(self, event: OutboxEvent, handler: str, group: str, whose: str, reason: str) -> None:
+        """The configuration has nobody any more that an event was for: told with others, by `_tell_orphans`."""
+        self._dead.append(self._letter(event, handler, group, reason, 0))
+        self._orphans[f"{whose.removesuffix(f':{ALL}') or 'handlers'}: {reason}"] += 1
+
+    def _tell_orphans(self) -> None:
+        """One line for all that had to be buried for one reason since the last time."""
+        orphans, self._orphans = self._orphans, Counter()
+        for text, count in orphans.items():
+            line = f"{count} stored events are dead letters of {text} (see `outrider events dead list`)"
+            self._tell(Fact(FactKind.NOTE, self._core.clock(), text=line, is_panic=True))
+
+    def _letter(self, event: OutboxEvent, handler: str, group: str, reason: str, attempts: int) -> DeadLetter:
+        return DeadLetter(
             *(event.name, event.key, event.payload, handler, group, reason, attempts),
             *(event.stored_at, self._core.clock()),
             redelivered=event.redelivered,
         )
-        self._dead.append(letter)
-        self._note(f"{event.name} {event.key} is a dead letter of {handler or 'all handlers'}: {reason}")
 
     def _forget(self, event: OutboxEvent) -> None:
         self._done.append(event.id)

@@ -30,7 +30,7 @@ from ..events.fields import FIELDS, MAKERS
 from ..events.happening import CONTACT_VARIABLES, VARIABLES
 from ..logs.facts import Fact, FactKind
 from ..queue.model import PROGRAM, OutboxEvent
-from .stored import REDELIVERED, Layout, pack_values
+from .stored import REDELIVERED, Layout, join_audience, pack_values
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, MutableMapping
@@ -139,11 +139,12 @@ class Raiser:
         if row.option is (Option.MAIN if transport else Option.TRANSPORT):
             return None
         action = self.action(transport, row.name)
-        is_handed = False
+        is_handed, audience = False, ""
         if self.workers is not None:
             hub, choice = self.workers.hub, self.choice(transport)
             if _is_kept(row):
                 is_handed = hub.wants(row.name, choice)
+                audience = join_audience(hub.audience(row.name, choice))
             else:
                 is_handed = hub.wants_live(row.name, choice) or (row.is_veto and hub.may_refuse(row.name, choice))
         if action is None and not is_handed:
@@ -152,7 +153,7 @@ class Raiser:
         if action is not None and not action.is_pure:
             makers = {**VARIABLES, "event_name": lambda _: row.name}
             layout = _layout(transport, action.scope_names, makers, PROGRAM, wants_headers=action.wants_headers)
-        fields = _layout(transport, FIELDS[row.name], MAKERS)
+        fields = _layout(transport, FIELDS[row.name], MAKERS, group=audience)
         is_flat = (layout.is_flat if layout is not None else action is None) and (fields.is_flat or not is_handed)
         wants_more = is_handed or (layout is not None and not layout.wants.isdisjoint(("event_data", "event_time")))
         return Listener(row, action, is_handed, layout, fields, is_flat, wants_more)
@@ -335,11 +336,12 @@ def _layout(
     makers: Mapping[str, Callable[[Happening], object]],
     handler: str = "",
     *,
+    group: str = "",
     wants_headers: bool = False,
 ) -> Layout:
     kept = next((number for number, name in enumerate(names) if name not in CONTACT_VARIABLES), len(names))
     chosen = [makers[name] for name in names]
-    return Layout(transport, names, chosen, kept, handler=handler, wants_headers=wants_headers)
+    return Layout(transport, names, chosen, kept, handler=handler, group=group, wants_headers=wants_headers)
 
 
 def _is_kept(row: EventRow) -> bool:

@@ -97,6 +97,16 @@ def pack_values(values: Iterable[object]) -> bytes:
     )
 
 
+def join_audience(places: Iterable[str]) -> str:
+    """Who is to get an event, as `OutboxEvent.group` of one for all that want it."""
+    return "\n".join(places)
+
+
+def split_audience(text: str) -> list[str]:
+    """What was joined."""
+    return text.split("\n") if text else []
+
+
 def add_value(values: bytes, value: int) -> bytes:
     """Packed values, and one more at their end.  Raises FrameError."""
     found: tuple[Any, ...] = _ring.unpack(values)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from engine.actions import _ring
+from engine.actions.api import Event, Worker
 from engine.delivery import local as module
 from engine.delivery import raiser
 from engine.delivery.events import label_for, split_label
@@ -17,6 +18,7 @@ from engine.delivery.stored import Stored, pack_values
 from engine.events import Action, Result
 from engine.expand import Scope
 from engine.queue.model import PROGRAM, OutboxEvent, OutcomeKind, RecipientState
+from fakes.action_links import working
 from fakes.engine_world import MakeWorld, World
 from fakes.mx_scripts import DATA, GREET, MAIL, QUIT, RCPT, STORED, TAKES_ONE, servers
 
@@ -233,16 +235,71 @@ async def test_what_is_tried_again_for_a_handler_that_is_not_there_stays_a_dead_
     ]
     world.store.settle(world.core.engine.owner, (), world.clock(), events=events)
     await world.run()
-    (letter,) = world.store.dead_letters(10)
-    assert (letter.key, letter.handler, letter.group, letter.reason) == (
-        "m/1",
-        "gone",
-        "main",
-        "there is no such handler",
-    )
-    left = world.store._db.execute("SELECT key FROM outbox").fetchall()
+    letters = world.store.dead_letters(10)
+    assert {letter.reason for letter in letters} == {"the configuration has no such handler for this event any more"}
+    assert (letters[0].key, letters[0].handler, letters[0].group) == ("m/1", "gone", "main")
     # that of no handler waits for the group that is configured, if there is one
-    assert left == ([("m/2",)] if workers else [])
+    assert [letter.key for letter in letters[1:]] == ([] if workers else ["m/2"])
+    assert world.store._db.execute("SELECT key FROM outbox").fetchall() == ([("m/2",)] if workers else [])
+    world.core.engine = world.store.register(world.clock())
+    world.store.retry_dead_letters([letter.id for letter in letters], world.clock())
+    await world.run()
+    assert len(world.store.dead_letters(10)) == len(letters)
+
+
+async def test_what_is_stored_for_whom_the_configuration_has_no_more_becomes_dead_letters(
+    make_world: MakeWorld, tmp_path: Path
+) -> None:
+    """One line for each that is gone, in the panic log too, however many events there are."""
+    action = "${if eq{$event_name}{msg:complete}{${acl{note}}}}"
+    table = f'[actions]\nworker_sockets = ["crm:{tmp_path}/crm.sock"]'
+    world = make_world(main=f"event_action = '''{action}'''", retry=f'pattern = "*"\nrule = "F,1h,5m"\n{ACLS}{table}')
+
+    def payload(transport: str) -> bytes:
+        return _ring.pack((2, transport, "m", "local_part", (), pack_values(["a"])))
+
+    events = [
+        *(OutboxEvent("msg:delivery", f"t/{number}", payload("old"), handler=PROGRAM) for number in range(3)),
+        *(OutboxEvent("msg:delivery", f"a/{number}", payload("smtp"), handler=PROGRAM) for number in range(2)),
+        OutboxEvent("msg:delivery", "h/1", payload("smtp"), group="main:lines"),
+        OutboxEvent("msg:delivery", "h/2", payload("smtp"), group="erp"),
+        # one of them is there; it is done when that has taken it
+        OutboxEvent("msg:delivery", "h/3", payload("smtp"), group="crm\nmain:lines"),
+    ]
+    world.store.settle(world.core.engine.owner, (), world.clock(), events=events)
+    await world.run()
+    assert world.core.events is not None
+    assert world.core.events.workers is not None
+
+    def letters() -> list[tuple[str, str, str]]:
+        return [(letter.key, letter.handler, letter.group) for letter in world.store.dead_letters(100)]
+
+    gone = [
+        *[(f"t/{number}", PROGRAM, "") for number in range(3)],
+        *[(f"a/{number}", PROGRAM, "") for number in range(2)],
+        *[("h/1", "lines", "main"), ("h/2", "*", "erp")],
+    ]
+    assert letters() == gone
+    told = [fact for fact in world.log.facts if "dead letters of" in fact.text]
+    assert [fact.text.partition(" (`")[0] for fact in told] == [
+        "3 stored events are dead letters of old: the configuration has no such transport any more",
+        "2 stored events are dead letters of smtp: its event_action does nothing at this event any more",
+        *(
+            f"1 stored events are dead letters of {who}: the configuration has no such handler for this event any more"
+            for who in ("main:lines", "erp:*")
+        ),
+    ]
+    assert all(fact.is_panic for fact in told)
+    assert world.store.outbox_size() == 1
+    world.core.engine = world.store.register(world.clock())
+    seen: list[Event] = []
+    worker = Worker("crm")
+    worker.on("msg:delivery")(seen.extend)
+    async with working(world.core.events.workers.hub, worker):
+        await world.run()
+    assert [event.id for event in seen] == [b"h/3"]
+    assert letters() == [*gone, ("h/3", "lines", "main")]
+    assert world.store.outbox_size() == 0
 
 
 async def test_what_the_journal_of_a_dead_engine_tells_is_raised(make_world: MakeWorld) -> None:

@@ -49,7 +49,7 @@ def stored(make_world: MakeWorld, *events: OutboxEvent) -> tuple[World, Outbox, 
         hosts="127.0.0.1:9", main=ACTION, transport=ACTION, retry=f'pattern = "*"\nrule = "F,1h,5m"\n{ACLS}'
     )
     world.store.settle(world.core.engine.owner, (), 0.0, events=events)
-    world.core.database = SlowThread(world.store)
+    world.core.database = world.core.settlement._database = SlowThread(world.store)
     assert world.core.events is not None
     outbox = Outbox(world.core, world.core.events)
     handed: list[int] = []
