@@ -22,6 +22,7 @@ from ..queue.schedule import routing_key
 from .jobs import message_id_of
 from .progress import NO_SITE
 from .raised import Raised
+from .retry_reader import RetryReader
 from .settlement import Deferral, completed_fact
 
 if TYPE_CHECKING:
@@ -88,6 +89,10 @@ class Core:
     events: Events | None = None
     settlement: Settlement = field(init=False)
     pool: Pool = field(init=False)
+    retry_reader: RetryReader = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.retry_reader = RetryReader(self.database)
 
     def stop(self) -> None:
         """Begin nothing new; what is in flight ends in its own time."""

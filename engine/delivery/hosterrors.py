@@ -105,7 +105,7 @@ async def judge_hosts(core: Core, site: Site) -> None:
     """Read what earlier runs and other engines left about the hosts of a site, and take those that are not due for
     down (RT-11)."""
     keys = [key_of(site, number) for number in range(len(site.hosts))]
-    known = await core.database.call(core.database.store.retry_records, keys)
+    known = await core.retry_reader.read(keys)
     if not must_judge(core, site):
         return
     site.is_judged, site.judged_at = True, trio.current_time()
