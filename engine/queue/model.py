@@ -270,7 +270,8 @@ class OutboxEvent:
         payload: msgpack; opaque to the queue.
         id: number in the outbox, 0 before it is stored; stored_at: UTC epoch seconds.
         handler: who it is for: a handler, `PROGRAM` for the string of `event_action`, "" for all that want it.
-        group: the group of workers that has the handler; "" for any.
+        group: the group of workers that has the handler; of an event for all that want it those who did when it was
+            stored, in the engine's own words, "" if that is not known.
         redelivered: how often it was handed on again, as far as its action may have run before.
     """
 
