@@ -31,7 +31,7 @@ _TOKEN: Final = re.compile(
 _QUOTED_CONTENT: Final = re.compile(rb"(?:[^\\]|\\[\\\"ntrb])*\Z", re.DOTALL)
 _END_OF_ESCAPED: Final = re.compile(rb"(?:[^'\\]|''|\\.)*'", re.DOTALL)
 _END_OF_PLAIN: Final = re.compile(rb"(?:[^']|'')*'", re.DOTALL)
-_COMMENT_MARK: Final = b"'\x01'"
+_COMMENT_MARK: Final = re.compile(rb"/\*|\*/")
 
 
 def escape_literals(query: bytes) -> bytes:
