@@ -12,6 +12,7 @@ from setuptools import Extension, setup
 #: source in _speedups/ -> import name
 KERNELS = {
     "wire": "engine.smtp._wire",
+    "flight": "engine.smtp._flight",
     "expand": "engine.expand._evaluate",
     "certmatch": "engine.tls._certmatch",
     "records": "engine.tls._records",

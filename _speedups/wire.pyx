@@ -8,7 +8,9 @@ every read is at an index below the length that the loop around it has compared.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.string cimport memchr, memcpy
+from libc.string cimport memchr
+
+from smtp_text cimport _check_path, _put, _put_bytes
 
 from engine.errors import DataError, LocalProtocolError
 from engine.smtp.replies import Reply
@@ -135,33 +137,6 @@ cdef class ReplyParser:
         return 0
 
 
-cdef Py_ssize_t _check_path(const char *text, Py_ssize_t size, bint utf8) noexcept nogil:
-    """Index of the first octet that may not stand between angle brackets there, or -1."""
-    cdef Py_ssize_t index = 0
-    cdef unsigned char octet
-    cdef bint quoted = False
-    while index < size:
-        octet = <unsigned char>text[index]
-        if octet < 0x20 or octet == 0x7F or (octet > 0x7F and not utf8):
-            return index
-        if quoted:
-            if octet == c'\\':
-                index += 1
-                if index >= size:
-                    return size - 1
-                octet = <unsigned char>text[index]
-                if octet < 0x20 or octet > 0x7E:
-                    return index
-            elif octet == c'"':
-                quoted = False
-        elif octet == c'"':
-            quoted = True
-        elif octet == c' ' or octet == c'<' or octet == c'>':
-            return index
-        index += 1
-    return size - 1 if quoted else -1
-
-
 cdef bint _is_line(bytes text) noexcept:
     """Whether `text` has no control characters, so that it cannot end a command."""
     cdef Py_ssize_t index
@@ -171,15 +146,6 @@ cdef bint _is_line(bytes text) noexcept:
         if octet < 0x20 or octet == 0x7F:
             return False
     return True
-
-
-cdef inline char *_put(char *at, const char *text, Py_ssize_t size) noexcept nogil:
-    memcpy(at, text, size)
-    return at + size
-
-
-cdef inline char *_put_bytes(char *at, bytes text) noexcept:
-    return _put(at, PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text))
 
 
 def build_group(

@@ -29,7 +29,7 @@ def run(kernel: Path, module: str, *arguments: str) -> subprocess.CompletedProce
         env={**os.environ, **sanitized_environment(**more)},
         capture_output=True,
         text=True,
-        timeout=250,
+        timeout=500,
         check=False,
     )
 
@@ -42,6 +42,7 @@ def run(kernel: Path, module: str, *arguments: str) -> subprocess.CompletedProce
         ("engine.tls._records", "records.pyx", "tests/tls/test_records.py"),
         ("engine.smtp._sink", "sink.pyx", "tests/smtp/test_sink_scanner.py"),
         ("engine.smtp._wire", "wire.pyx", "tests/smtp/test_wire.py"),
+        ("engine.smtp._flight", "flight.pyx", "tests/smtp/test_flight.py"),
     ],
 )
 def test_they_pass_and_the_sanitizer_finds_nothing(tmp_path: Path, module: str, source: str, tests: str) -> None:

@@ -124,15 +124,7 @@ def endings(result: TransactionResult, *, from_mx: bool | None = None) -> list[E
 
 def confirmation(result: TransactionResult) -> str | None:
     """The confirmation where all recipients have their message, as nearly all have; None for any other end."""
-    final, mail = result.final, result.mail
-    if final is None or not 200 <= final.code <= 299 or result.untouched or result.rest:
-        return None
-    if mail is not None and not 200 <= mail.code <= 299:
-        return None
-    for answer in result.recipients:
-        if not isinstance(answer, Reply) or not 200 <= answer.code <= 299:
-            return None
-    return final.text
+    return result.final.text if result.is_delivered and result.final is not None else None
 
 
 def _of_whole(result: TransactionResult, from_mx: bool | None) -> Ending:

@@ -1,9 +1,9 @@
 """SMTP without I/O: the client's side (`client`, `opening`) and the sink's (`server`)."""
 
+from ._flight import Content, Transaction, TransactionResult
 from .capabilities import Capabilities
 from .ladder import HostMemory, Rung
 from .replies import Reply
-from .transaction import Content, Transaction, TransactionResult
 
 __all__ = [
     "Capabilities",

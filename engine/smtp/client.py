@@ -18,6 +18,10 @@ Probe.  Before content is first glued to its envelope, a server that is not know
 something it must refuse: ``MAIL FROM:<>``, a BDAT without recipients whose few octets would be an unknown command,
 RSET.  If those octets are answered, the server takes content for commands after a refusal, and nothing is glued there.
 
+Short way.  What nearly every transaction needs is done by `_flight.Line`, in one call for all that a read or a turn
+brings: `glue` begins one, `take_clean` takes the replies to those that were answered by 2xx throughout.  All else comes
+here, and this goes without them as well: a client that never takes the short way does the same.
+
 421 ends the connection.  It answers the command that was waiting, and what stands behind that one is untouched: a
 server that closes does not go on with what it has read (RFC 5321 §3.8).
 """
@@ -25,23 +29,23 @@ server that closes does not go on with what it has read (RFC 5321 §3.8).
 from __future__ import annotations
 
 import re
-from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from ..errors import DeliveryError, LocalProtocolError, Scope
 from . import commands, replies
+from ._flight import Flight, Line
 from ._wire import ReplyParser, build_group
 from .ending import Ending, is_connection_limit, lose
 from .failure import ERRNO_CLOSED, Loss, LossKind, loss_error
-from .flight import MAX_FLIGHT_OCTETS, ONE, Flight, choose_style, named_recipients, why_not
+from .flight import MAX_FLIGHT_OCTETS, choose_style, named_recipients, why_not
 from .ladder import Rung
 from .state import Answer, Stage, Style
 
 if TYPE_CHECKING:
+    from ._flight import Transaction, TransactionResult
     from .capabilities import Capabilities
     from .ladder import HostMemory
     from .replies import Reply
-    from .transaction import Transaction, TransactionResult
 
 #: what a server answers to a command in the middle of a group if it cannot do groups
 _BAD_SEQUENCE: Final = 503
@@ -57,7 +61,7 @@ _SWALLOWING: Final = re.compile(r"\b(?:Exim|Postfix|outrider sink)\b")
 _TOO_MANY: Final = re.compile(rb"452.4\.5\.3|too many", re.IGNORECASE)
 
 
-class Client:
+class Client(Line):
     """The protocol of one connection after `Opening`.
 
     Args:
@@ -69,9 +73,6 @@ class Client:
 
     Attributes:
         failure: set when the server broke the protocol; call `on_lost` with it.
-        closing: the 421 with which the server ended the connection, or None.
-        begun: transactions begun.
-        reply_count: replies received; a peer that sends octets and never completes one makes no progress.
         written_octets: of the output that was taken last, what has been handed over; kept by the caller, for texts.
     """
 
@@ -85,73 +86,22 @@ class Client:
         peer: str,
         greeting: str = "",
     ) -> None:
-        self.capabilities = capabilities
-        self.memory = memory
+        super().__init__(capabilities, memory, window, max_flight_octets)
         self.failure: Loss | None = None
-        self.closing: Reply | None = None
-        self.begun = 0
-        self.reply_count = 0
         self.written_octets = 0
-        self._window = window
-        self._max_flight_octets = max_flight_octets
-        self._pipelining = capabilities.pipelining
-        self._mail_max = capabilities.mail_max
-        self._rcpt_max = capabilities.rcpt_max
         self._peer = peer
         self._parser = ReplyParser()
-        self._flights: deque[Flight] = deque()
-        self._flight_octets = 0
-        self._output: list[bytes] = []
-        self._completing: list[Flight] = []
-        self._results: list[TransactionResult] = []
         #: the transaction whose last octet is that of the last write
         self._last_handed: Flight | None = None
-        self._needs_rset = False
-        self._is_over = False
-        #: transactions that ended with a reply to their content
-        self._finished = 0
-        #: the replies to the probe so far, None when there is none under way
-        self._probe: list[Reply] | None = None
         if memory.swallows is None and _SWALLOWING.search(greeting):
             memory.swallows = True
 
     # What may be done
 
     @property
-    def is_over(self) -> bool:
-        """Whether no further transaction can be begun on this connection, ever."""
-        limit = self._mail_max
-        return self._is_over or self.closing is not None or (limit is not None and self.begun >= limit)
-
-    @property
-    def can_begin(self) -> bool:
-        """Whether `begin` may be called now."""
-        flights = self._flights
-        if not flights:
-            return not self.is_over and self._probe is None
-        return (
-            len(flights) < self._window
-            and self._flight_octets < self._max_flight_octets
-            and flights[-1].written
-            and self._finished > 0
-            and self.memory.rung is Rung.WINDOWED
-            and self._pipelining
-            and not self.is_over
-        )
-
-    @property
-    def in_flight(self) -> int:
-        """Transactions that have been begun and have no result yet."""
-        return len(self._flights)
-
-    @property
     def awaits_final(self) -> bool:
         """Whether the next reply is that to the end of content: `final_timeout` is its limit."""
         return bool(self._flights) and self._flights[0].stage >= Stage.FINAL
-
-    @property
-    def has_output(self) -> bool:
-        return bool(self._output)
 
     @property
     def recipient_limit(self) -> int | None:
@@ -172,6 +122,8 @@ class Client:
         Raises:
             LocalProtocolError: `can_begin` is false, or there are no recipients.
         """
+        if self.glue(transaction):
+            return None
         if not self.can_begin:
             raise LocalProtocolError("a transaction cannot be begun now")
         count = len(transaction.recipients)
@@ -180,7 +132,7 @@ class Client:
         capabilities = self.capabilities
         room_octets = self._max_flight_octets - self._flight_octets
         style, rung = choose_style(transaction, capabilities, self.memory, window=self._window, room_octets=room_octets)
-        asked = ONE if count == 1 else named_recipients(transaction, capabilities, self.recipient_limit)
+        asked = named_recipients(transaction, capabilities, self.recipient_limit)
         flight = Flight(transaction, style, asked, rung, self.begun + 1)
         result = flight.result
         if len(asked) < count:
@@ -313,7 +265,7 @@ class Client:
         found = parser.receive(data)
         at = 0
         while at < len(found):
-            clean = self._take_clean(found, at)
+            clean = self.take_clean(found, at)
             if clean:
                 at += clean
                 continue
@@ -337,47 +289,6 @@ class Client:
             self._fail(parser.problem, parser.evidence)
         results, self._results = self._results, []
         return results
-
-    def _take_clean(self, found: list[Reply], at: int) -> int:
-        """Take the replies to a whole glued transaction from `found` if each of them says yes, as nearly all do.
-
-        It does what `_on_reply` does for one after the other, at a fraction of the cost.
-
-        Returns:
-            How many there were; 0 if it is not as simple as that.
-        """
-        if not self._flights or self._output or self._probe is not None or self.closing is not None:
-            return 0
-        flight = self._flights[0]
-        if flight.style is not Style.GLUED or flight.stage > Stage.MAIL:
-            return 0
-        first = at if flight.stage is Stage.MAIL else at + 1
-        end = first + 2 + len(flight.asked)
-        if end > len(found):
-            return 0
-        taken = found[at:end]
-        for code, _ in taken:
-            if not 200 <= code <= 299:
-                return 0
-        result = flight.result
-        result.mail = found[first]
-        if len(flight.asked) == 1:
-            result.recipients[flight.asked[0]] = found[first + 1]
-        else:
-            for index, reply in zip(flight.asked, found[first + 1 : end - 1], strict=True):
-                result.recipients[index] = reply
-        result.final = found[end - 1]
-        flight.accepted = flight.decided = flight.answered = len(flight.asked)
-        flight.stage = Stage.DONE
-        self._finished += 1
-        self.reply_count += len(taken)
-        self._flights.popleft()
-        self._flight_octets -= flight.octets
-        self._needs_rset = False
-        if flight.rung is not None and flight.rung is self.memory.rung:
-            self.memory.on_clean()
-        self._results.append(result)
-        return len(taken)
 
     def _fail(self, text: str, evidence: bytes) -> None:
         self.failure = Loss(LossKind.MALFORMED, text=text, evidence=evidence)
@@ -514,7 +425,7 @@ class Client:
 
     def _finish(self, flight: Flight) -> None:
         """All replies are here."""
-        self._flights.popleft()
+        del self._flights[0]
         self._flight_octets -= flight.octets
         result = flight.result
         final = result.final

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from ..errors import LocalProtocolError
 
 if TYPE_CHECKING:
+    from ._flight import Transaction
     from .capabilities import Capabilities
-    from .transaction import Transaction
 
 RSET = b"RSET\r\n"
 DATA = b"DATA\r\n"

@@ -19,8 +19,7 @@ from .state import Stage
 
 if TYPE_CHECKING:
     from ..errors import DeliveryError
-    from .flight import Flight
-    from .transaction import TransactionResult
+    from ._flight import Flight, TransactionResult
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""One transaction in flight: where it stands, and how it is to be sent.
+"""How a transaction is to be sent to a host, which of its recipients it names, and whether it can be sent at all.
 
 Layer: sans-I/O.  Spec: bulk-sending section 5, rules 1 to 4; RFC 9422 (limits); RFC 6152, RFC 6531 (offers).
 """
@@ -8,81 +8,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from .ladder import Rung
-from .state import NEXT, Stage, Style
-from .transaction import Transaction, TransactionResult
+from .state import Style
 
 if TYPE_CHECKING:
+    from ._flight import Transaction
     from .capabilities import Capabilities
     from .ladder import HostMemory
 
 #: octets that may be in flight when a further transaction is begun, and of content that is glued, where nobody says
 #: otherwise; bulk-sending rule 3
 MAX_FLIGHT_OCTETS: Final = 64 * 1024
-#: number of the only recipient
-ONE: Final = (0,)
-_LOCK_STEP: Final = tuple(style.is_lock_step for style in Style)
-_CHUNKED: Final = tuple(style.is_chunked for style in Style)
-
-
-class Flight:
-    """One transaction in the line."""
-
-    __slots__ = (
-        "accepted",
-        "answered",
-        "asked",
-        "begins_again",
-        "decided",
-        "final_handed",
-        "group",
-        "is_chunked",
-        "is_lock_step",
-        "octets",
-        "result",
-        "rung",
-        "stage",
-        "style",
-        "transaction",
-        "transitions",
-        "was_windowed",
-        "written",
-    )
-
-    def __init__(
-        self, transaction: Transaction, style: Style, asked: tuple[int, ...], rung: Rung | None, number: int
-    ) -> None:
-        self.transaction = transaction
-        self.style = style
-        self.is_lock_step = is_lock_step = _LOCK_STEP[style]
-        self.is_chunked = is_chunked = _CHUNKED[style]
-        self.transitions = NEXT[style]
-        #: numbers of the recipients that are named in this transaction
-        self.asked = asked
-        self.stage = Stage.MAIL
-        #: the step of the ladder that this exercises, None if it proves nothing
-        self.rung = rung
-        #: recipients answered, accepted, and accepted or refused for good
-        self.answered = 0
-        self.accepted = 0
-        self.decided = 0
-        #: the server cannot do what it announced: what it refused for that reason is to be sent again in another way
-        self.begins_again = False
-        #: everything it has to send is in the output or gone
-        self.written = False
-        #: its last octet was handed over
-        self.final_handed = False
-        self.octets = 0
-        #: lock-step: MAIL, until it is sent
-        self.group = b""
-        #: it was begun while others were in flight
-        self.was_windowed = False
-        self.result = TransactionResult(
-            transaction,
-            [None] * len(transaction.recipients),
-            pipelined=not is_lock_step,
-            chunked=is_chunked,
-            number=number,
-        )
 
 
 def choose_style(

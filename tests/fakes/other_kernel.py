@@ -10,20 +10,22 @@ import importlib
 import importlib.util
 import os
 import sys
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
 
 
-def _load(module_name: str, path: str) -> None:
-    assert module_name not in sys.modules, f"{module_name} has been imported already"
-    package_name, _, name = module_name.rpartition(".")
-    package = importlib.import_module(package_name)
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module
-    setattr(package, name, module)
-    spec.loader.exec_module(module)
+class _Finder(MetaPathFinder):
+    """Finds the build first, whoever imports the kernel, be it the package that it is in."""
+
+    def __init__(self, name: str, path: str) -> None:
+        self._name, self._path = name, path
+
+    def find_spec(self, fullname: str, path: object, target: object = None) -> ModuleSpec | None:
+        return importlib.util.spec_from_file_location(fullname, self._path) if fullname == self._name else None
 
 
 if "KERNEL" in os.environ:
-    _load(os.environ["KERNEL_MODULE"], os.environ["KERNEL"])
+    _name = os.environ["KERNEL_MODULE"]
+    assert _name not in sys.modules, f"{_name} has been imported already"
+    sys.meta_path.insert(0, _Finder(_name, os.environ["KERNEL"]))
+    importlib.import_module(_name)

@@ -26,7 +26,8 @@ class Talk:
     Args:
         keywords: what EHLO offered.
         rung: where the ladder stands; None for a fresh memory.
-        begun: whether a transaction has been finished on the connection, so that it may be windowed.
+        finished: whether a transaction has been finished on the connection, so that it may be windowed.
+        kind: of the client.
     """
 
     def __init__(
@@ -37,12 +38,13 @@ class Talk:
         max_flight_octets: int = MAX_FLIGHT_OCTETS,
         swallows: bool | None = True,
         finished: bool = False,
+        kind: type[Client] = Client,
     ) -> None:
         self.memory = HostMemory(swallows=swallows)
         if rung is not None:
             self.memory.rung = rung
         offered = "\n".join(f"250-{line}" for line in ("mx", *keywords)).encode()
-        self.client = Client(
+        self.client = kind(
             parse_capabilities(Reply(250, offered)),
             self.memory,
             window=window,

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from engine.errors import Scope
-from engine.smtp import Content, Rung, Transaction, TransactionResult
+from engine.smtp import Content, Rung, Transaction
 from engine.smtp.failure import CLOSED, TIMEOUT, Loss, LossKind
 from engine.smtp.flight import MAX_FLIGHT_OCTETS
 from fakes.smtp_talk import BDAT, STUFFED, Talk, codes
@@ -356,40 +354,3 @@ def test_many_recipients_in_a_window() -> None:
     talk.hears(*answers, "250 reset", *answers)
     assert [result.transaction for result in talk.results] == given
     assert all(codes(result) == [250, 550] * 25 for result in talk.results)
-
-
-@settings(max_examples=200)
-@given(
-    recipients=st.lists(st.integers(1, 3), min_size=1, max_size=4),
-    answers=st.lists(
-        st.sampled_from(["250 ok"] * 8 + ["250-a\r\n250 b", "550 no", "452 later", "503 bad", "421 bye", "799 x"]),
-        max_size=24,
-    ),
-    rung=st.sampled_from([Rung.GLUED, Rung.WINDOWED]),
-)
-def test_replies_that_come_together_mean_what_they_mean_one_by_one(
-    recipients: list[int], answers: list[str], rung: Rung
-) -> None:
-    """The client takes the replies to a whole transaction at once where each of them says yes."""
-    talks = []
-    for together in (True, False):
-        talk = Talk(*CHUNKED, rung=rung, finished=True, window=4)
-        for number, count in enumerate(recipients):
-            if talk.client.can_begin:
-                talk.begin(*(b"%d@d" % index for index in range(count)), sender=b"%d@b" % number)
-        b"".join(talk.client.take_output())
-        talk.client.on_final_handed()
-        for replies in [answers] if together else [[answer] for answer in answers]:
-            talk.hears(*replies)
-        talks.append(talk)
-    whole, single = talks
-    assert len(whole.results) == len(single.results)
-    for ours, theirs in zip(whole.results, single.results, strict=True):
-        assert ours.transaction.sender == theirs.transaction.sender
-        for name in TransactionResult.__slots__:
-            if name not in ("transaction", "error"):
-                assert getattr(ours, name) == getattr(theirs, name), name
-        assert str(ours.error) == str(theirs.error)
-    assert whole.memory == single.memory
-    for name in ("reply_count", "closing", "failure", "in_flight", "is_over", "can_begin"):
-        assert getattr(whole.client, name) == getattr(single.client, name), name

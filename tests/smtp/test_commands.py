@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import pytest
@@ -17,9 +16,7 @@ CONTENT = Content(b"a\r\n")
 
 
 def transaction(**options: Any) -> Transaction:
-    given = Transaction(b"a@b", (b"c@d", b"e@f"), CONTENT)
-    changed: Transaction = dataclasses.replace(given, **options)
-    return changed
+    return Transaction(b"a@b", (b"c@d", b"e@f"), **{"content": CONTENT, **options})
 
 
 def test_hello() -> None:
