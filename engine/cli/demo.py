@@ -15,7 +15,6 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from ..actions.supervisor import own_command
 from .exits import Exit
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def demo(
     with _directory(keep) as directory:
         _write_recipients(directory / "recipients.csv", count)
         (directory / "message.eml").write_text(TEMPLATE, encoding="utf-8")
-        sink_command = [*_outrider(), "sink", "--listen", "127.0.0.1:0", "--dns", "127.0.0.1:0"]
+        sink_command = [*own_command(), "sink", "--listen", "127.0.0.1:0", "--dns", "127.0.0.1:0"]
         sink_command += ["--host-name", "mx.sink.example", "--require-tls", "--track", "--json"]
         _say(f"a sink that takes mail over TLS only:  outrider {shlex.join(sink_command[3:])}")
         with subprocess.Popen(sink_command, stdout=subprocess.PIPE, text=True) as sink:
@@ -105,7 +105,7 @@ def _send(directory: Path) -> int:
     arguments = ["send", "--config", "outrider.toml", "--from", "demo@sender.example", "--recipients", "recipients.csv"]
     arguments += ["--message", "message.eml", "--template"]
     _say(f"the send:  outrider {shlex.join(arguments)}")
-    return subprocess.run([*_outrider(), *arguments, "--wait"], cwd=directory, check=False).returncode
+    return subprocess.run([*own_command(), *arguments, "--wait"], cwd=directory, check=False).returncode
 
 
 def _count_proved(log: Path) -> int:
@@ -130,10 +130,6 @@ def _verdict(status: int, counts: dict[str, Any], proved: int, count: int, kept:
         return Exit.OK
     _say(f"the two sides do not agree: {count:,} were to be delivered, and the send ended with status {status}")
     return status or Exit.UNAVAILABLE
-
-
-def _outrider() -> list[str]:
-    return [sys.executable, "-m", "engine"]
 
 
 def _say(text: str) -> None:

@@ -19,13 +19,12 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from ..actions.supervisor import Restart
+from ..actions.supervisor import Restart, own_command
 from ..delivery.progress import Progress, SiteCounts
 from .exits import Exit
 
@@ -362,7 +361,7 @@ def engine_command(
     count: int, config: Path | None, queue: str | None, *, drain: bool, job_id: int | None = None, wait: bool = False
 ) -> list[str]:
     """The command of a child: `outrider run`, with what the parent was told."""
-    command = [sys.executable, "-m", "engine.cli.main", "run", "--processes", str(count)]
+    command = [*own_command(), "run", "--processes", str(count)]
     if config is not None:
         command += ["--config", str(config)]
     if queue is not None:

@@ -26,13 +26,14 @@ from engine.actions import supervisor as supervisor_module
 from engine.actions.channel import Outgoing
 from engine.actions.hub import Hub
 from engine.actions.programs import Settings
-from engine.actions.supervisor import Restart, SocketOptions, Supervisor, serve_socket
+from engine.actions.supervisor import Restart, SocketOptions, Supervisor, own_command, serve_socket
 from engine.errors import ActionError
 from fakes.action_links import Told, puppet
 from fakes.patience import PATIENCE_S, until
 from fakes.peers import PROJECT
 
 ROGUE = PROJECT / "tests/isolated/worker_rogue.py"
+DEADLY = PROJECT / "tests/isolated/worker_deadly.py"
 QUICK = Restart(0.01, 0.05)
 FIELDS = ("local_part", "domain")
 
@@ -129,6 +130,38 @@ async def test_a_broken_worker_costs_a_line_and_a_pause(how: str, why: str) -> N
     assert all(why in line for line in told.gone), told.lines
     assert (hub.held, told.done) == (1, [])
     assert supervisor.pids == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "told_as"),
+    [
+        ("crash", "signal 11"),
+        ("abort", "signal 6"),
+        ("exit", "exit status 9"),
+        ("exit in silence", "exit status 0"),
+    ],
+)
+async def test_an_event_that_ends_the_process_of_its_worker_is_buried(
+    place: Path, how: str, told_as: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = place / "seen"
+    monkeypatch.setenv("WORKER_FILE", str(lines))
+    told = Told()
+    hub = told.make_hub(expected=("main",), deaths=2)
+    supervisor = Supervisor(hub, 1, log=told.log, command=[sys.executable, str(DEADLY), how], restart=QUICK)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(supervisor.run)
+        for number in range(300):
+            assert hub.submit_nowait(outgoing(hub, number))
+        await until(lambda: not hub.held)
+        nursery.cancel_scope.cancel()
+    assert Counter(lines.read_text().split()) == Counter(str(number) for number in range(300) if number != 77)
+    assert [(one.id, dead.error) for one in told.done for dead in (one.dead or {}).values()] == [
+        (b"77", f"its worker ended 2 times, alone with it: {told_as}")
+    ]
+    assert all(f"it died ({told_as})" in line for line in told.gone)
+    assert len(told.gone) <= 5
 
 
 def test_pauses_grow() -> None:
@@ -232,6 +265,25 @@ async def test_hundreds_of_restarts_leave_nothing_behind() -> None:
         worker.ready("msg:*")
         arrived = [(await worker.hear(4))[3] for _ in range(20)]
     assert sorted(map(int, arrived)) == list(range(20))
+
+
+def test_a_process_of_ours_takes_no_module_from_the_current_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "engine.py").write_text("raise SystemExit('not ours')")
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder not in ("", str(Path.cwd()))])
+    monkeypatch.chdir(tmp_path)
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    done = subprocess.run([*own_command(), "--version"], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("outrider "), done.stderr
+
+
+def test_a_process_of_ours_finds_what_we_found_in_the_current_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    assert own_command()[1] == "-m"
 
 
 # --- workers of users -------------------------------------------------------------------------------------------------

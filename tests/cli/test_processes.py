@@ -17,7 +17,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.actions.supervisor import Restart
+from engine.actions.supervisor import Restart, own_command
 from engine.cli.processes import STOP, TELL_S, Link, Processes, Tally, engine_command
 from engine.delivery.progress import MAX_SITES, Progress, SiteCounts
 from engine.queue.model import OutcomeKind
@@ -300,7 +300,8 @@ def test_lives_add_up_in_whatever_order_their_reports_come(lives: list[list[int]
 
 def test_the_command_of_a_child_says_what_the_parent_was_told() -> None:
     command = engine_command(3, Path("a.toml"), "sqlite:///q", drain=True, job_id=7, wait=True)
-    assert command[1:] == [
-        *("-m", "engine.cli.main", "run", "--processes", "3", "--config", "a.toml", "--queue", "sqlite:///q"),
+    assert command == [
+        *own_command(),
+        *("run", "--processes", "3", "--config", "a.toml", "--queue", "sqlite:///q"),
         *("--job", "7", "--drain", "--wait"),
     ]
