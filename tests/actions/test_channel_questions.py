@@ -51,7 +51,7 @@ def vetoing(answer: Any, **options: Any) -> Worker:
 async def test_a_text_that_is_not_empty_refuses(answer: Any, text: bytes | None) -> None:
     told = Told()
     hub = told.make_hub()
-    async with working(hub, vetoing(answer, timeout=5)):
+    async with working(hub, vetoing(answer, timeout=60)):
         assert hub.may_refuse("tls:cert")
         assert not hub.may_refuse("tcp:connect")
         found = await hub.ask(hub.shape("tls:cert", FIELDS), (b"a", b"b"))
@@ -63,7 +63,7 @@ async def test_a_text_that_is_not_empty_refuses(answer: Any, text: bytes | None)
 async def test_a_veto_sees_the_values() -> None:
     told = Told()
     hub = told.make_hub()
-    async with working(hub, vetoing(lambda event: event.text("domain") + "/" + event.name, timeout=5)):
+    async with working(hub, vetoing(lambda event: event.text("domain") + "/" + event.name, timeout=60)):
         found = await hub.ask(hub.shape("tls:cert", FIELDS), (b"a", b"b.example"))
     assert found == Refusal(b"b.example/tls:cert", "v")
 
@@ -73,7 +73,7 @@ async def test_a_veto_may_be_async() -> None:
     hub = told.make_hub()
     worker = Worker("v")
 
-    @worker.veto("tcp:*", timeout=5)
+    @worker.veto("tcp:*", timeout=60)
     async def think(event: Event) -> str:
         await asyncio.sleep(0)
         return "thought"
@@ -98,7 +98,7 @@ async def test_what_silence_means_is_an_option(on_timeout: str, refused: bool) -
 async def test_a_veto_that_fails_is_ignored_and_logged(answer: Any) -> None:
     told = Told()
     hub = told.make_hub()
-    async with working(hub, vetoing(answer, timeout=5)):
+    async with working(hub, vetoing(answer, timeout=60)):
         assert await hub.ask(hub.shape("tls:cert", FIELDS), (b"a", b"b")) is None
     assert told.lines[0].startswith("tls:cert: veto pin: ")
 
@@ -106,7 +106,7 @@ async def test_a_veto_that_fails_is_ignored_and_logged(answer: Any) -> None:
 async def test_a_veto_does_not_wait_for_a_batch() -> None:
     told = Told()
     hub = told.make_hub()
-    worker = vetoing("no", timeout=5)
+    worker = vetoing("no", timeout=60)
     gate = threading.Event()
     worker.on("msg:*")(lambda events: gate.wait(PATIENCE_S) and None)
     async with working(hub, worker):
@@ -141,7 +141,7 @@ async def test_a_question_ends_with_its_worker() -> None:
 async def test_a_question_whose_values_cannot_travel_is_answered_at_once() -> None:
     told = Told()
     hub = told.make_hub()
-    async with working(hub, vetoing("no", timeout=5)):
+    async with working(hub, vetoing("no", timeout=60)):
         assert await hub.ask(hub.shape("tls:cert", FIELDS), (b"x" * OCTETS, b"b")) is None
         assert "a frame of more than" in told.lines[0]
         assert await hub.ask(hub.shape("tls:cert", FIELDS), (b"a", b"b")) == Refusal(b"no", "v")

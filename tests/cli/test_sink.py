@@ -151,7 +151,7 @@ def test_every_option_reaches_the_sink() -> None:
     with SinkProcess(
         *("--host-name", "mx.sink.test", "--max-messages-per-connection", "2", "--max-recipients", "1"),
         *("--max-size", "1000", "--without", "DSN", "--offer", "XSINK", "--auth", "user:pass:word", "--track"),
-        *("--delay", "20", "--idle-timeout", "5", "--seed", "3", "--max-connections", "1", "--require-tls"),
+        *("--delay", "20", "--idle-timeout", "60", "--seed", "3", "--max-connections", "1", "--require-tls"),
     ) as running:
         client = connect(running.port)
         started = time.monotonic()

@@ -17,7 +17,7 @@ from engine.queue.store import QueueFull
 from engine.smtp.server import ServerOptions
 from fakes.engine_world import MakeWorld, RealClock, World
 from fakes.mx_scripts import DATA, GREET, MAIL, QUIT, RCPT, STORED, TAKES_ONE, servers
-from fakes.patience import PATIENCE_S
+from fakes.patience import PATIENCE_S, until
 from fakes.scripted_mx import ScriptedMx
 
 Q, D, F = RecipientState.QUEUED, RecipientState.DELIVERED, RecipientState.FAILED
@@ -168,22 +168,34 @@ async def test_a_lease_that_ran_out_is_not_sent_for(make_world: MakeWorld, monke
     assert len(lost) == 2
 
 
-async def test_a_lease_that_runs_out_on_the_way_keeps_the_last_octet_back(make_world: MakeWorld) -> None:
+async def test_a_lease_that_runs_out_on_the_way_keeps_the_last_octet_back(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The process slept between MAIL and the end of the content."""
-    script = GREET + MAIL + RCPT + "C: DATA\n<wait 0.2>\nS: 354 go on\n<deaf>\n"
+    script = GREET + MAIL + RCPT + "C: DATA\n<hold>\nS: 354 go on\n<deaf>\n"
     async with servers([script]) as (hosts, connections):
         world = make_world(hosts=hosts, main='lease_time = "60s"')
         world.add_job("a@d.example")
+        answers, holds_all = list[bool](), world.core.leases.holds_all
+
+        def asking(epochs: Any, now: float) -> bool:
+            answers.append(holds_all(epochs, now))
+            return answers[-1]
+
+        monkeypatch.setattr(world.core.leases, "holds_all", asking)
 
         async def sleep_long() -> None:
             await heard(connections[0], b"DATA")
             world.clock.now += 120
-            await trio.sleep(0.6)
+            for mx in connections[0]:
+                mx.go_on.set()
+            await until(lambda: answers)
             world.core.stop()
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(sleep_long)
             await world.run()
+    assert answers == [False]
     assert not any(b"body" in octets for mx in connections[0] for octets in mx.heard)
     assert world.state("a@d.example")[0] is Q
     assert not any(fact.kind is FactKind.IN_DOUBT for fact in world.log.facts)

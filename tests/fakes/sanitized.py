@@ -25,8 +25,8 @@ _FLAGS = (
     "-fno-sanitize-recover=undefined",
     "-w",
 )
-#: seconds for Cython and for the compiler; an optimising build of the largest kernel takes 60 on a busy machine
-_BUILD_S = 200
+#: seconds for Cython and for the compiler; the largest kernel takes 60 on a busy machine
+_BUILD_S = 500
 
 
 def sanitizer_library() -> str:

@@ -9,6 +9,7 @@ A script is text, a step a line; white space at both ends of a line does not cou
     <octets 20>                 wants so many octets
     <chunk>                     wants a BDAT line and its octets
     <wait 5>                    says nothing for so many seconds
+    <hold>                      says nothing until somebody sets `go_on`
     <stall>                     says nothing any more, reads nothing
     <deaf>                      says nothing any more, reads everything
     <cut>                       closes
@@ -56,6 +57,7 @@ class ScriptedMx:
         heard: everything the client said, lines and content.
         done: the script was followed to its end.
         error: how the client departed from it, or None.
+        go_on: to be set by whoever wants a `<hold>` to end.
     """
 
     def __init__(self, stream: trio.abc.Stream, script: str, tls: SSL.Context | None = None) -> None:
@@ -66,6 +68,7 @@ class ScriptedMx:
         self.heard: list[bytes] = []
         self.done = False
         self.error: ScriptError | None = None
+        self.go_on = trio.Event()
         self._ended = trio.Event()
 
     async def wait_done(self) -> None:
@@ -108,6 +111,8 @@ class ScriptedMx:
                 await self._take(int(line.split()[1]))
             case "<wait":
                 await trio.sleep(float(text.rstrip(">")))
+            case "<hold>":
+                await self.go_on.wait()
             case "<stall>":
                 await trio.sleep_forever()
             case "<deaf>":

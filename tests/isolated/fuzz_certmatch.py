@@ -29,7 +29,7 @@ from reference import certmatch as reference
 
 #: memory may grow by this much after the first rounds, in KiB (caches fill)
 GROWTH_KIB: Final = 200_000
-#: seconds that no single judgement may take; a hundred times the slowest seen
+#: seconds of CPU time that no single judgement may take; a hundred times the slowest seen
 SLOWEST_S: Final = 5.0
 
 _ROOT: Final = root()
@@ -112,9 +112,9 @@ def _round(rng: random.Random, counts: dict[str, object], tally: dict[str, int])
         tally["usable"] += not tlsa.why_unusable(rdata)
         assert tlsa.from_text(tlsa.to_text(rdata)) == rdata
     if tally["rounds"] % 4 == 0:
-        started = time.monotonic()
+        started = time.process_time()
         verdict = judge(records, certificates, [HOST], now=NOW + datetime.timedelta(days=rng.randrange(-90, 90)))
-        assert time.monotonic() - started < SLOWEST_S, (records, certificates)
+        assert time.process_time() - started < SLOWEST_S, (records, certificates)
         counts[verdict.status] = int(str(counts.get(verdict.status, 0))) + 1
     tally["rounds"] += 1
 

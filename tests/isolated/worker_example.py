@@ -23,7 +23,7 @@ def record(events: list[Event]) -> None:
     _write("".join(f"{event.id.decode()} {event.text('local_part')} {os.getpid()}\n" for event in events))
 
 
-@worker.veto("tls:cert", timeout=5.0)
+@worker.veto("tls:cert", timeout=60.0)
 def pin(event: Event) -> str | None:
     return "not pinned" if event["local_part"] == b"refused" else None
 

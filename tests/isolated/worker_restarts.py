@@ -82,10 +82,10 @@ class Engine:
         supervisor = Supervisor(self.hub, 1, log=self.log, command=[program, "good"])
         async with trio.open_nursery() as nursery:
             nursery.start_soon(supervisor.run)
-            with trio.fail_after(20):
+            with trio.fail_after(300):
                 while self.hub.held:  # noqa: ASYNC110 - nothing here can be waited for
                     await trio.sleep(0.01)
-                assert await supervisor.stop(timeout_s=10)
+                assert await supervisor.stop(timeout_s=100)
 
 
 def descriptors() -> int:

@@ -139,7 +139,8 @@ async def test_one_query_in_flight_for_one_question() -> None:
 
 
 @pytest.mark.parametrize("cancelled", [0, 1])
-async def test_a_cancelled_waiter_takes_nobody_with_it(cancelled: int) -> None:
+async def test_a_cancelled_waiter_takes_nobody_with_it(cancelled: int, mock_clock: trio.testing.MockClock) -> None:
+    """The clock stands still until one is cancelled: no answer comes before."""
     async with serve_dns({MX: Reply(records=["10 a.test."], delay_s=0.1)}) as server:
         resolver = resolver_for(server)
         scopes = [trio.CancelScope() for _ in range(3)]
@@ -152,8 +153,12 @@ async def test_a_cancelled_waiter_takes_nobody_with_it(cancelled: int) -> None:
         async with trio.open_nursery() as nursery:
             for number in range(3):
                 nursery.start_soon(ask, number)
-                await trio.sleep(0.01)
+                await trio.testing.wait_all_tasks_blocked()
+            while not server.queries:  # no sleep ends on this clock
+                await trio.lowlevel.checkpoint()
             scopes[cancelled].cancel()
+            await trio.testing.wait_all_tasks_blocked()
+            mock_clock.jump(0.1)
         assert statuses == {number: Status.OK for number in range(3) if number != cancelled}
         assert not resolver._flights
 

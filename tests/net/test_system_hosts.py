@@ -47,12 +47,14 @@ async def test_a_call_that_takes_too_long_is_given_up(monkeypatch: pytest.Monkey
 
 async def test_calls_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     running = most = 0
+    two = threading.Barrier(2)
 
     def slow(*_: object) -> list[object]:
         nonlocal running, most
         running += 1
         most = max(most, running)
-        time.sleep(0.03)
+        two.wait(PATIENCE_S)
+        time.sleep(0.001)
         running -= 1
         return []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import sqlite3
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ import pytest
 
 from engine.queue.model import JobState, NewJob, NewRecipient
 from engine.queue.sqlite import SqliteStore
-from fakes.patience import PATIENCE_S
+from fakes.patience import PATIENCE_S, wait_for
 from fakes.peers import PROJECT
 
 Flight = tuple[int, int]
@@ -50,6 +51,12 @@ class Folder:
         with contextlib.suppress(FileNotFoundError):
             return [line.split() for line in Path(path).read_text().splitlines()]
         return []
+
+    def count_or_none(self, table: str) -> int:
+        """Rows of a table of the queue; 0 while it cannot be read."""
+        with contextlib.suppress(sqlite3.OperationalError), contextlib.closing(sqlite3.connect(self.queue)) as database:
+            return int(database.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
+        return 0
 
     def traced(self, letter: str) -> set[Flight]:
         return {(int(row[1]), int(row[2])) for row in self.lines(self.trace) if row[0] == letter and len(row) == 3}
@@ -155,7 +162,8 @@ def test_two_engines_at_once_send_nothing_twice(folder: Folder) -> None:
 @pytest.mark.slow
 def test_a_loader_that_is_killed_leaves_nothing_to_send(folder: Folder, rng: random.Random) -> None:
     process = folder.start("load", "1000000")
-    time.sleep(rng.uniform(0.05, 0.4))
+    wait_for(lambda: folder.count_or_none("jobs"), "it does not begin")
+    time.sleep(rng.uniform(0, 0.3))
     process.kill()
     process.communicate(timeout=PATIENCE_S)
     job = load(folder, 50)
