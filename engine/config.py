@@ -125,6 +125,13 @@ class ActionsOptions:
         Kind.INTERVAL, 300, "how long a worker that has work may say nothing before it is replaced", minimum=1
     )
     worker_window: int = _option(Kind.INTEGER, 10_000, "events that a worker may hold unacknowledged", minimum=1)
+    worker_nice: int = _option(
+        Kind.INTEGER,
+        10,
+        "nice value of the engine's own workers while they handle what nobody waits for, so that mail goes first",
+        minimum=0,
+        maximum=19,
+    )
     worker_deaths: int = _option(
         Kind.INTEGER, 3, "workers that an event may crash, alone with each, before it is a dead letter", minimum=1
     )

@@ -7,8 +7,10 @@ it; what is unfinished when the worker stops is not acknowledged, and comes agai
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import inspect
+import os
+import sys
 import threading
 import time
 import traceback
@@ -18,17 +20,25 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from .frames import ALIVE, DEAD, LOG, ack_frame
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable, Iterable
 
     from .api import Backoff
 
 #: seconds between two signs of life of a desk that waits; worker_timeout is a second at least
 ALIVE_S: Final = 0.25
-#: what the code of users may raise, as a failed attempt: `sys.exit` and a task that was cancelled are no Exception, and
-#: would end the thread that called it without a word
-FAILURES: Final = (Exception, SystemExit, asyncio.CancelledError)
 #: octets of an error that are worth keeping
 _MAX_ERROR = 2000
+
+
+def failures() -> tuple[type[BaseException], ...]:
+    """What the code of users may raise, as a failed attempt.
+
+    `sys.exit` and a task that was cancelled are no Exception, and would end the thread that called it without a word.
+    """
+    # imported by whoever has tasks
+    loaded = sys.modules.get("asyncio")
+    return (Exception, SystemExit) if loaded is None else (Exception, SystemExit, loaded.CancelledError)
 
 
 class Sender(Protocol):
@@ -89,9 +99,16 @@ class Desk:
         self._changed = threading.Condition(threading.Lock())
         self._stopping = threading.Event()
         self._abandoned = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"handler {name}", daemon=True)
+        self._nice = 0
+        self._thread = threading.Thread(target=self._start, name=f"handler {name}", daemon=True)
 
-    def start(self) -> None:
+    def start(self, nice: int = 0) -> None:
+        """Begin.
+
+        Args:
+            nice: of the thread, where threads have one of their own (Linux).
+        """
+        self._nice = nice
         self._thread.start()
 
     def add(self, item: Any) -> None:
@@ -129,6 +146,12 @@ class Desk:
         """Wait for the end; False if it did not come."""
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
+
+    def _start(self) -> None:
+        if self._nice and sys.platform == "linux":
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._nice)
+        self._run()
 
     def _run(self) -> None:
         try:
@@ -177,6 +200,8 @@ class Caller:
         if not inspect.iscoroutine(found):
             return found
         if self._runner is None:
+            import asyncio  # noqa: PLC0415  # takes long, and few handlers are async
+
             self._runner = asyncio.Runner()
         return self._runner.run(found)
 
@@ -184,7 +209,7 @@ class Caller:
         """Call; None if it returned, or what it raised, with the place."""
         try:
             self.call(function, *arguments)
-        except FAILURES as error:
+        except failures() as error:
             return describe(error)
         return None
 

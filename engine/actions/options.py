@@ -29,7 +29,15 @@ def settings_of(config: Config, lookups: LookupOptions) -> Settings:
     """What the engine's own workers are told: `Settings.to_frame` makes HELLO's map of it."""
     handlers = {name: asdict(options) for name, options in config.handlers.items()}
     main, actions = config.main, config.actions
-    return Settings(lookups, config.acls, config.lists, handlers, main.strict_acl_vars, actions.lookup_batch)
+    return Settings(
+        lookups,
+        config.acls,
+        config.lists,
+        handlers,
+        main.strict_acl_vars,
+        actions.lookup_batch,
+        actions.worker_nice,
+    )
 
 
 def sockets_of(config: Config) -> tuple[SocketOptions, ...]:

@@ -13,7 +13,6 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from ..config import LIST_KINDS, ListText
 from ..errors import ConfigError, ExpandError, ForcedFailure, FrameError, LookupDeferral
 from ..expand import ExpandOptions, Scope, compile_text
 from ..expand.acl import Acls
@@ -25,6 +24,7 @@ from .postponing import asking_or_none
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from ..config import ListText
     from ..expand import Program
     from ..expand.scope import LogWrite
     from ..expand.searches import Lookups
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 MAX_PROGRAMS: Final = 10_000
 #: statements that share a transaction at most, by default; arbitrary: of twice as many each would be 2 % cheaper
 TOGETHER: Final = 250
+#: as `engine.config.LIST_KINDS`, which takes long to import
+_LIST_KINDS: Final = frozenset({"domainlist", "hostlist", "addresslist", "localpartlist"})
 #: variables of `Scope.dynamic`: they are not in the scope's mapping
 _DYNAMIC: Final = frozenset({"lookup_dnssec_authenticated"})
 
@@ -49,6 +51,7 @@ class Settings:
         handlers: name -> options of a built-in handler, as `engine.config.HandlerOptions`.
         strict_acl_vars: see `Scope`.
         lookup_batch: events whose lookups share a transaction at most.
+        nice: of the threads that handle what nobody waits for.
     """
 
     lookups: LookupOptions = field(default_factory=LookupOptions)
@@ -57,6 +60,7 @@ class Settings:
     handlers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     strict_acl_vars: bool = False
     lookup_batch: int = TOGETHER
+    nice: int = 0
 
     def to_frame(self) -> dict[str, Any]:
         """As it travels in HELLO."""
@@ -67,6 +71,7 @@ class Settings:
             "handlers": {name: dict(options) for name, options in self.handlers.items()},
             "strict_acl_vars": self.strict_acl_vars,
             "lookup_batch": self.lookup_batch,
+            "nice": self.nice,
         }
 
     @classmethod
@@ -82,6 +87,7 @@ class Settings:
                 {name: dict(options) for name, options in dict(data.get("handlers", {})).items()},
                 bool(data.get("strict_acl_vars", False)),
                 int(data.get("lookup_batch", TOGETHER)),
+                int(data.get("nice", 0)),
             )
         except (TypeError, ValueError, AttributeError) as error:
             raise FrameError(f"HELLO: settings that are none: {error}") from None
@@ -230,7 +236,7 @@ def check(settings: Settings) -> None:
 
 
 def _named(lists: Mapping[str, Mapping[str, ListText]]) -> NamedLists:
-    unknown = set(lists) - set(LIST_KINDS)
+    unknown = set(lists) - _LIST_KINDS
     if unknown:
         raise ConfigError(f"lists of unknown kind: {', '.join(sorted(map(str, unknown)))}")
     return NamedLists(

@@ -59,7 +59,7 @@ class Restart:
         return min(self.first_s * 2.0 ** min(failures - 1, 32), self.most_s)
 
 
-def own_command() -> list[str]:
+def own_command(module: str = "engine.cli.main") -> list[str]:
     """How another process of ours is started: by a Python that finds modules where this one does.
 
     By itself `-m` looks into the current directory first, where anybody may have put a module of a name that we import.
@@ -68,12 +68,12 @@ def own_command() -> list[str]:
         looks_here = "" in sys.path or os.getcwd() in sys.path
     except OSError:  # it has been removed
         looks_here = "" in sys.path
-    return [sys.executable, *(() if looks_here else ("-P",)), "-m", "engine.cli.main"]
+    return [sys.executable, *(() if looks_here else ("-P",)), "-m", module]
 
 
 def worker_command() -> list[str]:
     """How a worker of the engine's own is started; `--control-fd N` is added."""
-    return [*own_command(), "worker", "serve"]
+    return own_command("engine.cli.serve")
 
 
 class Supervisor:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _ring
 from .api import Event, refusal
-from .desks import FAILURES, Caller, describe
+from .desks import Caller, describe, failures
 from .frames import Shape
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class TestChannel:
     def _call(self, registration: Registration, batch: list[Event]) -> bool:
         try:
             self._caller.call(registration.function, batch)
-        except FAILURES as error:  # as in a worker
+        except failures() as error:  # as in a worker
             ids = tuple(event.id.decode() for event in batch)
             self.failures.append(Failure(registration.name, ids, describe(error)))
             return False

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ..errors import ActionError, ConfigError, FrameError
 from . import attach, frames
 from .api import ATTEMPTS, Backoff, Event, VetoRegistration, Worker, is_chosen, refusal
-from .desks import FAILURES, Caller, Desk, Ledger, describe
+from .desks import Caller, Desk, Ledger, describe, failures
 from .frames import ProgramText, Shape, Status
 from .handler_desk import HandlerDesk
 from .handlers import register_all
@@ -146,7 +146,7 @@ class Runner:
         register_all(self._worker, self._settings.handlers)
         self._desks = [HandlerDesk(one, self._ledger, self._send) for one in self._worker.handlers]
         for desk in self._desks:
-            desk.start()
+            desk.start(self._settings.nice)
         handlers = tuple(
             (desk.name, pattern) for desk in self._desks for pattern in desk.registration.patterns.patterns
         )
@@ -194,7 +194,7 @@ class Runner:
             try:
                 status = Status.DONE
                 text = refusal(self._caller.call(veto.function, event), veto.name)
-            except FAILURES as error:
+            except failures() as error:
                 status, text = Status.FAILED, f"veto {veto.name}: {describe(error)}".encode("utf-8", "replace")
         self._answer(seq, status, text, {}, deadline)
 
@@ -227,7 +227,7 @@ class Runner:
                 backoff=self._backoff,
                 most=self._settings.lookup_batch,
             )
-            self._program_desk.start()
+            self._program_desk.start(self._settings.nice)
         return self._evaluator, self._program_desk
 
     def _on_program(

@@ -1,8 +1,8 @@
 """`outrider worker`: processes that run event actions.
 
 Layer: command line.  Spec: design.md "Command line"; issue text "Workers".
-`serve` is what an engine starts by itself; `run` is for workers of users: it keeps so many processes attached to each
-engine that listens at a socket (`attach.paths`), whenever it comes, and starts those again that die.
+`run` is for workers of users: it keeps so many processes attached to each engine that listens at a socket
+(`attach.paths`), whenever it comes, and starts those again that die.  What an engine starts by itself is serve.py.
 Only the parent of a process is told how it ended, and the engine wants to know (endings.py): so each process hands a
 copy of its control socket to this command, which says there how it ended, and then closes it.
 """
@@ -10,7 +10,6 @@ copy of its control socket to this command, which says there how it ended, and t
 from __future__ import annotations
 
 import contextlib
-import gc
 import multiprocessing
 import signal
 import socket
@@ -24,7 +23,6 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from ..actions import attach
-from ..actions.api import Worker
 from ..actions.endings import Ending
 from ..actions.options import socket_of
 from ..actions.supervisor import Restart
@@ -47,23 +45,6 @@ _RESTART: Final = Restart(0.25, 30.0)
 _HEALTHY_S: Final = 30.0
 #: how long processes may take to end after SIGTERM
 _END_S: Final = 15.0
-
-
-@app.command()
-def serve(
-    control_fd: Annotated[int, typer.Option(help="Descriptor of the socket to the engine that started this.", min=0)],
-) -> None:
-    """Be a worker of the engine that started this process (internal)."""
-    with exit_on_error():
-        try:
-            control = socket.socket(fileno=control_fd)
-        except OSError as error:
-            raise ActionError(f"descriptor {control_fd} is no socket: {error.strerror}") from None
-        # an event makes some dozens of objects and no cycle
-        gc.set_threshold(20_000, 20, 50)
-        # the engine tells when it is enough; Ctrl-C is not for us
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        run_worker(Worker(), control)
 
 
 @app.command()

@@ -34,7 +34,7 @@ class PlayedEngine:
         self.end, kind, descriptors = make_pair(1 << 16, kind=RINGS)
         assert isinstance(self.end, Rings)
         self.memory = self.end._memory
-        command = [sys.executable, "-m", "engine.cli.main", "worker", "serve", "--control-fd", str(theirs.fileno())]
+        command = [sys.executable, "-m", "engine.cli.serve", "--control-fd", str(theirs.fileno())]
         with theirs:
             self.process = subprocess.Popen(
                 command, pass_fds=[theirs.fileno()], cwd=PROJECT, stderr=subprocess.PIPE, text=True
