@@ -6,11 +6,12 @@ Layer: orchestration.  Spec: design.md "Two flows", "Speed"; RT-7 to RT-12.
 one. Most recipients of a bulk job share a few thousand domains, and most domains a few hundred sites.
 
 **What it means.**  Recipients are claimed in batches, only as many as the sites can take up soon: at the high mark
-nothing more is asked of the queue.  Routes are found once a domain, in a task a domain, and kept; recipients
-that wait for a route wait in a list.  A recipient with a known route costs a dictionary look-up and an append.  Nothing
-is ever rescanned: a site with nothing to do has no task, and the claim loop sleeps until the time at which the next
-recipient is due, or until another process may have added something.  Nothing new begins while too many stored events
-wait for their actions; what is in flight is settled all the same.
+nothing more is asked of the queue.  Routes are found once a domain, and kept; recipients that wait for a route wait in
+a list.  What most domains need is asked for ahead, for all of a batch at once (asking.py), and their routes are found
+in a plain loop; a task is only made for a domain about which more has to be asked.  A recipient with a known route
+costs a dictionary look-up and an append.  Nothing is ever rescanned: a site with nothing to do has no task, and the
+claim loop sleeps until the time at which the next recipient is due, or until another process may have added something.
+Nothing new begins while too many stored events wait for their actions; what is in flight is settled all the same.
 
 **What we do not do.**  No task, thread or query a recipient; no fairness beyond that of the claims (jobs take turns).
 Invariants: `held` counts the claims that we have and have not settled; it is never over the high mark by more
@@ -20,6 +21,7 @@ than the batches of one turn.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -30,6 +32,7 @@ from ..policy.wishes import Wish
 from ..queue.model import OutcomeKind
 from ..queue.store import QueueFull, QueueLocked
 from ..values import parse_address, parse_rate
+from .asking import Asking
 from .jobs import message_id_of
 from .outcome import EXPIRED_TEXT
 from .routing import Routed, Unrouteable
@@ -45,6 +48,7 @@ if TYPE_CHECKING:
     from ..queue.model import Claim
     from .core import Core
     from .routing import Route
+    from .routing.routes import Group
     from .settlement import Settled
     from .work import JobContext
 
@@ -93,9 +97,14 @@ class Scheduler:
         self._drain = drain
         self._wait = wait
         self._routing = trio.CapacityLimiter(MAX_ROUTING)
+        self._asking = Asking(core)
         #: domain -> recipients that wait for its route
         self._unrouted: dict[str, list[Member]] = {}
         self._sites: dict[tuple[object, ...], Site] = {}
+        #: the same by what domains have in common, for those of which nothing is demanded
+        self._sites_of: dict[tuple[Group, Wish], Site] = {}
+        #: sites that have got work of which the pool has not been told
+        self._fed: dict[Site, None] = {}
         self._settled = trio.Event()
         #: monotonic second before which it is not worth while to look for more: there was nobody left who was due
         self._lull_until = 0.0
@@ -118,18 +127,24 @@ class Scheduler:
 
     async def run(self, nursery: trio.Nursery) -> None:
         """Claim until there is nothing left to do, or `Core.stopping` is set; `nursery` gets the tasks that route."""
+        async with trio.open_nursery() as own:
+            own.start_soon(self._route_ready, nursery)
+            await self._claim_on()
+            own.cancel_scope.cancel()
+
+    async def _claim_on(self) -> None:
         while not self._core.stopping.is_set():
             # made anew before anything is looked at: what is settled from here on wakes the waits below
             self._settled = trio.Event()
             try:
-                if await self._step(nursery):
+                if await self._step():
                     return
             except (QueueLocked, QueueFull) as error:
                 # connections go on meanwhile; nothing was claimed
                 self._tell_trouble(error)
                 await self._wait_settled(POLL_S)
 
-    async def _step(self, nursery: trio.Nursery) -> bool:
+    async def _step(self) -> bool:
         """Claim once, or wait for a reason to; True when there is nothing left to do."""
         core = self._core
         high = core.config.main.claim_size * (HIGH_WATER_SHARED if core.limits.is_shared else HIGH_WATER_BATCHES)
@@ -143,7 +158,7 @@ class Scheduler:
         self._show_trouble(BACKLOG if self._is_behind else "")
         if claims:
             self._lull_until = 0.0
-            await self._dispatch(claims, nursery)
+            await self._dispatch(claims)
             return False
         if await self.fail_expired():
             return False
@@ -271,12 +286,13 @@ class Scheduler:
 
     # from claims to sites
 
-    async def _dispatch(self, claims: list[Claim], nursery: trio.Nursery) -> None:
+    async def _dispatch(self, claims: list[Claim]) -> None:
         core = self._core
         contexts: dict[int, JobContext | str] = {}
         #: domain -> its recipients, where the route is known
         by_domain: dict[str, list[Member]] = {}
-        routed: list[tuple[Route, list[Member], StsAnswer]] = []
+        routed: list[tuple[Route, str, list[Member], StsAnswer]] = []
+        new: list[str] = []
         for claim in claims:
             job = claim.job_id
             context = contexts.get(job) or await self._context_of(claim, contexts)
@@ -292,16 +308,19 @@ class Scheduler:
                 members.append((context, claim))
                 continue
             members = [(context, claim)]
-            route = core.routers.cached_or_none(domain)
+            route = core.routers.shared_or_none(domain)
             sts = core.sts.known_or_none(route, domain) if isinstance(route, Routed) else NO_POLICY
             if route is not None and sts is not None:
                 by_domain[domain] = members
-                routed.append((route, members, sts))
+                routed.append((route, domain, members, sts))
             else:
                 self._unrouted[domain] = members
-                nursery.start_soon(self._route_domain, domain)
-        for route, members, sts in routed:
-            self._hand_over(route, members, sts)
+                new.append(domain)
+        for domain in new:
+            self._asking.add(domain)
+        for route, domain, members, sts in routed:
+            self._hand_over(route, domain, members, sts)
+        self._tell_pool()
         await trio.lowlevel.checkpoint()
 
     async def _context_of(self, claim: Claim, contexts: dict[int, JobContext | str]) -> JobContext | str:
@@ -317,6 +336,33 @@ class Scheduler:
             return ""
         contexts[job] = found
         return found
+
+    async def _route_ready(self, nursery: trio.Nursery) -> None:
+        """Find the routes of domains about which something is known by now; until cancelled."""
+        while True:
+            for domain in await self._asking.take():
+                if not self._route_now(domain):
+                    nursery.start_soon(self._route_domain, domain)
+            self._tell_pool()
+
+    def _route_now(self, domain: str) -> bool:
+        """Find the route of the recipients that wait for `domain`, if nothing has to be waited for; whether it did."""
+        core = self._core
+        members = self._unrouted[domain]
+        context, claim = members[0]
+        try:
+            address = parse_address(claim.address)
+        except DataError:
+            return False
+        route = core.routers.route_now(address, partial(core.scope_for, context, claim))
+        sts: StsAnswer | None = NO_POLICY
+        if isinstance(route, Routed):
+            sts = core.sts.find_now(route, domain)
+        if route is None or sts is None:
+            return False
+        del self._unrouted[domain]
+        self._hand_over(route, domain, members, sts)
+        return True
 
     async def _route_domain(self, domain: str) -> None:
         """Find the route of the recipients that wait for `domain`; one route for all where no local part mattered."""
@@ -336,25 +382,38 @@ class Scheduler:
             if route.cacheable_by_domain:
                 break
             del members[0]
-            self._hand_over(route, [(context, claim)], sts)
+            self._hand_over(route, domain, [(context, claim)], sts)
+            self._tell_pool()
         waiting = self._unrouted.pop(domain)
         if waiting:
-            self._hand_over(route, waiting, sts)
+            self._hand_over(route, domain, waiting, sts)
+            self._tell_pool()
 
-    def _hand_over(self, route: Route, members: list[Member], sts: StsAnswer) -> None:
+    def _tell_pool(self) -> None:
+        """Let the pool know of the sites that have got work: once each, for all of a batch."""
+        fed, self._fed = self._fed, {}
+        for site in fed:
+            self._core.pool.on_work(site)
+
+    def _hand_over(self, route: Route, domain: str, members: list[Member], sts: StsAnswer) -> None:
+        if len(members) == 1 or len({context.wish for context, _ in members}) == 1:
+            wish = members[0][0].wish
+            self._hand_over_alike(route, domain, members, wish, NO_POLICY if wish is Wish.OPTIONAL else sts)
+            return
         for wish in dict.fromkeys([context.wish for context, _ in members]):
             alike = [member for member in members if member[0].wish is wish]
             # RFC 8689 §5: who wants to do without TLS does without the policies that demand it
-            self._hand_over_alike(route, alike, wish, NO_POLICY if wish is Wish.OPTIONAL else sts)
+            self._hand_over_alike(route, domain, alike, wish, NO_POLICY if wish is Wish.OPTIONAL else sts)
 
-    def _hand_over_alike(self, route: Route, members: list[Member], wish: Wish, sts: StsAnswer) -> None:
+    def _hand_over_alike(self, route: Route, domain: str, members: list[Member], wish: Wish, sts: StsAnswer) -> None:
         core = self._core
         if isinstance(route, Routed):
-            site = self._site(route, wish, sts)
+            hop = route.next_hop(domain)
+            site = self._site(route, hop, wish, sts)
             max_rcpt = site.transport.options.max_rcpt or math.inf
             if site.transport.options.message_rate_per_host:
                 members = self._pace(site, members)
-            own, shared = _pieces(members, max_rcpt, route.hosts[0].domain)
+            own, shared = _pieces(members, max_rcpt, hop)
             site.extend(own)
             for work in shared:
                 last = site.last_waiting
@@ -362,7 +421,7 @@ class Scheduler:
                     last.take(work)
                 else:
                     site.add(work)
-            core.pool.on_work(site)
+            self._fed[site] = None
         elif isinstance(route, Unrouteable):
             for context, claim in members:
                 core.fail(context, claim, route.message, router=route.router)
@@ -392,7 +451,22 @@ class Scheduler:
             self._paced_until = max(self._paced_until, due_at)
         return kept
 
-    def _site(self, route: Routed, wish: Wish, sts: StsAnswer) -> Site:
+    def _site(self, route: Routed, hop: str, wish: Wish, sts: StsAnswer) -> Site:
+        """The site for an address whose next hop is `hop`, which may be another domain of the route's group."""
+        group = route.group if sts is NO_POLICY else None
+        if group is not None:
+            site = self._sites_of.get((group, wish))
+            if site is not None and not site.by_domain:
+                site.is_shared = site.is_shared or site.hosts[0].domain != hop
+                return site
+        site = self._find_site(route.for_domain(hop, route.ttl_s), wish, sts)
+        if group is not None:
+            if len(self._sites_of) >= MAX_IDLE_SITES:
+                self._sites_of.clear()
+            self._sites_of[group, wish] = site
+        return site
+
+    def _find_site(self, route: Routed, wish: Wish, sts: StsAnswer) -> Site:
         hosts = [_identity(host) for host in route.hosts]
         if all(host.preference is not None for host in route.hosts):
             # hosts of one preference stand in an order of chance: domains that differ in nothing else share a site
@@ -421,6 +495,7 @@ class Scheduler:
         idle = [key for key, site in self._sites.items() if not site.waiting and not site.connections]
         for key in idle[: len(idle) // 2 + 1]:
             del self._sites[key]
+        self._sites_of.clear()
 
     # the end
 

@@ -15,7 +15,7 @@ import trio
 
 from ..errors import ExpandError
 from ..net.expiring import Expiring
-from ..net.sts_cache import StsAnswer
+from ..net.sts_cache import NO_POLICY, StsAnswer, record_name
 from ..policy.mta_sts import Mode
 
 if TYPE_CHECKING:
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from .routing import Routed
     from .transport import Transport
 
-#: nothing is demanded
-NO_POLICY: Final = StsAnswer()
 #: seconds for which a look at mta_sts_domains holds
 _LISTED_TTL_S: Final = 300.0
 _SIZE: Final = 50_000
@@ -74,6 +72,19 @@ class StsGate:
                 return None if listed is None else NO_POLICY
         return _in_force(self._policies.known_or_none(domain))
 
+    def find_now(self, route: Routed, domain: str) -> StsAnswer | None:
+        """As `look_up`, where nothing has to be waited for and there is no policy; None otherwise."""
+        known = self.known_or_none(route, domain)
+        if known is None and self._transports[route.transport].options.mta_sts_domains == "*":
+            known = _in_force(self._policies.find_now(domain))
+        return known
+
+    def record_or_none(self, router: RouterOptions, domain: str) -> str | None:
+        """The name of the TXT record that will be asked for if `router` finds the hosts; None for none."""
+        if self._transports[router.transport].options.mta_sts_domains != "*":
+            return None
+        return None if self._policies.known_or_none(domain) is not None else record_name(domain)
+
     async def look_up(self, route: Routed, domain: str) -> StsAnswer:
         """As `known_or_none`, asking whoever has to be asked."""
         known = self.known_or_none(route, domain)
@@ -108,3 +119,6 @@ def _in_force(found: StsAnswer | None) -> StsAnswer | None:
     if found.must_wait or found.problem or (found.policy is not None and found.policy.mode is not Mode.NONE):
         return found
     return NO_POLICY
+
+
+__all__ = ["NO_POLICY", "StsGate"]

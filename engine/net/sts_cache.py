@@ -51,6 +51,8 @@ POLICY_INVALID: Final = "sts-policy-invalid"
 #: octets of a file; a policy has at most 64 KiB
 _MAX_FILE_OCTETS: Final = 256 * 1024
 _MAX_NAME: Final = 200
+#: domains kept in memory: those of a long list that goes round them; each takes about 200 octets
+CACHE_SIZE: Final = 120_000
 #: policies that are fetched at one time; arbitrary, few domains have one
 _MAX_FETCHES: Final = 50
 
@@ -69,6 +71,10 @@ class StsAnswer:
     must_wait: str = ""
     problem: str = ""
     detail: str = ""
+
+
+#: there is no policy, and nothing is wrong
+NO_POLICY: Final = StsAnswer()
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +109,7 @@ class StsPolicies:
         fetch: Callable[[str], Awaitable[bytes]],
         *,
         clock: Callable[[], float],
-        size: int = 50_000,
+        size: int = CACHE_SIZE,
     ) -> None:
         self._directory = directory
         self._resolver = resolver
@@ -118,6 +124,21 @@ class StsPolicies:
     def known_or_none(self, domain: str) -> StsAnswer | None:
         """What is in memory, without waiting for anything."""
         return self._kept.get_or_none(domain)
+
+    def find_now(self, domain: str) -> StsAnswer | None:
+        """As `look_up` for a domain without a policy whose record was asked for ahead; None for all others."""
+        known = self._kept.get_or_none(domain)
+        if known is not None:
+            return known
+        record = self._resolver.peek(record_name(domain), "TXT")
+        if record is None or record_id(record.rdata) is not None or domain in self._flights:
+            return None
+        if os.path.lexists(self._path(domain)):
+            return None
+        self._resolver.tell(record)
+        self._keep(domain, NO_POLICY, _ttl(record))
+        self._resolver.forget(record.name, "TXT")
+        return NO_POLICY
 
     async def look_up(self, domain: str, *, recheck: bool = False) -> StsAnswer:
         """What is known of `domain`, asking DNS and its policy host as needed.
@@ -142,17 +163,20 @@ class StsPolicies:
         flight = self._flights[domain] = _Flight()
         try:
             answer, ttl_s = await self._find(domain, recheck)
-            self._kept.put(domain, answer, max(ttl_s, MIN_TTL_S))
+            self._keep(domain, answer, ttl_s)
             return answer
         finally:
             del self._flights[domain]
             flight.done.set()
 
+    def _keep(self, domain: str, answer: StsAnswer, ttl_s: float) -> None:
+        self._kept.put(domain, answer, max(ttl_s, MIN_TTL_S))
+
     async def _find(self, domain: str, recheck: bool) -> tuple[StsAnswer, float]:
         # nearly every domain has no file, which is known sooner than a thread begins
         is_there = os.path.lexists(self._path(domain))  # noqa: ASYNC240  # a look, which the kernel answers at once
         stored, trouble = await trio.to_thread.run_sync(self._read, domain) if is_there else (None, "")
-        record = await self._resolver.query(f"_mta-sts.{domain}", "TXT")
+        record = await self._resolver.query(record_name(domain), "TXT")
         now = self._clock()
         id = record_id(record.rdata)
         known = stored if stored is not None and stored.holds(now) else None
@@ -179,6 +203,8 @@ class StsPolicies:
 
     def _without(self, trouble: str, failed: StsFetchError | None = None) -> StsAnswer:
         """There is no policy; or there may be one in a file that cannot be read (R50)."""
+        if not trouble and failed is None:
+            return NO_POLICY
         problem, detail = (failed.result_type, failed.message) if failed is not None else ("", "")
         return StsAnswer(None, f"MTA-STS: {trouble}" if trouble else "", problem, detail)
 
@@ -245,6 +271,11 @@ class StsPolicies:
         return ""
 
 
+def record_name(domain: str) -> str:
+    """Where the record is that tells of a policy (RFC 8461 §3.1)."""
+    return f"_mta-sts.{domain}"
+
+
 def _encode(policy: StsPolicy, now: float) -> bytes:
     values = {
         "domain": policy.domain,
@@ -285,4 +316,4 @@ def _left(stored: _Stored, now: float) -> float:
     return stored.fetched_at + stored.policy.max_age_s - now
 
 
-__all__ = ["FETCH_ERROR", "POLICY_INVALID", "StsAnswer", "StsPolicies"]
+__all__ = ["FETCH_ERROR", "NO_POLICY", "POLICY_INVALID", "StsAnswer", "StsPolicies", "record_name"]

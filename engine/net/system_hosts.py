@@ -74,6 +74,11 @@ class SystemHosts:
     def query_nowait(self, name: str, rdtype: str) -> Answer | None:
         """None: nothing is kept here."""
 
+    peek = query_nowait
+
+    def tell(self, answer: Answer) -> None:
+        """Nobody wants to know."""
+
 
 def _look_up(name: str, family: socket.AddressFamily) -> tuple[str, ...]:
     found = socket.getaddrinfo(name, None, family, socket.SOCK_STREAM)

@@ -104,6 +104,10 @@ class HostSearch:
 
     Take queries from `next_query` until it gives None, ask them at once or one after another, and hand each answer to
     `on_answer`; each answer may make new queries.  When `result` is set, the search is over.
+
+    Attributes:
+        empty: the answers that found nothing or failed.
+        is_partial: some host was left out since what had to be known of it is not.
     """
 
     def __init__(self, domain: str, options: SearchOptions, *, random: Random) -> None:
@@ -118,6 +122,8 @@ class HostSearch:
         self._ttls: list[int] = []
         self._reasons: list[str] = []
         self._saw_timeout = False
+        self.empty: list[Answer] = []
+        self.is_partial = False
         self._start()
 
     def next_query(self) -> Query | None:
@@ -233,6 +239,7 @@ class HostSearch:
         hosts = [host for candidate in self._candidates.values() for host in candidate.hosts]
         ends = {candidate.end for candidate in self._candidates.values()}
         if _End.ERROR in ends or _End.INSECURE in ends:
+            self.is_partial = True
             self._ttls.append(INCOMPLETE_TTL_S)
         kept, is_ours = self._without_us(hosts)
         if kept:
@@ -349,6 +356,8 @@ class HostSearch:
 
     def _note(self, answer: Answer) -> None:
         self._saw_timeout = self._saw_timeout or answer.status is Status.TIMEOUT
+        if answer.status is not Status.OK:
+            self.empty.append(answer)
         if not answer.is_error:
             self._ttls.append(answer.ttl_s)
         text = f"{answer.rdtype} {answer.name}: "

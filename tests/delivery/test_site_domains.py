@@ -64,7 +64,7 @@ def test_domains_share_a_site_until_the_name_of_the_domain_counts(make_world: Ma
 
     def at(domain: str, **changes: Any) -> Site:
         route = Routed("smtp", "smart", (replace(HOST, domain=domain, **changes),))
-        return scheduler._site(route, Wish.USUAL, NO_POLICY)
+        return scheduler._find_site(route, Wish.USUAL, NO_POLICY)
 
     first = at("a.test")
     assert not first.is_shared
@@ -83,7 +83,7 @@ def test_what_dnssec_said_makes_another_site(make_world: MakeWorld) -> None:
     """R13, R15: the same host, found another way, has another policy."""
     scheduler = Scheduler(make_world().core, job_id=None, drain=True, wait=False)
     sites = {
-        id(scheduler._site(Routed("smtp", "smart", (replace(HOST, **changes),)), Wish.USUAL, NO_POLICY))
+        id(scheduler._find_site(Routed("smtp", "smart", (replace(HOST, **changes),)), Wish.USUAL, NO_POLICY))
         for changes in cast(
             "list[dict[str, Any]]",
             [

@@ -7,7 +7,7 @@ A value may also be a `Status`.  What is not there does not exist, or has no suc
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import trio
 
@@ -45,6 +45,15 @@ class CannedDns:
 
     def query_nowait(self, name: str, rdtype: str) -> Answer | None:
         """Nothing is kept."""
+
+    peek = query_nowait
+
+    def tell(self, answer: Answer) -> None:
+        """Nobody wants to know."""
+
+    def ask_ahead(self, name: str, rdtype: str, on_end: Callable[[], object]) -> bool:
+        """There is no need: nothing is kept."""
+        return False
 
     async def query(self, name: str, rdtype: str) -> Answer:
         self.asked.append((name, rdtype))

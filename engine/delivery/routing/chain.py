@@ -10,7 +10,9 @@ Where chance decides the order of hosts, that order holds as long as the route: 
 connections that are warm, and domains spread over the hosts.
 Bounds: `cache_size` routes, of which one with very many hosts counts as several; a domain that is being routed is one
 of the caller's tasks, so there are never more flights than tasks that ask.
-Speed: `cached_or_none` is one dictionary look-up and no await, so that a batch of recipients is routed in a plain loop.
+Domains with the same mail hosts share a route (`Group`): what is kept of each is little more than its name.
+Speed: `shared_or_none` is one dictionary look-up and no await, so that a batch of recipients is routed in a plain loop;
+and so is `route_now`, which routes a domain whose answers were asked for ahead.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from ...errors import ConfigError
 from ...net.expiring import Expiring
 from .router import LOOKUP_TTL_S, STATIC_TTL_S, Decline, Pass, Router, Skip, Surroundings, Walk
 from .routes import Route, Routed, RouteDeferred, Unrouteable
+from .search import MustWait
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Container, Sequence
@@ -32,10 +35,12 @@ if TYPE_CHECKING:
     from ...config import RouterOptions
     from ...values import Address
     from .expansion import Expander
-    from .search import Asks
+    from .search import Asks, AsksAhead
 
 #: seconds for which a route serves at least, whatever its TTL: one transaction of a batch, in RFC 1035's terms
 MIN_ROUTE_TTL_S: Final = 10
+#: domains whose routes are kept: those of a long list that goes round them; each takes about 200 octets
+CACHE_SIZE: Final = 120_000
 #: hosts and reasons that count as one of `cache_size`, some 8 KiB; the usual route has a dozen of both
 UNIT_HOSTS: Final = 32
 #: what a route may depend on and still hold for every address of the domain
@@ -72,7 +77,7 @@ class RouterChain:
     def __init__(
         self,
         routers: Sequence[RouterOptions],
-        resolver: Asks,
+        resolver: AsksAhead,
         *,
         expander: Expander,
         system_hosts: Asks,
@@ -80,7 +85,7 @@ class RouterChain:
         local_addresses: Container[str] = frozenset(),
         families: tuple[str, ...] = ("AAAA", "A"),
         random: Random | None = None,
-        cache_size: int = 50_000,
+        cache_size: int = CACHE_SIZE,
         clock: Callable[[], float] = trio.current_time,
     ) -> None:
         for router in routers:
@@ -98,14 +103,30 @@ class RouterChain:
             families,
             random or Random(),
             self.threads,
+            clock,
         )
+        self._resolver = resolver
         self.routers = tuple(Router(options, around) for options in routers)
+        first = self.routers[0] if self.routers else None
+        #: the router that looks up the MX records of every domain, if there is one
+        self.first_lookup = first.options if first is not None and first.looks_up_all else None
         self._kept: Expiring[str, Route] = Expiring(cache_size, clock)
         self._flights: dict[str, _Flight] = {}
 
     def cached_or_none(self, domain: str) -> Route | None:
         """The route that is kept for a domain, or None."""
+        route = self._kept.get_or_none(domain)
+        if isinstance(route, Routed):
+            return route.for_domain(domain, int(self._kept.seconds_left(domain)))
+        return route
+
+    def shared_or_none(self, domain: str) -> Route | None:
+        """The same, or that of another domain of its group."""
         return self._kept.get_or_none(domain)
+
+    def ask_ahead(self, name: str, rdtype: str, on_end: Callable[[], object]) -> bool:
+        """See `Resolver.ask_ahead`."""
+        return self._resolver.ask_ahead(name, rdtype, on_end)
 
     def forget(self, domain: str) -> None:
         """Route the domain anew next time (a person asked for a retry)."""
@@ -138,15 +159,51 @@ class RouterChain:
             del self._flights[address.domain]
             flight.done.set()
 
+    def route_now(self, address: Address, make_scope: Callable[[], Any]) -> Route | None:
+        """The route of an address, or that of another domain of its group, where nothing has to be waited for.
+
+        Returns:
+            None where something has to, or where more than the domain decides: that is for `route`.
+        """
+        if address.domain in self._flights:
+            return None
+        walk = Walk(address, make_scope, is_quick=True)
+        steps = self._finish(walk)
+        try:
+            steps.send(None)
+        except StopIteration as end:
+            route: Route = end.value
+        except MustWait:
+            return None
+        else:
+            steps.close()
+            raise AssertionError("a walk that must not wait has waited")
+        if not route.cacheable_by_domain:
+            return None
+        for answer in walk.untold:
+            self._resolver.tell(answer)
+        return route
+
     async def _walk(self, address: Address, scope: Any) -> Route:
-        walk = Walk(address, scope)
+        return await self._finish(Walk(address, lambda: scope))
+
+    async def _finish(self, walk: Walk) -> Route:
+        domain = walk.address.domain
         route = await self._first_route(walk)
         cacheable = all(name in _OF_DOMAIN or name.isdigit() for name in walk.reads)
-        ttl_s = min(route.ttl_s, LOOKUP_TTL_S) if walk.blocks else route.ttl_s
-        route = replace(route, cacheable_by_domain=cacheable, ttl_s=max(ttl_s, MIN_ROUTE_TTL_S))
+        ttl_s = max(min(route.ttl_s, LOOKUP_TTL_S) if walk.blocks else route.ttl_s, MIN_ROUTE_TTL_S)
+        group = route.group if isinstance(route, Routed) else None
+        kept: Route | None = group.route if group is not None else None
+        if kept is None or not walk.is_quick or not cacheable:
+            route = replace(route, cacheable_by_domain=cacheable, ttl_s=ttl_s)
+            kept = kept or route
+        else:
+            route = kept
         if cacheable:
+            if group is not None and group.route is None and isinstance(route, Routed):
+                group.route = route
             hosts = len(route.hosts) if isinstance(route, Routed) else 0
-            self._kept.put(address.domain, route, route.ttl_s, 1 + (hosts + len(route.reasons)) // UNIT_HOSTS)
+            self._kept.put(domain, kept, ttl_s, 1 + (hosts + len(route.reasons)) // UNIT_HOSTS)
         return route
 
     async def _first_route(self, walk: Walk) -> Route:

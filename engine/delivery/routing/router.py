@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import trio
 
 from ...errors import ConfigError, ExpandError, ForcedFailure, LookupDeferral
+from ...net.expiring import Expiring
+from ...policy.answers import Status
 from ...policy.hosts import (
     ERRNO_UNKNOWN,
     ERRNO_UNKNOWN_HOST,
@@ -37,14 +39,15 @@ from ...policy.route_list import (
     parse_route_data,
     parse_route_list,
 )
-from .routes import Routed, RouteDeferred, Unrouteable
-from .search import Asks, find_hosts
+from .routes import Group, Routed, RouteDeferred, Unrouteable
+from .search import Asks, MustWait, find_hosts, find_known
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Container
     from random import Random
 
     from ...config import RouterOptions
+    from ...policy.answers import Answer, Mx
     from ...policy.hosts import Host
     from ...values import Address
     from .expansion import DomainPattern, Expander, Membership, Text
@@ -58,6 +61,8 @@ STATIC_TTL_S: Final = 3600
 #: seconds that a route holds for which something was looked up in a file or database; arbitrary
 LOOKUP_TTL_S: Final = 60
 _SELF_ACTIONS: Final = ("defer", "fail", "send")
+#: sets of mail hosts that are remembered so that domains share them; arbitrary
+_MAX_SETS: Final = 10_000
 _FALSE: Final = (b"", b"0", b"no", b"false")
 
 
@@ -91,14 +96,31 @@ class Walk:
     """An address on its way through the routers.
 
     Attributes:
-        scope: what the caller evaluates expansions in, or None.
+        make_scope: gives what the caller evaluates expansions in, or None.
+        is_quick: nothing may be waited for: what has to be raises `MustWait`.
         reads: the variables that decided so far; blocks: something was looked up on the way.
+        untold: answers of which nobody has been told, of a walk that is quick.
     """
 
     address: Address
-    scope: Any
+    make_scope: Callable[[], Any]
+    is_quick: bool = False
     reads: set[str] = field(default_factory=set)
     blocks: bool = False
+    untold: list[Answer] = field(default_factory=list)
+
+
+#: MX records, whether they are secure, and what is asked of DNSSEC
+_SetKey = tuple["tuple[Mx, ...]", "bool | None", bool, bool]
+
+
+@dataclass(frozen=True, slots=True)
+class _HostSet:
+    """What domains with the same MX records have in common: the route of the first of them, and the answers about the
+    hosts that found nothing."""
+
+    routed: Routed
+    empty: tuple[Answer, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +135,7 @@ class Surroundings:
     families: tuple[str, ...]
     random: Random
     threads: trio.CapacityLimiter
+    clock: Callable[[], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,9 +172,16 @@ class Router:
         self._request = expander.domains(options.dnssec_request_domains, key=self._key("dnssec_request_domains"))
         self._require = expander.domains(options.dnssec_require_domains, key=self._key("dnssec_require_domains"))
         self._rules: tuple[_Rule, ...] = ()
+        self._sets: Expiring[_SetKey, _HostSet] = Expiring(_MAX_SETS, around.clock)
         self._data: Text | None = None
         if options.driver == "manualroute":
             self._compile_manual()
+
+    @property
+    def looks_up_all(self) -> bool:
+        """Whether it asks for the MX records of every domain."""
+        everyone = self._domains.always and self._local_parts.always and self._condition is None
+        return self.options.driver == "dnslookup" and bool(everyone)
 
     def _key(self, option: str) -> str:
         return f"routers.{self.name}.{option}"
@@ -236,6 +266,8 @@ class Router:
         walk.reads |= reads
         if is_pure:
             return step()
+        if walk.is_quick:
+            raise MustWait
         walk.blocks = True
         return await trio.to_thread.run_sync(step, abandon_on_cancel=True, limiter=self._around.threads)
 
@@ -250,27 +282,59 @@ class Router:
         }
         if host_address:
             variables["host_address"] = host_address
-        return self._around.expander.scope(walk.scope, variables, value=value, groups=groups)
+        return self._around.expander.scope(walk.make_scope(), variables, value=value, groups=groups)
 
     # --- dnslookup ----------------------------------------------------------------------------------------------------
 
     async def _dnslookup(self, walk: Walk) -> Verdict:
         domain = walk.address.domain
         options = await self._search_options(walk, domain)
+        shared = self._shared_or_none(walk, domain, options)
+        if shared is not None:
+            return shared
         if await self._contains(walk, self._mx_domains, domain):
             options = replace(options, must_have_mx=True)
-        found = await self._find(walk, HostSearch(domain, options, random=self._around.random), self._around.resolver)
+        search = HostSearch(domain, options, random=self._around.random)
+        found = await self._find(walk, search, self._around.resolver)
         if isinstance(found, HostList):
             found = apply_self(found, self.options.self_)
         match found:
             case HostList():
-                return self._routed(self.options.transport, found.hosts, found.ttl_s, found.reasons)
+                routed = self._routed(self.options.transport, found.hosts, found.ttl_s, found.reasons)
+                return routed if search.is_partial else self._share(domain, options, routed, search.empty)
             case Failure(kind=FailureKind.SELF):
                 return Unrouteable(found.message, self.name, found.code, found.ttl_s, reasons=found.reasons)
             case Failure():
                 return Decline(found.message, found.code, found.ttl_s, found.reasons)
             case Deferral():
                 return self._postponed(found, found.message)
+
+    def _shared_or_none(self, walk: Walk, domain: str, options: SearchOptions) -> Routed | None:
+        """The route that another domain with the same MX records has got, for as long as all of it holds."""
+        mx = self._around.resolver.peek(domain, "MX")
+        if mx is None or mx.status is not Status.OK or mx.cnames or options.is_ignored is not None:
+            return None
+        key: _SetKey = mx.mx, mx.secure, options.request_dnssec, options.require_dnssec
+        known = self._sets.get_or_none(key)
+        if known is None:
+            return None
+        if walk.is_quick:
+            walk.untold += known.empty
+        else:
+            for answer in known.empty:
+                self._around.resolver.tell(answer)
+        ttl_s = min(mx.ttl_s, int(self._sets.seconds_left(key)))
+        return known.routed.for_domain(domain, ttl_s) if not walk.is_quick else replace(known.routed, ttl_s=ttl_s)
+
+    def _share(self, domain: str, options: SearchOptions, routed: Routed, empty: list[Answer]) -> Routed:
+        """Remember a route for other domains with the same MX records."""
+        mx = self._around.resolver.peek(domain, "MX")
+        if mx is None or mx.status is not Status.OK or mx.cnames or options.is_ignored is not None:
+            return routed
+        routed = replace(routed, group=Group())
+        key: _SetKey = mx.mx, mx.secure, options.request_dnssec, options.require_dnssec
+        self._sets.put(key, _HostSet(routed, tuple(empty)), routed.ttl_s)
+        return routed
 
     async def _search_options(self, walk: Walk, name: str) -> SearchOptions:
         ignored = self._ignored
@@ -294,7 +358,13 @@ class Router:
         ignored = self._ignored
         if ignored is None or ignored.is_pure:
             walk.reads |= ignored.reads if ignored is not None else frozenset()
+            if walk.is_quick:
+                found = find_known(search, source)
+                walk.untold += search.empty
+                return found
             return await find_hosts(search, source)
+        if walk.is_quick:
+            raise MustWait
 
         async def run(step: Callable[[], None]) -> None:
             await self._run(walk, False, ignored.reads, step)
@@ -356,8 +426,9 @@ class Router:
             except ExpandError as error:
                 results[number] = error
 
-        if len(items) == 1:
-            await look_up(0)
+        if len(items) == 1 or walk.is_quick:
+            for number in range(len(items)):
+                await look_up(number)
         else:
             async with trio.open_nursery() as nursery:
                 for number in range(len(items)):

@@ -7,11 +7,24 @@ message was looked at.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ...policy.hosts import Host
+
+
+class Group:
+    """Stands for all domains whose mail goes the same way, to the same hosts: one object for all of them.
+
+    Attributes:
+        route: that of the first of them, which is kept for all.
+    """
+
+    __slots__ = ("route",)
+
+    def __init__(self) -> None:
+        self.route: Routed | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +34,7 @@ class Routed:
     Attributes:
         ttl_s: seconds for which this holds.
         reasons: the steps that led here, for people.
+        group: of the domains for which it would be the same but for their name in `Host.domain`; None for one alone.
     """
 
     transport: str
@@ -29,6 +43,18 @@ class Routed:
     ttl_s: int = 0
     cacheable_by_domain: bool = False
     reasons: tuple[str, ...] = ()
+    group: Group | None = field(default=None, compare=False, repr=False)
+
+    def for_domain(self, domain: str, ttl_s: int) -> Routed:
+        """The route of another domain of the group; the steps that led there were other ones."""
+        if self.group is None or self.hosts[0].domain == domain:
+            return self
+        hosts = tuple([replace(host, domain=domain, domain_canonical_name=domain) for host in self.hosts])
+        return replace(self, hosts=hosts, ttl_s=ttl_s, reasons=())
+
+    def next_hop(self, domain: str) -> str:
+        """What was looked up for an address of `domain`."""
+        return self.hosts[0].domain if self.group is None else domain
 
 
 @dataclass(frozen=True, slots=True)

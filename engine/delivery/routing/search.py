@@ -2,7 +2,7 @@
 
 Layer: orchestration (trio).  Spec: design.md "Sans-I/O first"; policy.mx has the decisions.
 Invariants: as many tasks as the search has open questions, and those are bounded by its own limits; what the search
-raises comes out as it is.
+raises comes out as it is.  `find_known` asks nobody and tells nobody.
 """
 
 from __future__ import annotations
@@ -28,6 +28,41 @@ class Asks(Protocol):
 
     def query_nowait(self, name: str, rdtype: str) -> Answer | None:
         """The answer where it is known, None where it has to be asked for."""
+
+    def peek(self, name: str, rdtype: str) -> Answer | None:
+        """As `query_nowait`, and nobody is told of what was not found before `tell` is called."""
+
+    def tell(self, answer: Answer) -> None:
+        """Use was made of an answer that `peek` gave."""
+
+
+class AsksAhead(Asks, Protocol):
+    """Can be told what will be asked soon."""
+
+    def ask_ahead(self, name: str, rdtype: str, on_end: Callable[[], object]) -> bool:
+        """Ask now, and call `on_end` when the answer is known; False where it is known already."""
+
+
+class MustWait(Exception):
+    """It is not known yet, or cannot be told without waiting."""
+
+
+def find_known(search: HostSearch, source: Asks) -> Found:
+    """As `find_hosts`, of what is known; whom the answers concern is to be told of them then.
+
+    Raises:
+        MustWait: somebody has to be asked.
+    """
+    while search.result is None:
+        answers = []
+        while (query := search.next_query()) is not None:
+            answer = source.peek(query.name, query.rdtype)
+            if answer is None:
+                raise MustWait
+            answers.append(answer)
+        for answer in answers:
+            search.on_answer(answer)
+    return search.result
 
 
 async def _at_once(step: Callable[[], None]) -> None:
