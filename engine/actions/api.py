@@ -64,6 +64,11 @@ class Event:
         return not self.seq
 
     @property
+    def redelivered(self) -> int:
+        """How often it was handed on again although it may have been handled before: no two hand-ons say the same."""
+        return int(self.get("event_redelivered", 0))
+
+    @property
     def fields(self) -> tuple[str, ...]:
         """The names of its values."""
         return self._shape.fields

@@ -195,20 +195,22 @@ class Group:
                 else:
                     del places[event.key]
 
-    def lose(self, link: Link, on_again: OnAgain) -> None:
-        """A link has ended: what it had is handed on again, before everything that came later."""
+    def lose(self, link: Link, on_again: OnAgain) -> int:
+        """A link has ended: what it had is handed on again, before everything that came later; how many these are."""
         self.links.remove(link)
         self.places = {key: place for key, place in self.places.items() if place[0] is not link}
         had, others = link.leftover()
         if not self.links and not self.is_expected:
             # the group is over
             self.waiting += [*had, *others]
-            return
+            return 0
+        again = 0
         if had or (self.special is not None and link.is_reserved):
-            self._take_into_custody(link, had, others, on_again)
+            again = self._take_into_custody(link, had, others, on_again)
         self.place(others)
+        return again
 
-    def _take_into_custody(self, link: Link, had: list[Outgoing], others: list[Outgoing], on_again: OnAgain) -> None:
+    def _take_into_custody(self, link: Link, had: list[Outgoing], others: list[Outgoing], on_again: OnAgain) -> int:
         custody = self.special
         if custody is None:
             custody = self.special = Custody(self, self._deaths, trio.current_time)
@@ -221,6 +223,7 @@ class Group:
         lost = custody.on_lost(link, had, fault, is_certain=is_certain)
         if lost:
             on_again(lost, custody.on_counted)
+        return len(lost)
 
     def put(self, link: Link, event: Outgoing) -> None:
         """See `custody.Ward`."""

@@ -387,10 +387,10 @@ class Hub:
                 link.ending = await wait_ended()
             return why
         finally:
-            if link.unacknowledged:
-                text = f"{link.unacknowledged} events that a worker of {group} had not acknowledged are handed on again"
+            again = where.lose(link, self.on_again)
+            if again:
+                text = f"{again} events that a worker of {group} had not acknowledged are handed on again"
                 self._log(text.encode(), frozenset(["main"]), None)
-            where.lose(link, self.on_again)
             if not where.links:
                 self._change()
                 if not where.is_expected:
