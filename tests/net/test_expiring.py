@@ -60,4 +60,4 @@ def test_it_is_a_dictionary_with_a_bound(steps: list[tuple[int, int, int, bool]]
         if found is not None:
             assert model[key][1] == found
             assert clock.now < model[key][0]
-        assert kept.used_units == sum(units for _, _, units in kept._kept.values()) <= 8
+        assert kept.used_units == sum(kept._large.get(key, 1) for key in kept._kept) <= 8
