@@ -17,6 +17,7 @@ never raises for what the octets are.
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
@@ -35,6 +36,10 @@ if TYPE_CHECKING:
 Status = Literal["match", "no-match", "name-mismatch", "unusable", "invalid-chain"]
 #: certificates of a chain that are looked at; OpenSSL's limit of depth
 MAX_CERTIFICATES: Final = 100
+#: certificates whose DANE-EE verdict is kept, and what they and their records may have; arbitrary, 8 MiB at most
+_KEPT_LEAVES: Final = 1024
+_KEPT_OCTETS: Final = 4096
+_KEPT_RECORDS: Final = 32
 #: X509_V_ERR_UNABLE_TO_GET_ISSUER_CERT_LOCALLY
 _NO_ISSUER: Final = 20
 
@@ -96,12 +101,15 @@ def judge(records: Sequence[bytes], chain: Sequence[bytes], names: Sequence[str]
             zone is taken for UTC.
     """
     records = records if isinstance(records, tuple) else tuple(records)
+    if chain:
+        leaf = chain[0]
+        may_keep = (
+            len(leaf) <= _KEPT_OCTETS and len(records) <= _KEPT_RECORDS and sum(map(len, records)) <= _KEPT_OCTETS
+        )
+        found = (_match_leaf if may_keep else _match_leaf.__wrapped__)(records, leaf)
+        if found is not None:
+            return found
     in_force = tlsa.well_formed(records)
-    of_leaf = [rdata for rdata in in_force if rdata[0] == _EE]
-    found = _certmatch.match(of_leaf, chain[:1])
-    if found:
-        rdata = of_leaf[found[0][0]]
-        return Verdict("match", int(_EE), 0, in_force[rdata], f"{_kind(rdata)} matches the certificate")
     in_force = {rdata: index for rdata, index in in_force.items() if tlsa.is_decodable(rdata)}
     if not in_force:
         return Verdict("unusable", reason=_why_all_unusable(records))
@@ -111,6 +119,21 @@ def judge(records: Sequence[bytes], chain: Sequence[bytes], names: Sequence[str]
     if not of_anchors:
         return _no_match(in_force)
     return _AnchorJudge(of_anchors, chain[:MAX_CERTIFICATES], now).judge(names) or _no_match(in_force)
+
+
+@functools.lru_cache(maxsize=_KEPT_LEAVES)
+def _match_leaf(records: tuple[bytes, ...], leaf: bytes) -> Verdict | None:
+    """The verdict of the DANE-EE records, or None where none of them matches.
+
+    Kept, since a host shows the same certificate at each connection: nothing but these octets decides (R25).
+    """
+    in_force = tlsa.well_formed(records)
+    of_leaf = [rdata for rdata in in_force if rdata[0] == _EE]
+    found = _certmatch.match(of_leaf, (leaf,))
+    if not found:
+        return None
+    rdata = of_leaf[found[0][0]]
+    return Verdict("match", int(_EE), 0, in_force[rdata], f"{_kind(rdata)} matches the certificate")
 
 
 class _AnchorJudge:
