@@ -35,6 +35,8 @@ cdef enum:
     _LONG = 16384
     #: room for a parameter or a command with a number
     _NUMBERED = 64
+    #: octets up to which the text of a reply is all of it; `replies.MAX_TEXT_CHARACTERS` is more
+    _PLAIN = 1024
 
 cdef object _Reply = Reply
 cdef tuple _NEXT = NEXT
@@ -248,16 +250,21 @@ cdef class TransactionResult:
         self._rest = numbers
 
     @property
-    def is_delivered(self):
-        """Whether all recipients have their message, as nearly all have: every reply was 2xx, and none is missing."""
+    def confirmation(self):
+        """The text of the last reply where all recipients have their message, as nearly all have: every reply was 2xx,
+        and none is missing.  None for any other end."""
+        cdef bytes raw
         if not _is_yes(self.final) or self.untouched or self._rest:
-            return False
+            return None
         if self.mail is not None and not _is_yes(self.mail):
-            return False
+            return None
         for answer in self.recipients:
             if not _is_yes(answer):
-                return False
-        return True
+                return None
+        raw = <bytes?>(<tuple>self.final)[1]
+        if PyBytes_GET_SIZE(raw) <= _PLAIN and raw.isascii():
+            return raw.decode("ascii")
+        return self.final.text
 
     @property
     def mail_command(self):

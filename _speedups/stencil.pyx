@@ -114,6 +114,13 @@ cdef class Stencil:
                 return None
         return self._pieces(texts, sizes)
 
+    def fill_row(self, list names not None, object row not None, str address not None, str message_id not None):
+        """As `fill`, with what `row` has under `names`, and the two values that are always the last."""
+        cdef list values = [row.get(name) for name in names]
+        values.append(address)
+        values.append(message_id)
+        return self.fill(values)
+
     cdef tuple _pieces(self, const char **texts, Py_ssize_t *sizes):
         """Long segments as they are, and what stands between them in one piece each."""
         cdef Py_ssize_t holes = len(self._holes), first = 0, size = 0, index

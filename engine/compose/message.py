@@ -212,9 +212,7 @@ class Composer:
             if kept is None or kept[0] != int(now):
                 kept = self._stencils[eightbit] = self._make_stencil(now, eightbit)
             if kept[2] is not None:
-                values = [merge.get(name) for name in self._names]
-                values += (address, message_id)
-                pieces = kept[2].fill(values)
+                pieces = kept[2].fill_row(self._names, merge, address, message_id)
                 if pieces is not None:
                     return Rendered(pieces, kept[1], False, True)
         return self.compose(address, merge, message_id, now).render(eightbit=eightbit, smtputf8=smtputf8)

@@ -33,7 +33,7 @@ from .hosterrors import (
     session_connection,
     settle_without_host,
 )
-from .outcome import EXPIRED_TEXT, End, confirmation, endings
+from .outcome import EXPIRED_TEXT, End, endings
 from .settlement import Deferral
 from .watch import contact_for, contact_of
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from ..compose import Rendered
     from ..net.session import Session
     from ..queue.model import Claim
-    from ..smtp import Capabilities, TransactionResult
+    from ..smtp import TransactionResult
     from .core import Core
     from .events import Events
     from .limits import Meter
@@ -85,12 +85,14 @@ class Carrier:
         self._from_mx = site.hosts[number].from_mx
         self._capabilities = session.capabilities
         self._site_label = site.label
+        self._transport = site.transport.name
         #: transactions after which the connection is closed
         self._limit = min(
             (limit for limit in (site.transport.options.connection_max_messages, session.max_messages) if limit),
             default=math.inf,
         )
         self._journal = core.engine.journal
+        self._clock = core.clock
         self._place = place_of(site, number)
         #: of the rate at which messages may be begun; None where there is no limit
         self._meter = core.pool.message_meter(site, self._place)
@@ -207,14 +209,14 @@ class Carrier:
 
     def _begin(self, work: Work) -> Transaction | None:
         """The transaction of a piece of work; None when nobody is left to send it to."""
-        core = self._core
-        now = core.clock()
+        core, context = self._core, work.context
+        now = self._clock()
         if not work.taken_at:
             work.taken_at = now
-        expires_at = work.context.job.expires_at
+        expires_at = context.job.expires_at
         if expires_at is not None and now >= expires_at:
             for claim in work.claims:
-                self._core.fail(work.context, claim, EXPIRED_TEXT)
+                core.fail(context, claim, EXPIRED_TEXT)
             return None
         if not core.leases.holds(work.claims[0], now) or len(work.claims) > 1:
             work.claims = [claim for claim in work.claims if self._still_holds(claim, now)]
@@ -224,14 +226,22 @@ class Carrier:
             if limit is not None and len(work.claims) > limit:
                 self._split(work, limit)
         capabilities = self._capabilities
-        context = work.context
+        claims = work.claims
+        address, merge = (claims[0].address, claims[0].merge()) if context.is_personalised else ("", {})
         try:
-            rendered = self._render(work, capabilities)
+            rendered = context.composer.render(
+                address,
+                merge,
+                work.message_id,
+                context.job.created_at,  # the same date at every try: what is sent again is the same message
+                eightbit=capabilities.eightbitmime,
+                smtputf8=capabilities.smtputf8,
+            )
         except DataError as error:
-            for claim in work.claims:
+            for claim in claims:
                 self._fail(work, claim, str(error))
             return None
-        recipients = [claim.address.encode() for claim in work.claims]
+        recipients = [claim.address.encode() for claim in claims]
         smtputf8 = rendered.smtputf8
         if not context.sender.isascii() or not b"".join(recipients).isascii():
             if not capabilities.smtputf8:
@@ -266,18 +276,6 @@ class Carrier:
         rest = replace(work, claims=work.claims[limit:])
         work.claims = work.claims[:limit]
         self._site.put_back(rest)
-
-    def _render(self, work: Work, capabilities: Capabilities) -> Rendered:
-        context, claim = work.context, work.claims[0]
-        address, merge = (claim.address, claim.merge()) if context.is_personalised else ("", {})
-        return context.composer.render(
-            address,
-            merge,
-            work.message_id,
-            context.job.created_at,  # the same date at every try: a message that is sent again is the same message
-            eightbit=capabilities.eightbitmime,
-            smtputf8=capabilities.smtputf8,
-        )
 
     def _content(self, rendered: Rendered) -> Content:
         """The content of a transaction; the last one again when the octets are the very same."""
@@ -316,21 +314,27 @@ class Carrier:
         known: list[_Known] = []
         try:
             for result in results:
-                self._on_result(result, known)
+                text = result.confirmation
+                if text is None:
+                    self._on_result(result, known)
+                else:
+                    self._on_delivered(result, text, known)
         finally:
             if known:
                 self._note_replies(known)
+
+    def _on_delivered(self, result: TransactionResult, text: str, known: list[_Known]) -> None:
+        """Settle the recipients of a transaction that delivered to all of them, as nearly all do."""
+        work: Work = result.transaction.tag  # type: ignore[assignment]  # set by _begin
+        self._ended += 1
+        for claim in work.claims:
+            known.append((claim.recipient_id, claim.epoch, OutcomeKind.DELIVERED, text))
+            self._deliver(work, claim, text, result, first=claim is work.claims[0])
 
     def _on_result(self, result: TransactionResult, known: list[_Known]) -> None:
         """Settle the recipients of one transaction; the replies that it had go to `known`."""
         work: Work = result.transaction.tag  # type: ignore[assignment]  # set by _begin
         self._ended += not result.untouched
-        text = confirmation(result)
-        if text is not None:
-            for claim in work.claims:
-                known.append((claim.recipient_id, claim.epoch, OutcomeKind.DELIVERED, text))
-                self._deliver(work, claim, text, result, first=claim is work.claims[0])
-            return
         ended = endings(result, from_mx=self._from_mx)
         again: list[Claim] = []
         elsewhere: list[tuple[Claim, Ending]] = []
@@ -395,8 +399,9 @@ class Carrier:
     def _deliver(self, work: Work, claim: Claim, text: str, result: TransactionResult, *, first: bool) -> None:
         core, site, context = self._core, self._site, work.context
         job = context.job
-        now = core.clock()
+        now = self._clock()
         content = result.transaction.content
+        # all by place: by name they would cost as much again as all else here
         fact = Fact(
             FactKind.DELIVERED,
             now,
@@ -404,18 +409,21 @@ class Carrier:
             claim.address,
             job.sender,
             site.router,
-            site.transport.name,
+            self._transport,
             self._facts,
             text,
-            size_octets=len(content),
-            first=first,
-            reused=result.number > 1,
-            pipelined=result.pipelined,
-            chunked=result.chunked,
-            completes=context.is_personalised,
-            queue_time_s=now - job.created_at,
-            deliver_time_s=now - work.taken_at,
-            job=context.label,
+            0,  # errno
+            len(content),
+            first,
+            result.number > 1,  # reused
+            result.pipelined,
+            result.chunked,
+            True,  # with_host
+            False,  # is_panic
+            context.is_personalised,  # completes
+            now - job.created_at,  # queue_time_s
+            now - work.taken_at,  # deliver_time_s
+            context.label,
         )
         outcome = Outcome(claim.recipient_id, claim.epoch, OutcomeKind.DELIVERED)
         if core.events is None:

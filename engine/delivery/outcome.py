@@ -19,10 +19,9 @@ from typing import TYPE_CHECKING, Final
 
 from ..errors import DeliveryError, Scope
 from ..queue.rules import Failure
-from ..smtp import Reply
 
 if TYPE_CHECKING:
-    from ..smtp import TransactionResult
+    from ..smtp import Reply, TransactionResult
 
 
 #: what a recipient is told whose job has expired (LG-4 has the other way to run out of time)
@@ -120,11 +119,6 @@ def endings(result: TransactionResult, *, from_mx: bool | None = None) -> list[E
         else:
             found.append(_refused(RCPT, answer, result.recipient_error_text(index)))
     return found
-
-
-def confirmation(result: TransactionResult) -> str | None:
-    """The confirmation where all recipients have their message, as nearly all have; None for any other end."""
-    return result.final.text if result.is_delivered and result.final is not None else None
 
 
 def _of_whole(result: TransactionResult, from_mx: bool | None) -> Ending:

@@ -20,7 +20,8 @@ NEVER = Reply(550, b"550 5.1.1 no")
 def result(count: int = 1, /, **values: object) -> TransactionResult:
     recipients = [b"r%d@d.example" % number for number in range(count)]
     transaction = Transaction(b"s@e.example", recipients, Content(b"a: b\r\n\r\nc\r\n"))
-    made = TransactionResult(transaction, [None] * count)
+    pipelined = bool(values.pop("pipelined", False))
+    made = TransactionResult(transaction, [None] * count, pipelined=pipelined)
     for name, value in values.items():
         setattr(made, name, value)
     return made

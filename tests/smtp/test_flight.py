@@ -19,7 +19,7 @@ from reference.plain_client import PlainClient
 
 RESULT = (
     *("mail", "rest", "data", "final", "in_doubt", "untouched", "pipelined", "chunked", "number"),
-    *("mail_parameters", "is_delivered", "accepted", "mail_command"),
+    *("mail_parameters", "confirmation", "accepted", "mail_command"),
 )
 CLIENT = ("begun", "reply_count", "closing", "failure", "in_flight", "is_over", "can_begin", "has_output")
 OFFERS = ("SIZE", "SIZE 60", "8BITMIME", "SMTPUTF8", "DSN", "REQUIRETLS", "LIMITS MAILMAX=5", "LIMITS RCPTMAX=2")
@@ -172,7 +172,15 @@ def result(*codes: int, **values: object) -> TransactionResult:
     ],
 )
 def test_delivered_is_who_was_answered_by_yes_throughout(made: TransactionResult, expected: bool) -> None:
-    assert made.is_delivered is expected
+    assert (made.confirmation is not None) is expected
+
+
+@pytest.mark.parametrize(
+    "raw", [b"250 ok", b"250-a\n250 b", b"250 \xc3\xa9 \xff", b"250 " + b"x" * 1500, b"250 " + b"x" * 5000, b"250"]
+)
+def test_the_confirmation_is_the_text_of_the_last_reply(raw: bytes) -> None:
+    final = Reply(250, raw)
+    assert result(250, final=final).confirmation == final.text
 
 
 def test_values_refuse_what_they_cannot_hold() -> None:
