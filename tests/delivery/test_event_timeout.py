@@ -21,6 +21,7 @@ from engine.queue.model import RecipientState
 from fakes.action_links import puppet
 from fakes.engine_world import MakeWorld, RealClock, World
 from fakes.mx_scripts import GREET, QUIT, TAKES_ONE, servers
+from fakes.patience import until
 
 #: asks a server of which more below, at one event
 ASKS = "${if eq{$event_name}{smtp:connect}{${lookup redis{GET x}}}}"
@@ -82,15 +83,16 @@ async def test_no_worker_at_all_is_as_one_that_says_nothing(
 
 
 @contextlib.asynccontextmanager
-async def mute_server() -> AsyncIterator[str]:
-    """A server that takes a question, says nothing for longer than anybody waits, and hangs up."""
-
-    async def hang_up(stream: trio.SocketStream) -> None:
-        await trio.sleep(1.5)
-        await stream.aclose()
+async def mute_server(enough: trio.Event) -> AsyncIterator[str]:
+    """A server that takes a question, says nothing for longer than anybody waits, and hangs up when told to."""
 
     async with trio.open_nursery() as nursery:
-        serve = functools.partial(trio.serve_tcp, hang_up, 0, host="127.0.0.1")
+
+        async def say_nothing(stream: trio.SocketStream) -> None:
+            async with stream:
+                await enough.wait()
+
+        serve = functools.partial(trio.serve_tcp, say_nothing, 0, host="127.0.0.1")
         (listener,) = await nursery.start(serve)
         yield f"127.0.0.1:{listener.socket.getsockname()[1]}"
         nursery.cancel_scope.cancel()
@@ -111,11 +113,19 @@ def look_up_for_real(world: World) -> None:
 @pytest.mark.parametrize("silence", ["ignore", "refuse"])
 async def test_a_lookup_that_takes_too_long(make_world: MakeWorld, silence: str) -> None:
     script = TAKES_ONE if silence == "ignore" else GREET.partition("C: EHLO")[0] + QUIT
-    async with mute_server() as redis, servers([script]) as (hosts, _):
+    enough = trio.Event()
+    async with mute_server(enough) as redis, servers([script]) as (hosts, _):
         world = world_for(make_world, silence, ASKS, hosts=hosts, redis=redis)
         look_up_for_real(world)
         world.add_job("a@d.example")
-        await world.run()
+
+        async def hang_up_when_it_is_told() -> None:
+            await until(lambda: any("no answer in 1s" in line for line in world.log.lines))
+            enough.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(hang_up_when_it_is_told)
+            await world.run()
     lost = [fact for fact in world.log.facts if fact.text.startswith(LOST)]
     state, _, errno, text = world.state("a@d.example")
     if silence == "ignore":

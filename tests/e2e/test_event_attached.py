@@ -38,11 +38,11 @@ def record(events: list[Event]) -> None:
 async def complete(events: list[Event]) -> None:
     write("completed", *(event.text("message_exim_id") for event in events))
 
-@worker.veto("smtp:connect", timeout=10)
+@worker.veto("smtp:connect", timeout=60)
 def greeted(event: Event) -> None:
     write("asked", event.text("event_data"))
 
-worker.veto("tcp:connect", timeout=10)(lambda event: "")
+worker.veto("tcp:connect", timeout=60)(lambda event: "")
 """
 
 

@@ -77,27 +77,29 @@ def kill_and_account(directory: Path, rng: random.Random, count: int, kills: int
         # small claims, so that both have some
         user = Outrider(directory, sink.port, main="claim_size = 20", transport=f'hosts_require_tls = "*"\n{WINDOW}')
         queue_job(user, count)
+        kills_in_the_middle = 0
         for kill in range(kills):
             with user.started(*RUN, "--drain") as parent:
                 for _ in range(2):
-                    done_before = user.states()[2]
-                    wait_for(lambda before=done_before: user.states()[2] > before, "it does not get on")  # type: ignore[misc]  # a default
-                    time.sleep(rng.random() * 0.2)
+                    enough = user.states()[2] + rng.randrange(1, count // 10)
+                    wait_for(lambda enough=enough: user.states()[2] >= enough, "it does not get on")  # type: ignore[misc]  # a default
                     pids = engines(user)
                     if kill % 2:
                         parent.kill()
                     for pid in pids if kill % 2 else [rng.choice(pids)]:
                         with contextlib.suppress(ProcessLookupError):
                             os.kill(pid, signal.SIGKILL)
-                    if kill % 2:
+                    in_the_middle = user.states()[2] < count
+                    kills_in_the_middle += in_the_middle
+                    if kill % 2 or not in_the_middle:
                         break
-                assert user.states()[2] < count, "it is too fast to be killed in the middle"
-                if not kill % 2:
+                if not kill % 2 and in_the_middle:
                     wait_for(lambda: user.log_text().count(" is gone: signal 9;") > 0, "nothing tells of it")
                     parent.kill()
+        assert kills_in_the_middle
         wait_for(lambda: not any(map(is_alive, engines(user))), "an engine outlives its parent")
         recipients, message = user.recipients(count, domains=5), user.message(TEMPLATE)
-        done = user.send(recipients, message, "--template", "--processes", "2", "--wait", timeout_s=100)
+        done = user.send(recipients, message, "--template", "--processes", "2", "--wait")
         assert done.returncode == 0, done.stderr
         counts = sink.stop()
     assert counts["unique"] == count, "a recipient got nothing"
@@ -167,7 +169,7 @@ def test_sigterm_drains_and_sighup_reads_the_configuration_again(tmp_path: Path,
             user.config.write_text(good.replace(f":{sink.port}", f":{other.port}").replace('"smart"', '"other"'))
             before = set(engines(user))
             parent.send_signal(signal.SIGHUP)
-            wait_for(lambda: len(engine_numbers(user) & {3, 4}) == 2, "they do not begin anew")
+            wait_for(lambda: len(user.engine_numbers() & {3, 4}) == 2, "they do not begin anew")
             assert set(engines(user)) == before, "the processes are the same"
             queue_job(user, 50)
             wait_for(lambda: user.states()[2] == 50, "nothing is delivered")
@@ -179,11 +181,6 @@ def test_sigterm_drains_and_sighup_reads_the_configuration_again(tmp_path: Path,
     assert json.loads(output(user).strip().splitlines()[-1])["delivered"] == 50
     assert not any(map(is_alive, pids))
     assert engines(user) == []
-
-
-def engine_numbers(user: Outrider) -> set[int]:
-    with contextlib.closing(sqlite3.connect(user.directory / "queue.db")) as database:
-        return {number for (number,) in database.execute("SELECT id FROM engines")}
 
 
 def test_engines_whose_parent_is_killed_drain_and_end(tmp_path: Path, sink: SinkProcess) -> None:
@@ -213,18 +210,26 @@ def test_a_configuration_that_cannot_be_used_is_told_once(tmp_path: Path) -> Non
 # --- limits -----------------------------------------------------------------------------------------------------------
 
 
-def deliver_together(user: Outrider, count: int, *commands: tuple[str, ...], engines_in_all: int) -> None:
-    """Start engines, queue a job when all of them are there, and end them when it is delivered."""
+def deliver_together(user: Outrider, count: int, *commands: tuple[str, ...], engines_in_all: int) -> float:
+    """Start engines, queue a job when all of them are there, and end them when it is delivered; when it was queued."""
     with contextlib.ExitStack() as stack:
         running: list[subprocess.Popen[bytes]] = [
             stack.enter_context(user.started("run", "--config", "outrider.toml", *command)) for command in commands
         ]
-        wait_for(lambda: len(engines_or_none(user)) == engines_in_all, "they do not start")
+
+        def are_there() -> bool:
+            assert all(process.poll() is None for process in running), output(user)
+            return len(engines_or_none(user)) == engines_in_all
+
+        wait_for(are_there, "they do not start")
         queue_job(user, count)
         wait_for(lambda: user.states()[2] == count, "it does not get on")
         for process in running:
             process.send_signal(signal.SIGTERM)
         assert [process.wait(PATIENCE_S) for process in running] == [0] * len(commands), output(user)
+    with contextlib.closing(sqlite3.connect(user.directory / "queue.db")) as database:
+        ((created_at,),) = database.execute("SELECT created_at FROM jobs")
+    return float(created_at) + time.monotonic() - time.time()
 
 
 @pytest.mark.parametrize(
@@ -263,11 +268,11 @@ def test_messages_a_second_are_bounded_over_all_engines(tmp_path: Path) -> None:
     rate, count = 10, 50
     with CountingServer() as server:
         user = Outrider(tmp_path, server.port, main="claim_size = 1", transport=f'message_rate_per_host = "{rate}/s"')
-        deliver_together(user, count, (), ("--processes", "2"), engines_in_all=3)
+        begun = deliver_together(user, count, (), ("--processes", "2"), engines_in_all=3)
         mails = server.seen.mails
     assert len(mails) == count
-    # a second's worth may come at once; what was held up on its way to the server may come half a second late
-    assert mails[-1] - mails[0] >= (count - rate - 1) / rate - 0.5
+    # a second's worth may come at once
+    assert mails[-1] - begun >= (count - rate - 1) / rate
 
 
 def test_connections_a_second_are_bounded_over_all_engines(tmp_path: Path) -> None:
@@ -278,7 +283,7 @@ def test_connections_a_second_are_bounded_over_all_engines(tmp_path: Path) -> No
             main="claim_size = 1",
             transport='connection_rate_per_host = "5/s"\nconnection_max_messages = 2',
         )
-        deliver_together(user, 60, (), (), engines_in_all=2)
-        begun = server.seen.begun
-    assert len(begun) >= 30
-    assert begun[-1] - begun[0] >= (len(begun) - 6) / 5 - 0.5
+        begun = deliver_together(user, 60, (), (), engines_in_all=2)
+        seen = server.seen.begun
+    assert len(seen) >= 30
+    assert seen[-1] - begun >= (len(seen) - 6) / 5

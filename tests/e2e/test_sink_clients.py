@@ -7,13 +7,12 @@ import shutil
 import smtplib
 import ssl
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from fakes.patience import PATIENCE_S
+from fakes.patience import PATIENCE_S, wait_for
 from fakes.peer_senders import EximSender, OpenSmtpdSender, PostfixSender
 from fakes.peers import require
 from fakes.sink_process import SinkProcess
@@ -54,11 +53,8 @@ class StoringSink(SinkProcess):
 
     def wait(self, count: int) -> list[bytes]:
         """The messages, once there are as many; they come from another process, at its pace."""
-        deadline = time.monotonic() + 30
-        while len(list(self.directory.glob("*.eml"))) < count:
-            assert time.monotonic() < deadline, f"{len(self.stored())} of {count} messages came"
-            time.sleep(0.05)
-        time.sleep(0.1)
+        told = self.directory / "envelopes.jsonl"  # a message has its line when it is there as a whole
+        wait_for(lambda: told.exists() and told.read_bytes().count(b"\n") >= count, f"not all of {count} messages come")
         return self.stored()
 
 

@@ -193,6 +193,11 @@ class Outrider:
         with contextlib.closing(sqlite3.connect(self.directory / "queue.db")) as database:
             return Counter(state for (state,) in database.execute("SELECT state FROM recipients"))
 
+    def engine_numbers(self) -> set[int]:
+        """The numbers of the engines that are registered; one that reads its configuration again gets a new one."""
+        with contextlib.closing(sqlite3.connect(self.directory / "queue.db")) as database:
+            return {number for (number,) in database.execute("SELECT id FROM engines")}
+
     def states_or_none(self) -> Counter[int]:
         """As `states`; nothing while there is no queue yet."""
         try:
