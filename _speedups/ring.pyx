@@ -1037,6 +1037,20 @@ cdef class Row:
         source.end = source.at + PyBytes_GET_SIZE(self._octets)
         return _items(&source, self._count, 1)
 
+    def split(self, Py_ssize_t place):
+        """The octets of the first `place` values, alike only where these are, and a tuple of the others."""
+        cdef In source
+        cdef const uint8_t *begin
+        cdef bytes first
+        if not 0 <= place <= self._count:
+            raise IndexError("not so many values")
+        begin = <const uint8_t *>PyBytes_AS_STRING(self._octets)
+        source.at = begin
+        source.end = begin + PyBytes_GET_SIZE(self._octets)
+        _skip(&source, place)
+        first = PyBytes_FromStringAndSize(<const char *>begin, source.at - begin)
+        return first, _items(&source, self._count - place, 1)
+
 
 # --- unpacking --------------------------------------------------------------------------------------------------------
 

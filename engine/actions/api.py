@@ -26,6 +26,8 @@ from collections.abc import Awaitable, Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from ._ring import Row
+
 if TYPE_CHECKING:
     from .frames import Arrived, Shape
 
@@ -102,6 +104,15 @@ class Event:
     def to_dict(self) -> dict[str, Any]:
         """Name -> value."""
         return dict(zip(self._shape.fields, self._values, strict=True))
+
+    def split(self, place: int) -> tuple[object, tuple[Any, ...]]:
+        """A key that is the same only where the first `place` values are, and the other values."""
+        values = self._values
+        if isinstance(values, Row):
+            return values.split(place)
+        # 1, 1.0 and True are the same to a dictionary
+        first = values[:place]
+        return (first, tuple(map(type, first))), values[place:]
 
     def __repr__(self) -> str:
         return f"<Event {self.name} {self.id!r} {self.to_dict()!r}>"

@@ -67,8 +67,8 @@ class Ledger:
     def done(self, seqs: Iterable[int]) -> None:
         """One desk is done with these."""
         finished = [seq for seq in seqs if seq]
-        with self._lock:
-            if self._shared:
+        if self._shared:
+            with self._lock:
                 finished = [seq for seq in finished if self._is_last(seq)]
         if finished:
             self._send(ack_frame(finished))
@@ -117,6 +117,14 @@ class Desk:
             self._items.append(item)
             if len(self._items) in (1, self._batch):
                 # whoever waits for a batch to fill up is not woken for every item
+                self._changed.notify()
+
+    def add_all(self, items: list[Any]) -> None:
+        """Put items behind the others, in order."""
+        with self._changed:
+            before = len(self._items)
+            self._items.extend(items)
+            if not before or before < self._batch <= len(self._items):
                 self._changed.notify()
 
     def _put_back(self, items: list[Any]) -> None:

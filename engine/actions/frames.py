@@ -212,7 +212,11 @@ def ready_frame(ready: Ready) -> tuple[Any, ...]:
 def ack_frame(seqs: Iterable[int]) -> tuple[Any, ...]:
     """ACK of these seqs, as runs."""
     runs: list[int] = []
-    for seq in sorted(seqs):
+    found = sorted(seqs)
+    if found and len(found) == found[-1] - found[0] + 1:
+        # mostly
+        return (ACK, (found[0], len(found)))
+    for seq in found:
         if runs and runs[-2] + runs[-1] == seq:
             runs[-1] += 1
         else:
@@ -312,15 +316,19 @@ _FROM_ENGINE: Final[Mapping[int, tuple[str, tuple[type, ...]]]] = {
 
 def check_from_engine_untrusted(frame: object) -> tuple[Any, ...]:
     """A frame of the engine, with a known kind and fields of the right types.  Raises FrameError."""
-    # nearly all frames are an EVENT, mostly without handlers, and somebody waits for the answer to an ASK: the same
-    # checks, without a loop
+    # nearly all frames are a RUN or an EVENT, mostly without handlers, and somebody waits for the answer to an ASK: the
+    # same checks, without a loop
     if (
         type(frame) is tuple
         and len(frame) == 6
         and type(frame[0]) is type(frame[1]) is type(frame[2]) is int
         and type(frame[3]) is bytes
         and type(frame[4]) in (Row, tuple)
-        and ((frame[0] == EVENT and frame[5] is None) or (frame[0] == ASK and type(frame[5]) is float))
+        and (
+            (frame[0] == EVENT and frame[5] is None)
+            or (frame[0] == ASK and type(frame[5]) is float)
+            or (frame[0] == RUN and type(frame[4]) is tuple and type(frame[5]) is dict)
+        )
     ):
         return frame
     if not isinstance(frame, tuple) or not frame or type(frame[0]) is not int:

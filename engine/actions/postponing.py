@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from ..expand import ExpandOptions, Program, Scope
     from ..expand.searches import Search
+    from .frames import ProgramText
     from .lookups import LookupRegistry, Postponed
 
 
@@ -44,19 +45,22 @@ class Asking:
     """What a program asks: made by `asking_or_none`; belongs to one thread.
 
     Args:
+        text: what the program came as.
         scope: what the program is evaluated in, but for its variables, headers and those of ACLs.
     """
 
-    def __init__(self, program: Program, registry: LookupRegistry, scope: Scope) -> None:
+    def __init__(self, text: ProgramText, program: Program, registry: LookupRegistry, scope: Scope) -> None:
         self._code = Compiler(program.options).compile(_with_templates(program.tree))
         self._recorder = _Recorder(registry)
         scope.lookups = self._recorder
+        scope.variables = self._variables = dict(text.constants)
+        self._names = text.variables
         self._scope = scope
 
-    def ask(self, variables: Mapping[str, Any], state: Mapping[str, Any]) -> list[Postponed] | None:
-        """What it would ask with these values, in order; None if it is to be evaluated by itself."""
+    def ask(self, values: tuple[Any, ...], state: Mapping[str, Any]) -> list[Postponed] | None:
+        """What it would ask with these values of its variables, in order; None if it is to be evaluated by itself."""
         scope = self._scope
-        scope.variables = variables
+        self._variables.update(zip(self._names, values, strict=True))
         scope.headers = state.get("headers", ())
         scope.acl_m = state.get("acl_m", _NONE)
         scope.acl_c = state.get("acl_c", _NONE)
@@ -78,11 +82,11 @@ class Asking:
 _NONE: dict[str, bytes] = {}
 
 
-def asking_or_none(program: Program, registry: LookupRegistry, scope: Scope) -> Asking | None:
+def asking_or_none(text: ProgramText, program: Program, registry: LookupRegistry, scope: Scope) -> Asking | None:
     """What a program asks, if all that blocks in it are lookups of SQL servers that have no effect but on its value."""
     if program.is_pure or not _only_tells(program.tree, program.options):
         return None
-    return Asking(program, registry, scope)
+    return Asking(text, program, registry, scope)
 
 
 def _only_tells(node: Node, options: ExpandOptions) -> bool:

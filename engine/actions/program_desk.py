@@ -21,7 +21,7 @@ from collections import deque
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from .frames import LOG, ProgramText, Status
+from .frames import LOG, Status
 from .patience import PatientDesk
 from .programs import TOGETHER
 
@@ -68,7 +68,7 @@ class _Postponed(NamedTuple):
 
 
 class ProgramDesk(PatientDesk):
-    """Evaluates programs whose values nobody waits for: items are `Run`, or a program to be learnt.
+    """Evaluates programs whose values nobody waits for: items are `Run`, or a program to be known for what follows.
 
     A lookup that cannot be done now is tried again until the state's `give_up_at`, or so many `attempts` where it has
     none.
@@ -96,10 +96,6 @@ class ProgramDesk(PatientDesk):
 
     def _is_stored(self, item: Any) -> bool:
         return isinstance(item, Run)
-
-    def learn(self, text: ProgramText) -> None:
-        """A program, to be known before the items that follow."""
-        self.add(text)
 
     def _handle(self, batch: Sequence[Any]) -> None:
         alone: list[Run] = []
@@ -168,7 +164,9 @@ class ProgramDesk(PatientDesk):
 
     def _postponed(self, item: Run, now: float) -> tuple[Place | None, tuple[Statement, ...]]:
         """Where the lookups of a program are done, and its statements; None if it is to be evaluated by itself."""
-        if self._most == 1 or self._failures or self._apart.get(item.program, (0.0, 0.0))[0] > now:
+        if self._most == 1 or self._failures:
+            return None, ()
+        if self._apart and self._apart.get(item.program, (0.0, 0.0))[0] > now:
             return None, ()
         asked = self._evaluator.postpone(item.program, item.values, item.state)
         if not asked:

@@ -141,7 +141,7 @@ class Evaluator:
             program = compile_text(text.source, options=options).specialise(text.constants)
             self._programs[text.number] = text, program
             scope = self._scope({}, {}, self._lookups, None)
-            if not _DYNAMIC & {*text.variables} and (asking := asking_or_none(program, self._lookups, scope)):
+            if not _DYNAMIC & {*text.variables} and (asking := asking_or_none(text, program, self._lookups, scope)):
                 self._asking[text.number] = asking
         except ExpandError as error:
             self._programs[text.number] = text, error
@@ -191,14 +191,11 @@ class Evaluator:
     def postpone(self, number: int, values: tuple[Any, ...], state: Mapping[str, Any]) -> list[Postponed] | None:
         """What a program would ask with these values, if that may be asked later; None if it is to be evaluated.
 
-        Raises:
-            FrameError: as `evaluate`.
+        Args:
+            values: as of `evaluate`; they have been checked.
         """
         asking = self._asking.get(number)
-        if asking is None:
-            return None
-        text, _ = self.check(number, values)
-        return asking.ask({**text.constants, **dict(zip(text.variables, values, strict=True))}, state)
+        return None if asking is None else asking.ask(values, state)
 
     def run_together(self, place: Place, units: Sequence[tuple[Statement, ...]]) -> Progress:
         """Ask what was postponed: see `LookupRegistry.run_together`."""

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 #: shapes that one engine may explain; there are as many as events, and a few for old ones
 MAX_SHAPES: Final = 10_000
+#: types of values that are what they were
+_AS_THEY_ARE: Final = frozenset({bytes, int, bool, float, str, type(None)})
 #: how long a thread that writes waits before it looks for room again
 _ROOM_S: Final = 0.005
 #: how long the worker waits for its handlers to finish when the engine is gone
@@ -77,6 +79,8 @@ class Runner:
         self._evaluator: Evaluator | None = None
         self._settings = Settings()
         self._shapes: dict[int, tuple[Shape, list[HandlerDesk], list[VetoRegistration]]] = {}
+        #: what came for the desks and was not given to them yet
+        self._arrived: dict[Desk, list[Any]] = {}
         self._is_draining = False
         self._did_greet = False
         self._does: dict[int, Callable[..., None]] = {
@@ -119,8 +123,7 @@ class Runner:
             except EOFError:
                 self._gone.set()
                 return
-            for frame in arrived:
-                self._on_frame(frame)
+            self._on_frames(arrived)
             if not arrived and transport.sleep():
                 for fd, _ in waiting.poll(pause):
                     if fd == control and not self._control.recv(1):
@@ -128,12 +131,23 @@ class Runner:
             if not arrived:
                 transport.awake()
 
-    def _on_frame(self, frame: object) -> None:
-        checked = frames.check_from_engine_untrusted(frame)
-        kind = checked[0]
-        if not self._did_greet and kind != frames.HELLO:
-            raise FrameError("the engine does not begin with HELLO")
-        self._does[kind](*checked[1:])
+    def _on_frames(self, arrived: list[Any]) -> None:
+        try:
+            for frame in arrived:
+                checked = frames.check_from_engine_untrusted(frame)
+                kind = checked[0]
+                if not self._did_greet and kind != frames.HELLO:
+                    raise FrameError("the engine does not begin with HELLO")
+                self._does[kind](*checked[1:])
+        finally:
+            self._hand_on()
+
+    def _hand_on(self) -> None:
+        """Give the desks what came for them, all at once: to lock and to wake costs more than one event."""
+        if self._arrived:
+            for desk, items in self._arrived.items():
+                desk.add_all(items)
+            self._arrived = {}
 
     def _on_hello(self, version: int, group: str, settings: dict[Any, Any]) -> None:
         del version  # checked
@@ -177,10 +191,10 @@ class Runner:
         shape, desks, _ = self._shape(number, values)
         if handlers is not None:
             desks = [desk for desk in desks if is_chosen(self._worker.group, desk.name, handlers)]
-        if seq:
+        if seq and len(desks) != 1:
             self._ledger.expect(seq, len(desks))
         for desk in desks:
-            desk.add(Event(shape, values, name, seq))
+            self._arrived.setdefault(desk, []).append(Event(shape, values, name, seq))
 
     # -- what the engine waits for --
 
@@ -236,14 +250,15 @@ class Runner:
         text = ProgramText(number, source, where, variables, constants)
         evaluator, desk = self._evaluators()
         evaluator.learn(text)
-        desk.learn(text)
+        self._arrived.setdefault(desk, []).append(text)
 
     def _on_run(self, seq: int, program: int, name: bytes, values: tuple[Any, ...], state: dict[Any, Any]) -> None:
         evaluator, desk = self._evaluators()
         evaluator.check(program, values)
-        self._ledger.expect(seq, 1)
-        arrived = tuple(map(frames.arrived_untrusted, values))
-        desk.add(Run(seq, program, message_of(name), arrived, frames.state_untrusted(state)))
+        if not _AS_THEY_ARE.issuperset(map(type, values)):
+            values = tuple(map(frames.arrived_untrusted, values))
+        run = Run(seq, program, message_of(name), values, frames.state_untrusted(state))
+        self._arrived.setdefault(desk, []).append(run)
 
     def _logwrite(self, seq: int, text: bytes, logs: frozenset[str]) -> None:
         self._send((frames.LOG, seq, text, tuple(sorted(logs))))

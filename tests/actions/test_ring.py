@@ -334,6 +334,13 @@ def test_a_row_gives_each_value_when_it_is_asked_for(values: tuple[Any, ...]) ->
     for place in (len(values), -len(values) - 1):
         with pytest.raises(IndexError):
             row[place]
+    for place in range(len(values) + 1):
+        first, rest = row.split(place)
+        assert rest == values[place:]
+        assert first == row_of(values[:place]).split(place)[0], "the same values, the same octets"
+    for place in (-1, len(values) + 1):
+        with pytest.raises(IndexError):
+            row.split(place)
 
 
 def test_only_an_array_in_its_place_is_a_row() -> None:

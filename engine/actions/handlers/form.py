@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from json.encoder import encode_basestring
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -78,22 +79,28 @@ class _Lines:
         self._start = f'{{"event":{_encode(name)},"id":'
         self._keys = [f",{_encode(field)}:" for field in fields]
         self._first = fields.index("event_time") if "event_time" in fields else 0
-        self._kept: dict[tuple[object, ...], str] = {}
+        self._last_keys = self._keys[self._first :]
+        self._kept: dict[object, str] = {}
 
     def line(self, event: Event) -> str:
         if not self._is_plain:
             return _encode(record(event))
-        values = tuple(event.to_dict().values())
-        first = values[: self._first]
-        # 1, 1.0 and True are the same to a dictionary
-        place = first, tuple(map(type, first))
+        place, rest = event.split(self._first)
         begin = self._kept.get(place)
         if begin is None:
             if len(self._kept) >= _MAX_LINES:
                 self._kept.clear()
+            first = tuple(event.to_dict().values())[: self._first]
             begin = self._kept[place] = "".join(map(_member, self._keys, first))
-        rest = "".join(map(_member, self._keys[self._first :], values[self._first :]))
-        return f"{self._start}{_text(event.id) if event.id else 'null'}{begin}{rest}}}"
+        parts = [self._start, _text(event.id) if event.id else "null", begin]
+        for key, value in zip(self._last_keys, rest, strict=True):
+            # for nearly every value of all: no call of ours
+            if type(value) is bytes:
+                parts.append(key + encode_basestring(value.decode("utf-8", "backslashreplace")))
+            else:
+                parts.append(key + _text(value))
+        parts.append("}")
+        return "".join(parts)
 
 
 #: name of the event -> what writes it
@@ -108,7 +115,9 @@ def _member(key: str, value: object) -> str:
 def _text(value: object) -> str:
     if type(value) is bytes:
         return encode_basestring(value.decode("utf-8", "backslashreplace"))
-    return str(value) if type(value) is int else _encode(shown(value))
+    if type(value) is int or (type(value) is float and math.isfinite(value)):
+        return repr(value)
+    return _encode(shown(value))
 
 
 def required(name: str, options: Mapping[str, Any], key: str) -> str:

@@ -206,7 +206,9 @@ class _Connection:
         return outcome.progress
 
     def _transact(self, units: Sequence[Unit]) -> Outcome:
-        if self._takes_literals_as_they_are and any(b"\\" in one.text for unit in units for one in unit):
+        # few texts, where their values are beside them
+        texts = {one.text for unit in units for one in unit}
+        if self._takes_literals_as_they_are and any(b"\\" in text for text in texts):
             units = [tuple(one._replace(text=escape_literals(one.text)) for one in unit) for unit in units]
         outcome = run_units(self._pg, units, self._timeouts.query_s)
         self._is_changed = outcome.is_broken or self._pg.parameter_status(b"client_encoding") != b"SQL_ASCII"
