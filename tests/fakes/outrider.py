@@ -164,7 +164,8 @@ class Outrider:
             # they are listed with the thread that started them
             lists = [path.read_text() for path in Path(f"/proc/{process.pid}/task").glob("*/children")]
             pids = [int(pid) for pid in " ".join(lists).split()]
-            return [pid for pid in pids if b"worker" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")]
+            words = {pid: set(Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")) for pid in pids}
+            return [pid for pid in pids if words[pid] & {b"engine.cli.serve", b"worker"}]
         except FileNotFoundError:
             return []
 
