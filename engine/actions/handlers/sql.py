@@ -1,4 +1,4 @@
-"""Run one SQL statement an event, its parameters bound by name: PostgreSQL, MySQL, SQLite.
+"""Run one SQL statement an event, its parameters bound by name: PostgreSQL (postgresql.py), MySQL, SQLite.
 
 Layer: adapter.  Spec: issue text "Workers".
 The statement has ``:name`` where a value belongs: `:event_name`, `:event_id`, or the name of a value of the event; one
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from ..api import Event
+    from .form import Handler
 
 #: what holds no parameter (strings, quoted names, comments, casts), and parameters
 _TOKENS: Final = re.compile(
@@ -34,7 +35,8 @@ def bind(statement: str, style: str) -> tuple[str, tuple[str, ...]]:
     """A statement with the driver's placeholders, and the names they stand for in order.
 
     Args:
-        style: ``?`` or ``%s``; with the latter a literal % is doubled, as its drivers want it.
+        style: ``?``, ``$`` (with a number behind it), or ``%s``; with that a literal % is doubled, as its drivers want
+            it.
     """
     names: list[str] = []
 
@@ -42,7 +44,7 @@ def bind(statement: str, style: str) -> tuple[str, tuple[str, ...]]:
         name = match["name"]
         if name is not None:
             names.append(name.lower())
-            return style
+            return f"${len(names)}" if style == "$" else style
         return match[0].replace("%", "%%") if style == "%s" else match[0]
 
     return _TOKENS.sub(replace, statement), tuple(names)
@@ -97,26 +99,23 @@ class Sql:
             connection.close()
 
 
-def build(name: str, options: Mapping[str, Any]) -> Sql:
+def build(name: str, options: Mapping[str, Any]) -> Handler:
     """From `[handlers.NAME]`.  Raises ConfigError; ModuleNotFoundError if the driver is not installed."""
     only(name, options, ("url", "statement"))
     url = urllib.parse.urlsplit(required(name, options, "url"))
     statement = required(name, options, "statement")
+    timeout_s = float(options.get("timeout") or 30)
+    if url.scheme == "postgresql":
+        made: Handler = importlib.import_module(".postgresql", __package__).Postgresql(
+            url.geturl(), *bind(statement, "$"), timeout_s
+        )
+        return made
     connector = _CONNECTORS.get(url.scheme)
     if connector is None:
-        raise ConfigError(f"{url.scheme!r} is not one of {', '.join(_CONNECTORS)}", key=f"handlers.{name}.url")
+        known = ", ".join(("postgresql", *_CONNECTORS))
+        raise ConfigError(f"{url.scheme!r} is not one of {known}", key=f"handlers.{name}.url")
     make, style = connector
-    connect = make(url, float(options.get("timeout") or 30))
-    return Sql(connect, *bind(statement, style))
-
-
-def _postgresql(url: urllib.parse.SplitResult, timeout_s: float) -> Callable[[], Any]:
-    psycopg = importlib.import_module("psycopg")
-    text = url.geturl()
-    milliseconds = int(timeout_s * 1000)
-    return lambda: psycopg.connect(
-        text, connect_timeout=max(1, int(timeout_s)), options=f"-c statement_timeout={milliseconds}"
-    )
+    return Sql(make(url, timeout_s), *bind(statement, style))
 
 
 def _mysql(url: urllib.parse.SplitResult, timeout_s: float) -> Callable[[], Any]:
@@ -142,4 +141,4 @@ def _sqlite(url: urllib.parse.SplitResult, timeout_s: float) -> Callable[[], Any
     return lambda: sqlite3.connect(path, timeout=timeout_s)
 
 
-_CONNECTORS: Final = {"postgresql": (_postgresql, "%s"), "mysql": (_mysql, "%s"), "sqlite": (_sqlite, "?")}
+_CONNECTORS: Final = {"mysql": (_mysql, "%s"), "sqlite": (_sqlite, "?")}

@@ -18,6 +18,7 @@ Invariants: a connection is left outside of the pipeline and of any transaction,
 
 from __future__ import annotations
 
+import math
 import select
 import time
 from dataclasses import dataclass
@@ -68,20 +69,24 @@ class _Failure:
     is_broken: bool = False
 
 
-def run_units(pg: pq.abc.PGconn, units: Sequence[Unit], timeout_s: float) -> Outcome:
+def run_units(
+    pg: pq.abc.PGconn, units: Sequence[Unit], timeout_s: float, *, enough_s: float | None = TOGETHER_S
+) -> Outcome:
     """Run statements as one transaction, on a connection that does not block.
 
     Args:
         timeout_s: for all of it.
+        enough_s: after which it is committed with what it has; None: it is all or nothing.
     """
-    return _Transaction(pg, timeout_s).run(units)
+    return _Transaction(pg, timeout_s, math.inf if enough_s is None else enough_s).run(units)
 
 
 class _Transaction:
-    def __init__(self, pg: pq.abc.PGconn, timeout_s: float) -> None:
+    def __init__(self, pg: pq.abc.PGconn, timeout_s: float, enough_s: float) -> None:
         self._pg = pg
-        self._now = time.monotonic()
-        self._deadline = self._now + timeout_s
+        now = time.monotonic()
+        self._deadline = now + timeout_s
+        self._enough_at = now + enough_s
         #: text and types of the unnamed statement
         self._parsed: tuple[bytes, tuple[int, ...]] | None = None
         #: whether the server has been told to commit
@@ -96,10 +101,9 @@ class _Transaction:
 
     def _run(self, units: Sequence[Unit]) -> Outcome:
         pg = self._pg
-        enough_at = self._now + TOGETHER_S
         done, step = 0, _FIRST_STEP
         pg.enter_pipeline_mode()
-        while done < len(units) and (not done or time.monotonic() < enough_at):
+        while done < len(units) and (not done or time.monotonic() < self._enough_at):
             some = units[done : done + step]
             # for each answer, whether it ends a unit; those that parse are one more
             expected: list[bool] = []
