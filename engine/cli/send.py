@@ -197,11 +197,14 @@ def _expiry(text: str | None, config: Config) -> int:
 
 def _read_message(path: Path) -> bytes:
     try:
-        if path.stat().st_size > MAX_MESSAGE_OCTETS:
-            raise DataError(f"message {path} is larger than {MAX_MESSAGE_OCTETS:,} octets")
-        return path.read_bytes()
+        with path.open("rb") as file:
+            # what a pipe or a device has to say is not known before
+            source = file.read(MAX_MESSAGE_OCTETS + 1)
     except OSError as error:
         raise DataError(f"message {path} cannot be read: {error.strerror}") from None
+    if len(source) > MAX_MESSAGE_OCTETS:
+        raise DataError(f"message {path} is larger than {MAX_MESSAGE_OCTETS:,} octets")
+    return source
 
 
 def _open_recipients(name: str) -> BinaryIO:

@@ -12,8 +12,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from engine.cli import send as module
 from engine.cli.main import cli
 from engine.delivery.jobs import JobOptions
+from engine.errors import DataError
 from engine.policy.wishes import Wish
 from engine.queue.sqlite import SqliteStore
 from fakes.outrider import MESSAGE, TEMPLATE, Outrider
@@ -214,6 +216,13 @@ def test_what_a_message_asks_of_tls_reaches_the_queue(
     with contextlib.closing(SqliteStore(str(user.directory / "queue.db"), read_only=True)) as store:
         (job,) = store.jobs(10)
     assert JobOptions.from_mapping(job.options).wish is expected
+
+
+def test_a_message_without_end_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device or a pipe says nothing of its size before it is read."""
+    monkeypatch.setattr(module, "MAX_MESSAGE_OCTETS", 1000)
+    with pytest.raises(DataError, match="is larger than 1,000 octets"):
+        module._read_message(Path("/dev/zero"))
 
 
 @pytest.mark.parametrize(
