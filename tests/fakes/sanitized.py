@@ -27,6 +27,8 @@ _FLAGS = (
 )
 #: seconds for Cython and for the compiler; the largest kernel takes 60 on a busy machine
 _BUILD_S = 500
+#: seconds after which a fuzzer hangs
+_FUZZ_S = 400
 
 
 def sanitizer_library() -> str:
@@ -65,21 +67,21 @@ def sanitized_environment(**more: str) -> dict[str, str]:
     }
 
 
-def start_fuzzer(name: str, environment: Mapping[str, str], *, timeout_s: float) -> subprocess.CompletedProcess[str]:
-    """Run ``tests/isolated/NAME`` to its end."""
+def start_fuzzer(name: str, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run ``tests/isolated/NAME`` to its end: for $SECONDS seconds, and for $ROUNDS rounds however slow the machine."""
     return subprocess.run(
         [sys.executable, str(PROJECT / "tests" / "isolated" / name)],
         env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **environment},
         capture_output=True,
         text=True,
-        timeout=timeout_s,
+        timeout=_FUZZ_S,
         check=False,
     )
 
 
-def fuzz(name: str, environment: Mapping[str, str], *, timeout_s: float) -> dict[str, Any]:
+def fuzz(name: str, environment: Mapping[str, str]) -> dict[str, Any]:
     """Run a fuzzer, which has to end well; what it counted."""
-    done = start_fuzzer(name, environment, timeout_s=timeout_s)
+    done = start_fuzzer(name, environment)
     assert done.returncode == 0, done.stdout + done.stderr[-5000:]
     counts: dict[str, Any] = ast.literal_eval(done.stdout)
     return counts

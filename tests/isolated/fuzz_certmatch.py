@@ -121,11 +121,11 @@ def _round(rng: random.Random, counts: dict[str, object], tally: dict[str, int])
 
 def main() -> None:
     rng = random.Random(int(os.environ.get("SEED", "1")))
-    end = time.monotonic() + float(os.environ.get("SECONDS", "5"))
+    end, rounds = time.monotonic() + float(os.environ.get("SECONDS", "5")), int(os.environ.get("ROUNDS", "0"))
     counts: dict[str, object] = {"kernel": kernel.__file__}
     tally = {"rounds": 0, "keys": 0, "matches": 0, "usable": 0}
     settled = 0
-    while time.monotonic() < end:
+    while time.monotonic() < end or tally["rounds"] < rounds:
         for _ in range(50):
             _round(rng, counts, tally)
         used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

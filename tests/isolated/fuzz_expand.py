@@ -105,11 +105,11 @@ def main() -> None:
     rng = random.Random(int(os.environ.get("SEED", "1")))
     options = ExpandOptions(lists=NamedLists(domains={"ld": "a.test : *.b.test"}), late_errors=True)
     start = last = time.monotonic()
-    end = start + float(os.environ.get("SECONDS", "5"))
+    end, rounds = start + float(os.environ.get("SECONDS", "5")), int(os.environ.get("ROUNDS", "0"))
     counts = {"values": 0, "errors": 0, "programs": 0}
     slowest, slowest_text, baseline = 0.0, b"", 0
     used_before = time.process_time()
-    while last < end:
+    while last < end or counts["values"] + counts["errors"] < rounds:
         text = _mutate(rng, rng.choice(_SEEDS))
         try:
             compile_text(text, options=options).evaluate(_scope(rng))

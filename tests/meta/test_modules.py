@@ -36,10 +36,15 @@ sys.path.insert(0, project)
 for name in preloaded:
     importlib.import_module(name)
 assert not any(name == "engine" or name.startswith("engine.") for name in sys.modules)
-errors = {}
+errors, running = {}, []
+def finish(name, reader, pid):
+    with os.fdopen(reader, "rb") as result:
+        errors[name] = result.read().decode(errors="replace")
+    os.waitpid(pid, 0)
 for name in names:
     reader, writer = os.pipe()
-    if os.fork() == 0:
+    pid = os.fork()
+    if pid == 0:
         try:
             importlib.import_module(name)
             text = ""
@@ -48,9 +53,11 @@ for name in names:
         os.write(writer, text.encode()[-4000:])
         os._exit(0)
     os.close(writer)
-    with os.fdopen(reader, "rb") as result:
-        errors[name] = result.read().decode(errors="replace")
-    os.wait()
+    running.append((name, reader, pid))
+    if len(running) == (os.cpu_count() or 1):
+        finish(*running.pop(0))
+for one in running:
+    finish(*one)
 print(json.dumps(errors))
 """
 
@@ -74,7 +81,7 @@ def import_errors() -> dict[str, str]:
     names = [name_of(path) for path in MODULES]
     preloaded = ["cryptography.x509", "dns.message", "jinja2", "msgpack", "OpenSSL.SSL", "rich", "trio", "typer"]
     script = [sys.executable, "-I", "-W", "error", "-c", _IMPORT_ALONE, json.dumps([str(PROJECT), names, preloaded])]
-    result = subprocess.run(script, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    result = subprocess.run(script, capture_output=True, text=True, timeout=3 * PATIENCE_S, check=False)
     assert result.returncode == 0, result.stderr
     errors: dict[str, str] = json.loads(result.stdout.splitlines()[-1])
     return errors
