@@ -18,7 +18,10 @@ KERNELS = {
     "records": "engine.tls._records",
     "sink": "engine.smtp._sink",
     "ring": "engine.actions._ring",
+    "flat": "engine.delivery._flat",
     "stencil": "engine.compose._stencil",
+    "journal": "engine.queue._journal",
+    "dnswire": "engine.net._dnswire",
 }
 
 debug = os.environ.get("ENGINE_DEBUG") == "1"

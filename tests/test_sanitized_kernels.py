@@ -43,6 +43,8 @@ def run(kernel: Path, module: str, *arguments: str) -> subprocess.CompletedProce
         ("engine.smtp._sink", "sink.pyx", "tests/smtp/test_sink_scanner.py"),
         ("engine.smtp._wire", "wire.pyx", "tests/smtp/test_wire.py"),
         ("engine.smtp._flight", "flight.pyx", "tests/smtp/test_flight.py"),
+        ("engine.queue._journal", "journal.pyx", "tests/queue/test_journal_records.py"),
+        ("engine.net._dnswire", "dnswire.pyx", "tests/net/test_dnswire.py"),
     ],
 )
 def test_they_pass_and_the_sanitizer_finds_nothing(tmp_path: Path, module: str, source: str, tests: str) -> None:

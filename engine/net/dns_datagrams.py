@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from .dns_message import NotOurs, parse_response
+from .dns_message import NotOurs, read_response
 from .dns_names import Garbled
 
 if TYPE_CHECKING:
@@ -270,7 +270,7 @@ class Datagrams:
             if exchange is None:
                 continue
             try:
-                response: Response | None = parse_response(wire, exchange.question)
+                response: Response | None = read_response(wire, exchange.question)
             except NotOurs:
                 continue
             except Garbled:

@@ -7,22 +7,27 @@ The sections are walked here rather than by dnspython, for two reasons: it refus
 record, whose siblings must survive; and it reads a name anew wherever a compression pointer leads to it, so that a
 message of 64 KiB with chains of pointers under thousands of records stops everything else for a good part of a second.
 Here each name is read once (dns_names), and a message costs time in proportion to its size.
+What is asked of each domain is written and read by a kernel (`make_query`, `read_response`), which leaves whatever is
+not quite usual to what is here.
 Invariants: no length is believed; a record that cannot be read is left out and never hides another; at most
 `MAX_RECORDS` records and `MAX_CNAMES` links are kept; nothing else is raised.
 """
 
 from __future__ import annotations
 
+import functools
 import ipaddress
+import secrets
 import struct
 from collections import defaultdict
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import dns.flags
 import dns.rcode
 import dns.rdatatype
 
 from ..policy.answers import Mx
+from . import _dnswire
 from .dns_names import Garbled, Labels, NameReader, labels_of, mix_case, name_to_text, to_wire
 
 if TYPE_CHECKING:
@@ -32,6 +37,8 @@ if TYPE_CHECKING:
 MAX_RECORDS: Final = 256
 #: links of one CNAME chain; R3 wants at least ten
 MAX_CNAMES: Final = 16
+#: of a query: two octets for the id (RFC 1035 §4.1.1), 32 for the case of a name, which has 255 octets at most
+_RANDOM_OCTETS: Final = 34
 #: octets, the size that fits every path without fragments (DNS flag day 2020)
 UDP_PAYLOAD_OCTETS: Final = 1232
 
@@ -95,15 +102,20 @@ class Question(NamedTuple):
 
     Attributes:
         id: 16 random bits.
+        text: the name as it was given; name: its labels.
         asked: the question section, with the case of letters as it was sent.
         wire: the octets of the query.
     """
 
     id: int
-    name: Labels
+    text: str
     rdtype: int
     asked: bytes
     wire: bytes
+
+    @property
+    def name(self) -> Labels:
+        return labels_of(self.text)
 
 
 class Response(NamedTuple):
@@ -151,11 +163,26 @@ def build_query(name: str, rdtype: str, query_id: int, *, edns: bool = True, cas
     Raises:
         ValueError: `name` cannot be a domain name.
     """
-    labels = labels_of(name)
-    rdtype_number = _TYPES.get(rdtype) or int(dns.rdatatype.from_text(rdtype))
-    asked = mix_case(to_wire(labels), case_bits) + _QUESTION.pack(rdtype_number, _IN)
+    rdtype_number = _number_of(rdtype)
+    asked = mix_case(to_wire(labels_of(name)), case_bits) + _QUESTION.pack(rdtype_number, _IN)
     wire = _HEADER.pack(query_id, _RD | _AD, 1, 0, 0, int(edns)) + asked
-    return Question(query_id, labels, rdtype_number, asked, wire + _EDNS if edns else wire)
+    return Question(query_id, name, rdtype_number, asked, wire + _EDNS if edns else wire)
+
+
+def make_query(name: str, rdtype: str, *, edns: bool) -> Question:
+    """The same with an id and letters of chance (RFC 5452 §9).  Raises ValueError."""
+    random = secrets.token_bytes(_RANDOM_OCTETS)
+    query_id = random[0] << 8 | random[1]
+    rdtype_number = _number_of(rdtype)
+    made = _dnswire.build(name, rdtype_number, random, _EDNS if edns else b"")
+    if made is None:
+        return build_query(name, rdtype, query_id, edns=edns, case_bits=int.from_bytes(random[2:], "little"))
+    wire, asked = made
+    return Question(query_id, name, rdtype_number, asked, wire)
+
+
+def _number_of(rdtype: str) -> int:
+    return _TYPES.get(rdtype) or int(dns.rdatatype.from_text(rdtype))
 
 
 class _Record(NamedTuple):
@@ -193,6 +220,29 @@ class _Reader(NameReader):
         start = self.take(length)
         # RFC 2181 §8: a TTL with the top bit set is zero
         return _Record(owner, rdtype, 0 if ttl >> 31 and rdtype != _OPT else ttl, start, start + length), rdclass
+
+
+def read_response(wire: bytes, question: Question) -> Response:
+    """As `parse_response`, sooner where the response is a usual one."""
+    found = _dnswire.read(wire, question.id, question.asked, question.rdtype, MAX_RECORDS)
+    if found is None:
+        return parse_response(wire, question)
+    rcode, ad, is_referral, records, ttl_s, negative_ttl_s = found
+    mx: tuple[Mx, ...] = ()
+    rdata: tuple[bytes, ...] = ()
+    if records:
+        if question.rdtype in _WITH_NAMES:
+            return parse_response(wire, question)
+        unique: Any = dict.fromkeys(records)
+        if question.rdtype == _MX:
+            mx = tuple([_mx(*record) for record in unique])
+        else:
+            rdata = tuple(unique)
+    return Response(rcode, False, ad, True, is_referral, (), mx, (), rdata, ttl_s, negative_ttl_s)
+
+
+#: domains with the same hosts have the same objects
+_mx = functools.lru_cache(4096)(Mx)
 
 
 def parse_response(wire: bytes, question: Question) -> Response:
@@ -383,6 +433,8 @@ def _read_address(reader: _Reader, record: _Record, rdtype: int) -> str:
 
 #: offset of the one name in the rdata of types that may be compressed
 _NAME_OFFSETS: Final = {int(dns.rdatatype.CNAME): 0, int(dns.rdatatype.PTR): 0, int(dns.rdatatype.SRV): 6}
+#: types whose records are not kept as they stand in the message
+_WITH_NAMES: Final = frozenset({_A, _AAAA, *_NAME_OFFSETS})
 
 
 def _read_raw(reader: _Reader, record: _Record) -> bytes:

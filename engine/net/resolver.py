@@ -16,7 +16,6 @@ bounded by who asks: a task, or somebody who counts what he has asked ahead.  `c
 
 from __future__ import annotations
 
-import secrets
 from collections import deque
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +27,7 @@ import trio
 from ..policy.answers import Answer, Status
 from .dns_cache import AnswerCache
 from .dns_datagrams import Datagrams
-from .dns_message import MAX_CNAMES, Response, build_query
+from .dns_message import MAX_CNAMES, Response, make_query
 from .dns_names import Garbled, labels_of
 from .dns_servers import Server, TrustAd, configured_servers, system_servers
 from .dns_stream import exchange_stream
@@ -48,10 +47,6 @@ MAX_TTL_S: Final = 86_400
 MAX_NEGATIVE_TTL_S: Final = 3_600
 #: seconds that a server which did not reply is asked last
 PENALTY_S: Final = 30.0
-#: random bits for the id of a query (RFC 1035 §4.1.1)
-_ID_BITS: Final = 16
-#: random bits for the case of the letters of a name, which has 255 octets at most
-_CASE_BITS: Final = 256
 #: how the time of one question is dealt out to the rounds over all servers
 _ROUNDS: Final = (2 / 15, 4 / 15, 9 / 15)
 _ANSWERS: Final = (dns.rcode.NOERROR, dns.rcode.NXDOMAIN)
@@ -276,7 +271,7 @@ class Resolver:
         server = self._in_play()[0]
         edns = server not in self._without_edns
         try:
-            question = _question(name, rdtype, edns)
+            question = make_query(name, rdtype, edns=edns)
         except ValueError:
             trio.lowlevel.spawn_system_task(self._go_on, flight)
             return
@@ -436,10 +431,10 @@ class Resolver:
         rdtype, until = flight.key[1], flight.until
         first, flight.first = flight.first, None
         edns = server not in self._without_edns if first is None else first.edns
-        response = await self._exchange(server, _question(name, rdtype, edns), wait_s, until, first)
+        response = await self._exchange(server, make_query(name, rdtype, edns=edns), wait_s, until, first)
         if edns and response.rcode in _WITHOUT_EDNS:
             # RFC 6891 §7: it may know no EDNS
-            response = await self._exchange(server, _question(name, rdtype, False), wait_s, until)
+            response = await self._exchange(server, make_query(name, rdtype, edns=False), wait_s, until)
             if response.rcode in _ANSWERS:
                 self._without_edns.add(server)
         if response.is_referral:
@@ -484,11 +479,6 @@ class Resolver:
 
 def _key(name: str, rdtype: str) -> Key:
     return name.lower().removesuffix("."), rdtype
-
-
-def _question(name: str, rdtype: str, edns: bool) -> Question:
-    bits = secrets.randbits(_ID_BITS + _CASE_BITS)
-    return build_query(name, rdtype, bits & (1 << _ID_BITS) - 1, edns=edns, case_bits=bits >> _ID_BITS)
 
 
 def _stops_short(response: Response, rdtype: str) -> bool:
