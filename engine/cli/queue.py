@@ -59,7 +59,13 @@ def summary(config: ConfigFile = None, queue: QueueUrl = None, as_json: AsJson =
     now = time.time()
     age_s = None if outbox.oldest_at is None else max(0.0, now - outbox.oldest_at)
     if as_json:
-        events = {"waiting": outbox.waiting, "oldest_at": outbox.oldest_at, "oldest_age": age_s, "dead": outbox.dead}
+        events = {
+            "waiting": outbox.waiting,
+            "oldest_at": outbox.oldest_at,
+            "oldest_age": age_s,
+            "dead": outbox.dead,
+            "redelivered": outbox.redelivered,
+        }
         print_json({"jobs": len(jobs), **counts, "events": events})
         return
     print(f"open jobs: {len(jobs)}")
@@ -68,6 +74,7 @@ def summary(config: ConfigFile = None, queue: QueueUrl = None, as_json: AsJson =
     age = "" if age_s is None else f", the oldest for {format_interval(max(1, round(age_s)))}"
     print(f"events that wait for their actions: {outbox.waiting}{age}")
     print(f"dead letters: {outbox.dead}")
+    print(f"events handed on again since the queue was made: {outbox.redelivered}")
 
 
 @app.command(name="list")

@@ -122,7 +122,7 @@ def test_list_as_json(scene: Scene) -> None:
 
 def test_the_summary_counts_open_jobs_and_what_events_wait(scene: Scene) -> None:
     counts = {"waiting": 1, "deferred": 1, "leased": 1, "held": 0, "delivered": 1, "failed": 1, "cancelled": 0}
-    nothing = {"waiting": 0, "oldest_at": None, "oldest_age": None, "dead": 0}
+    nothing = {"waiting": 0, "oldest_at": None, "oldest_age": None, "dead": 0, "redelivered": 0}
     assert scene.json("summary") == {"jobs": 1, **counts, "events": nothing}
     assert "events" not in scene.run("list").stderr
     owner = scene.store.register(scene.now)
@@ -135,8 +135,8 @@ def test_the_summary_counts_open_jobs_and_what_events_wait(scene: Scene) -> None
     assert found["oldest_age"] >= 7200
     text = scene.ok("summary").splitlines()
     assert text[:2] == ["open jobs: 1", "waiting: 1"]
-    assert text[-2].startswith("events that wait for their actions: 2, the oldest for 2h")
-    assert text[-1] == "dead letters: 1"
+    assert text[-3].startswith("events that wait for their actions: 2, the oldest for 2h")
+    assert text[-2:] == ["dead letters: 1", "events handed on again since the queue was made: 0"]
     assert scene.run("list").stderr == "(2 events wait for their actions, 1 dead letters)\n"
     owner.journal.close()
 
