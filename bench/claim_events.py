@@ -38,6 +38,7 @@ from engine.delivery.work import Work as Batch
 from engine.events import Contact
 from engine.logs.facts import ConnectionFacts, Fact, FactKind
 from engine.queue.model import NewJob, OutcomeKind
+from engine.smtp import Content
 from engine.tls.facts import TlsFacts
 
 from ._engine import FOLDER, Engine, Work, template
@@ -222,7 +223,7 @@ def _spend(core: Core, count: int) -> list[list[float]]:
     core.settlement.on_stored = lambda _: None
     work, contact, connection = _job(core, count), _contact(), _connection()
     raising, committing = [0.0, 0.0], [0.0, 0.0]
-    content = template()
+    content = Content(template().replace(b"\n", b"\r\n"))
     number = 0
     while claims := core.database.store.claim(core.engine.owner, BATCH, time.time(), 900.0):
         works = [Batch(work.context, [claim], message_id_of(work.context, claim.number)) for claim in claims]
@@ -247,7 +248,7 @@ def _spend(core: Core, count: int) -> list[list[float]]:
     return [raising, committing]
 
 
-def _tell(core: Core, contact: Contact, work: Batch, line: Fact, content: bytes) -> None:
+def _tell(core: Core, contact: Contact, work: Batch, line: Fact, content: Content) -> None:
     """As `Carrier._deliver` does."""
     assert core.events is not None
     claim = work.claims[0]

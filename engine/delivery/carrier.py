@@ -429,7 +429,7 @@ class Carrier:
         if core.events is None:
             core.settlement.settle(claim, outcome, self._site_label, fact)
         else:
-            raised = core.events.on_delivered(self._contact, work, claim, text, content.octets, fact)
+            raised = core.events.on_delivered(self._contact, work, claim, text, content, fact)
             core.settlement.settle_raised(claim, outcome, self._site_label, raised)
         if claim.attempts:
             self._forget_retries(work, claim)

@@ -18,6 +18,7 @@ from ..events import Contact, Happening
 from ..policy.answers import Status
 from ..queue.model import OutboxEvent, RecoveryKind
 from ..queue.schedule import TIMED_OUT_TEXT
+from ..smtp import Content
 from .raised import Raised
 from .raiser import Raiser
 
@@ -93,7 +94,7 @@ class Events(Raiser):
         data: str = "",
         *,
         errno: int = 0,
-        content: bytes = b"",
+        content: bytes | Content = b"",
     ) -> Happening:
         """What an event is told of a recipient and its message."""
         address = "" if claim is None else claim.address
@@ -101,8 +102,13 @@ class Events(Raiser):
         if context is None:
             return Happening(contact, data, errno, address, message_id=message_id)
         job = context.job
-        it = Happening(contact, data, errno, address, job.sender, message_id, job.created_at, content=content)
-        if not content:
+        it = Happening(contact, data, errno, address, job.sender, message_id, job.created_at)
+        if isinstance(content, Content):
+            # in pieces, which are joined if somebody asks
+            it.compose = partial(getattr, content, "octets")
+        elif content:
+            it.content = content
+        else:
             it.compose = partial(_content_of, context, claim, message_id)
         return it
 
@@ -118,10 +124,12 @@ class Events(Raiser):
             it.compose = partial(_content_of, context, work.claims[0], work.message_id)
         return it
 
-    def on_delivered(self, contact: Contact, work: Work, claim: Claim, text: str, content: bytes, line: Fact) -> Raised:
+    def on_delivered(
+        self, contact: Contact, work: Work, claim: Claim, text: str, content: Content, line: Fact
+    ) -> Raised:
         """A recipient is delivered; `line` tells of it, and perhaps of the end of its message."""
         raised = Raised([], [line])
-        self._recipient(contact, "msg:delivery", work, claim, text[:_MAX_CONFIRMATION], raised, content)
+        self._recipient(contact, "msg:delivery", work, claim, text[:_MAX_CONFIRMATION], raised, content, at=line.at)
         if line.completes:
             if len(raised.facts) > 1:
                 # the message ends after what the action wrote
@@ -239,31 +247,25 @@ class Events(Raiser):
         claim: Claim,
         data: str,
         raised: Raised,
-        content: bytes = b"",
+        content: bytes | Content = b"",
         *,
         errno: int = 0,
         owner: str | None = None,
+        at: float | None = None,
     ) -> None:
         listener = self.listens(contact.transport if owner is None else owner, event)
         if listener is None:
             return
-        message_id = work.message_id
-        key = f"{message_id}/{claim.recipient_id}/{claim.attempts + 1}/{event}"
+        message_id, context = work.message_id, work.context
         if not listener.is_flat:
-            it = self.about(contact, work.context, claim, message_id, data, errno=errno, content=content)
-            self._store(listener, it, key, raised)
+            it = self.about(contact, context, claim, message_id, data, errno=errno, content=content)
+            self._store(listener, it, _key(message_id, claim, event), raised)
             return
-        job = work.context.job
-        local_part, _, domain = claim.address.encode().rpartition(b"@")
-        values = (local_part, domain, message_id.encode(), b"", errno, 0.0)
-        if listener.wants_more:
-            if "\n" in data:
-                data = _one_line(data)
-            values = (*values[:3], data.encode("utf-8", "surrogateescape"), errno, self._core.clock())
+        now = self._core.clock() if at is None else at
         if listener.layout is not None:
-            raised.events.append(listener.layout.flat(event, key, contact, job, message_id, values))
+            raised.events.append(listener.layout.flat(contact, context.job, message_id, claim, data, errno, now))
         if listener.is_handed:
-            raised.events.append(listener.fields.flat(event, key, contact, job, message_id, values))
+            raised.events.append(listener.fields.flat(contact, context.job, message_id, claim, data, errno, now))
 
     def _completed_with(
         self, context: JobContext, claim: Claim, message_id: str, raised: Raised, content: bytes = b""
@@ -273,7 +275,12 @@ class Events(Raiser):
             self._completed(context, message_id, raised, claim, content)
 
     def _completed(
-        self, context: JobContext, message_id: str, raised: Raised, claim: Claim | None = None, content: bytes = b""
+        self,
+        context: JobContext,
+        message_id: str,
+        raised: Raised,
+        claim: Claim | None = None,
+        content: bytes | Content = b"",
     ) -> None:
         listener = self.listens("", "msg:complete")
         if listener is not None:

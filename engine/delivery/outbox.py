@@ -25,8 +25,9 @@ from ..actions.frames import Dead, state_frame
 from ..errors import StoreError
 from ..logs.facts import Fact, FactKind
 from ..queue.model import PROGRAM, DeadLetter, OutboxEvent
+from ._flat import Told
 from .local import LocalRunner
-from .stored import REDELIVERED, Stored, Told, add_value, split_audience, unpack
+from .stored import REDELIVERED, Stored, add_value, split_audience, unpack
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -64,7 +64,7 @@ class Listener:
         action: the string of event_action, unless that does nothing.
         is_handed: a handler of a worker wants it.
         layout: of what the string is told, if it is not evaluated at once; fields: of what handlers are told.
-        is_flat: an event about a recipient needs no `Happening`; wants_more: its data or the time is told.
+        is_flat: an event about a recipient needs no `Happening`.
     """
 
     row: EventRow
@@ -73,7 +73,6 @@ class Listener:
     layout: Layout | None
     fields: Layout
     is_flat: bool
-    wants_more: bool
 
 
 class Raiser:
@@ -152,11 +151,11 @@ class Raiser:
         layout = None
         if action is not None and not action.is_pure:
             makers = {**VARIABLES, "event_name": lambda _: row.name}
-            layout = _layout(transport, action.scope_names, makers, PROGRAM, wants_headers=action.wants_headers)
-        fields = _layout(transport, FIELDS[row.name], MAKERS, group=audience)
+            names, headers = action.scope_names, action.wants_headers
+            layout = _layout(row.name, transport, names, makers, handler=PROGRAM, wants_headers=headers)
+        fields = _layout(row.name, transport, FIELDS[row.name], MAKERS, group=audience)
         is_flat = (layout.is_flat if layout is not None else action is None) and (fields.is_flat or not is_handed)
-        wants_more = is_handed or (layout is not None and not layout.wants.isdisjoint(("event_data", "event_time")))
-        return Listener(row, action, is_handed, layout, fields, is_flat, wants_more)
+        return Listener(row, action, is_handed, layout, fields, is_flat)
 
     def _forget_listeners(self) -> None:
         # new ones, since another thread may be adding to these
@@ -277,17 +276,17 @@ class Raiser:
 
     def _store(self, listener: Listener, it: Happening, key: str, raised: Raised) -> None:
         """As `stored`, for those who listen."""
-        event, action = listener.row.name, listener.action
+        action = listener.action
         it.now = self._core.clock()
         if listener.layout is not None:
-            raised.events.append(listener.layout.told(event, key, it))
+            raised.events.append(listener.layout.told(key, it))
         elif action is not None:
             headers = it.headers() if action.wants_headers else ()
             result = run(action, self._scope(action.gather(it), headers, it.message_id, raised.facts))
             if result.error:
                 raised.facts.append(self.failure(action, result, it.message_id))
         if listener.is_handed:
-            raised.events.append(listener.fields.told(event, key, it))
+            raised.events.append(listener.fields.told(key, it))
 
     def run_stored(self, event: OutboxEvent, stored: Stored, facts: list[Fact]) -> Result:
         """Run the string of a stored event; blocks.  Nothing is done for one that has no action any more."""
@@ -331,17 +330,18 @@ class Raiser:
 
 
 def _layout(
+    event: str,
     transport: str,
     names: tuple[str, ...],
     makers: Mapping[str, Callable[[Happening], object]],
-    handler: str = "",
     *,
+    handler: str = "",
     group: str = "",
     wants_headers: bool = False,
 ) -> Layout:
     kept = next((number for number, name in enumerate(names) if name not in CONTACT_VARIABLES), len(names))
     chosen = [makers[name] for name in names]
-    return Layout(transport, names, chosen, kept, handler=handler, group=group, wants_headers=wants_headers)
+    return Layout(event, transport, names, chosen, kept, handler=handler, group=group, wants_headers=wants_headers)
 
 
 def _is_kept(row: EventRow) -> bool:

@@ -12,21 +12,19 @@ not of this version and whole, so that no worker gets a frame that is none.
 from __future__ import annotations
 
 import functools
-import operator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from ..actions import _ring
 from ..actions.frames import arrived_untrusted, state_frame, state_untrusted, travelling
 from ..errors import FrameError
 from ..events import Happening
-from ..queue.model import OutboxEvent
+from ._flat import VALUES, Flat, Told
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from ..events import Contact
-    from ..queue.model import Job
 
 _VERSION: Final = 3
 #: the version before, whose names are text
@@ -70,21 +68,6 @@ class Stored:
         return dict(zip(self.names, map(arrived_untrusted, _ring.unpack(self.values)), strict=True))
 
 
-@dataclass(slots=True)
-class Told(OutboxEvent):
-    """An event that this process has raised, with what is known of it beside what the queue keeps.
-
-    Attributes:
-        layout: what its values are; None if it has to be looked for in the payload.
-        begin: where they begin in the payload.
-        message_id: whose event it is, "" for none.
-    """
-
-    layout: Layout | None = field(default=None, compare=False)
-    begin: int = field(default=0, compare=False)
-    message_id: str = field(default="", compare=False)
-
-
 def pack_values(values: Iterable[object]) -> bytes:
     """Values of variables as they travel: text as octets, certificates as such."""
     return _ring.pack(
@@ -113,31 +96,28 @@ def add_value(values: bytes, value: int) -> bytes:
     return _ring.pack((*found, value))
 
 
-#: what is told of a recipient and nobody else, in the order of the values that `Layout.flat` takes
-_FLAT: Final = {
-    name: number
-    for number, name in enumerate(
-        ("local_part", "domain", "message_exim_id", "event_data", "event_defer_errno", "event_time")
-    )
-} | {"message_id": 2}
+#: what is told of a recipient and nobody else -> where the kernel has it
+_PICKS: Final = {name: place for place, name in enumerate(VALUES)} | {"message_id": VALUES.index("message_exim_id")}
 
 
-class Layout:
+class Layout(Flat):
     """How one event of a transport is packed, settled once; what is the same for a connection is packed once, too.
 
     Args:
+        event: its name.
         transport: whose event it is, "" for [main].
         names: of the values; makers: what makes each of a `Happening`.
         kept: how many of them, the first ones, tell of nothing but the contact and the sender.
+        handler, group: who the events are for, as those of `OutboxEvent`.
         wants_headers: the header of the message goes with it.
 
     Attributes:
-        is_flat: the others are all among those that `flat` takes; wants: their names.
-        handler, group: who the events are for, as those of `OutboxEvent`.
+        is_flat: the others are all among `VALUES`, so that `flat` can pack them; wants: their names.
     """
 
     def __init__(
         self,
+        event: str,
         transport: str,
         names: tuple[str, ...],
         makers: Sequence[Callable[[Happening], object]],
@@ -149,54 +129,33 @@ class Layout:
     ) -> None:
         self.transport = transport
         self.names = names
-        self.handler = handler
-        self.group = group
+        self.wants = frozenset(names[kept:])
+        self.is_flat = not wants_headers and self.wants <= _PICKS.keys()
         self._first, self._rest = makers[:kept], makers[kept:]
         self._head = _head(len(makers))
-        self._rest_head_octets = len(_head(len(self._rest)))
         self._wants_headers = wants_headers
         self._before = b"\x96" + _ring.pack(_VERSION) + _ring.pack(transport)
         self._names = _ring.pack(bytes([_NUMBERS[name] for name in names]))
         self._names_alone = self._names + _ring.pack(())
-        self.is_flat = not wants_headers and all(name in _FLAT for name in names[kept:])
-        self._pick = _picker([_FLAT[name] for name in names[kept:]] if self.is_flat else [])
-        self.wants = frozenset(names[kept:])
+        picks = tuple([_PICKS[name] for name in names[kept:]]) if self.is_flat else ()
+        super().__init__(event, self._before, self._names_alone, picks, handler, group)
 
-    def told(self, event: str, key: str, it: Happening) -> Told:
+    def told(self, key: str, it: Happening) -> Told:
         """An event for the outbox."""
         values = self.values(it)
         if self._wants_headers:
             headers = _ring.pack(it.headers())
             payload = b"".join((self._before, _ring.pack(it.message_id), self._names, headers, _ring.pack(values)))
-            return Told(event, key, payload, 0, 0.0, self.handler, self.group)
+            return Told(self.event, key, payload, 0, 0.0, self.handler, self.group)
         payload = b"".join((self._before, _ring.pack(it.message_id), self._names_alone, _ring.pack(values)))
         begin = len(payload) - len(values)
-        return Told(event, key, payload, 0, 0.0, self.handler, self.group, 0, self, begin, it.message_id)
+        return Told(self.event, key, payload, 0, 0.0, self.handler, self.group, 0, self, begin, it.message_id)
 
-    def flat(self, event: str, key: str, contact: Contact, job: Job, message_id: str, values: FlatValues) -> Told:
-        """As `told`, for one that `is_flat` and a contact that is about its own certificate.
-
-        Args:
-            job: whose message it is.
-            values: local part, domain and id of the message, `$event_data`, `$event_defer_errno`, UTC epoch seconds;
-                text as octets, and anything for the last three where nobody `wants` them.
-        """
-        known = contact.kept.get(self)
-        if known is None or known[0] != job.sender or known[1] != job.created_at:
-            it = Happening(contact, sender=job.sender, created_at=job.created_at)
-            known = contact.kept[self] = job.sender, job.created_at, self._head + _members(self._first, it)
-        first = known[2]
-        rest = _ring.pack(self._pick(values))[self._rest_head_octets :]
-        id_octets = values[2]
-        octets = len(first) + len(rest)
-        if octets < _TABLE and len(id_octets) < len(_TEXT):
-            payload = b"".join(
-                (self._before, _TEXT[len(id_octets)], id_octets, self._names_alone, _OCTETS[octets], first, rest)
-            )
-        else:
-            payload = b"".join((self._before, _ring.pack(message_id), self._names_alone, _ring.pack(first + rest)))
-        begin = len(payload) - octets
-        return Told(event, key, payload, 0, 0.0, self.handler, self.group, 0, self, begin, message_id)
+    def keep(self, contact: Contact, sender: str, created_at: float) -> tuple[str, float, bytes]:
+        """Pack what is the same for a contact and a sender, and the head of all values; kept with the contact."""
+        it = Happening(contact, sender=sender, created_at=created_at)
+        known = contact.kept[self] = sender, created_at, self._head + _members(self._first, it)
+        return known
 
     def values(self, it: Happening) -> bytes:
         """The values of an event alone, as an array."""
@@ -206,25 +165,9 @@ class Layout:
         else:
             known = contact.kept.get(self)
             if known is None or known[0] != it.sender or known[1] != it.created_at:
-                first = self._head + _members(self._first, it)
-                known = contact.kept[self] = it.sender, it.created_at, first
+                known = self.keep(contact, it.sender, it.created_at)
             first = known[2]
         return first + _members(self._rest, it)
-
-
-#: local part, domain, id of the message, data, error number, UTC epoch seconds
-FlatValues = tuple[bytes, bytes, bytes, bytes, int, float]
-#: what msgpack writes in front of so many octets, and of a text of so many
-_TABLE: Final = 1024
-_OCTETS: Final = [_ring.pack(bytes(octets))[: -octets or None] for octets in range(_TABLE)]
-_TEXT: Final = [bytes((0xA0 | octets,)) for octets in range(32)]
-
-
-def _picker(numbers: list[int]) -> Callable[[FlatValues], tuple[object, ...]]:
-    """Takes the values of these numbers."""
-    if len(numbers) < 2:
-        return lambda values: tuple([values[number] for number in numbers])
-    return operator.itemgetter(*numbers)
 
 
 def _head(count: int) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 
 import pytest
@@ -10,12 +11,14 @@ from hypothesis import strategies as st
 from msgpack import ExtType
 
 from engine.actions import _ring
-from engine.delivery.stored import _NAMES, Layout, Stored, pack_values, unpack
+from engine.delivery._flat import Flat, Told
+from engine.delivery.events import _one_line
+from engine.delivery.stored import _NAMES, Layout, pack_values, unpack
 from engine.events import CATALOGUE, Contact, Happening
 from engine.events.catalogue import EventRow
 from engine.events.fields import FIELDS, MAKERS
 from engine.events.happening import CONTACT_VARIABLES, VARIABLES
-from engine.queue.model import Job, JobCounts, JobState
+from engine.queue.model import Claim, Job, JobCounts, JobState, OutboxEvent
 from engine.tls.facts import TlsFacts
 from engine.tls.selfmade import make_leaf
 
@@ -35,7 +38,7 @@ def happening(where: Contact, **options: object) -> Happening:
 
 def layout(names: tuple[str, ...], *, wants_headers: bool = False) -> Layout:
     kept = next((number for number, name in enumerate(names) if name not in CONTACT_VARIABLES), len(names))
-    return Layout("t", names, [MAKERS[name] for name in names], kept, wants_headers=wants_headers)
+    return Layout("msg:delivery", "t", names, [MAKERS[name] for name in names], kept, wants_headers=wants_headers)
 
 
 @pytest.mark.parametrize("row", CATALOGUE, ids=lambda row: row.name)
@@ -57,30 +60,76 @@ def test_what_is_packed_once_a_contact_is_what_would_be_packed_each_time(row: Ev
             assert mine.values(it) == pack_values([MAKERS[name](it) for name in FIELDS[row.name]])
 
 
-@pytest.mark.parametrize("names", [FIELDS["msg:delivery"], ("domain",), ("host",), (), ("message_id", "event_data")])
-@given(data=st.text(max_size=400), errno=st.integers(-100, 2**40), now=st.floats(0, 1e11), many=st.booleans())
+FLAT = (FIELDS["msg:delivery"], FIELDS["msg:rcpt:defer"], ("domain",), ("host",), (), ("message_id", "event_data"))
+
+
+@pytest.mark.parametrize("names", FLAT)
+@given(
+    data=st.text(max_size=400)
+    | st.sampled_from(["x" * 255, "x" * 256, "é" * 128, "x" * 70_000, "a\nb\\\n", "\udc80\n"]),
+    errno=st.integers(-(2**63), 2**63 - 1),
+    now=st.floats(0, 1e11),
+    address=st.text(max_size=300).map(lambda text: text.replace("@", "")) | st.just("ada@d.example"),
+    message_id=st.sampled_from(["1vXXXX-00000000001-0001", "", "x" * 31, "x" * 32, "x" * 300, "ü"]),
+    recipient=st.integers(0, 2**63 - 1),
+    attempts=st.integers(0, 2**31),
+)
 def test_an_event_of_a_recipient_is_packed_flat_as_it_would_be_from_a_happening(
-    names: tuple[str, ...], data: str, errno: int, now: float, many: bool
+    names: tuple[str, ...],
+    data: str,
+    errno: int,
+    now: float,
+    address: str,
+    message_id: str,
+    recipient: int,
+    attempts: int,
 ) -> None:
     mine = layout(names)
     assert mine.is_flat
     assert ("event_data" in names) == ("event_data" in mine.wants)
     where = contact()
-    told = data.encode("utf-8", "surrogateescape") if data.isprintable() else b"\x80" * (70_000 if many else 3)
-    it = happening(where, data=told, errno=errno, now=now)
-    counts = JobCounts()
-    job = Job(7, "", it.sender, JobState.ACTIVE, False, False, True, it.created_at, 0.0, None, None, {}, counts)
-    values = (b"ada", b"d.example", it.message_id.encode(), told, errno, now)
-    flat = mine.flat("msg:delivery", "key", where, job, it.message_id, values)
-    slow = mine.told("msg:delivery", "key", it)
-    found, expected = unpack(flat.payload), unpack(slow.payload)
+    job = Job(7, "", "news@s.example", JobState.ACTIVE, False, False, True, 5.5, 0.0, None, None, {}, JobCounts())
+    it = happening(where, data=_one_line(data), errno=errno, now=now, address=address, message_id=message_id)
+    claim = Claim(recipient, 1, address, attempts, False, 0.0)
+    flat = mine.flat(where, job, message_id, claim, data, errno, now)
+    slow = mine.told(f"{message_id}/{recipient}/{attempts + 1}/msg:delivery", it)
+    for name in ("name", "key", "payload", "id", "handler", "group", "redelivered", "layout", "begin", "message_id"):
+        assert getattr(flat, name) == getattr(slow, name), name
+    found = unpack(flat.payload)
     assert found is not None
-    assert expected is not None
-    for one in (flat, slow):
-        assert (one.layout, one.message_id) == (mine, it.message_id)
-        assert one.payload[one.begin :] == expected.values
-    for name in Stored.__slots__:
-        assert getattr(found, name) == getattr(expected, name)
+    assert (found.names, found.message_id, found.transport) == (names, message_id, "t")
+    assert flat.payload[flat.begin :] == found.values == mine.values(it)
+
+
+def test_what_is_kept_of_another_sender_is_packed_anew() -> None:
+    mine, where = layout(FIELDS["msg:delivery"]), contact()
+    claim = Claim(1, 1, "ada@d.example", 0, False, 0.0)
+    for sender, created_at in (("a@s.example", 5.0), ("b@s.example", 5.0), ("b@s.example", 6.0), ("b@s.example", 6.0)):
+        job = Job(7, "", sender, JobState.ACTIVE, False, False, True, created_at, 0.0, None, None, {}, JobCounts())
+        stored = unpack(mine.flat(where, job, "m", claim, "", 0, 0.0).payload)
+        assert stored is not None
+        values = stored.variables()
+        assert (values["sender_address"], values["received_time"]) == (sender.encode(), int(created_at))
+    where.learn(host="other.example")
+    stored = unpack(mine.flat(where, job, "m", claim, "", 0, 0.0).payload)
+    assert stored is not None
+    assert stored.variables()["host"] == b"other.example"
+
+
+def test_what_is_no_place_of_a_value_is_refused() -> None:
+    for picks in ((6,), (-1,), (0,) * 33):
+        with pytest.raises(ValueError, match="value"):
+            Flat("msg:delivery", b"", b"", picks, "", "")
+
+
+def test_what_a_thread_finds_in_an_event_of_ours_is_what_the_queue_gives() -> None:
+    """The kernel's event has the attributes of those that are read, with the same defaults."""
+    ours, read = Told("msg:delivery", "k", b"p"), OutboxEvent("msg:delivery", "k", b"p")
+    for each in dataclasses.fields(read):
+        assert getattr(ours, each.name) == getattr(read, each.name)
+        setattr(ours, each.name, getattr(read, each.name))
+    with pytest.raises(TypeError):
+        ours.payload = "p"  # type: ignore[assignment]
 
 
 def test_what_cannot_be_packed_flat_says_so() -> None:
@@ -98,7 +147,7 @@ def test_what_tells_of_the_contact_and_the_sender_comes_first() -> None:
 def test_a_payload_comes_back() -> None:
     it = happening(contact(), content=b"A: b\r\n\r\n")
     names = FIELDS["msg:delivery"]
-    told = layout(names, wants_headers=True).told("msg:delivery", "key", it)
+    told = layout(names, wants_headers=True).told("key", it)
     # with headers it has to be looked into
     assert told.layout is None
     stored = unpack(told.payload)
