@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     Outcome = Response | None | OSError | trio.TooSlowError
     OnEnd = Callable[[Outcome], object]
 
-#: sockets open to a server at one time
+#: sockets open to a server at one time; a part of 256
 PORTS: Final = 16
 #: questions after which a socket takes no more
 QUESTIONS_A_PORT: Final = 64
@@ -115,6 +115,7 @@ class Datagrams:
         self._selector = selectors.DefaultSelector()
         self._deadlines: list[tuple[float, int, Exchange]] = []
         self._number = 0
+        self._random = bytearray()
         self._open_count = 0
         self.is_over = False
         #: the second at which the task that heeds time limits wakes, and what wakes it sooner
@@ -203,7 +204,7 @@ class Datagrams:
         """A socket for the next question.  Raises OSError."""
         ports = self._ports.setdefault(server, [])
         if len(ports) >= PORTS:
-            port = secrets.choice(ports)
+            port = ports[self._chance()]
             if trio.current_time() < port.until:
                 return port
             self._retire(port)
@@ -211,6 +212,12 @@ class Datagrams:
         self._selector.register(port.channel, selectors.EVENT_READ, port)
         ports.append(port)
         return port
+
+    def _chance(self) -> int:
+        """A number below `PORTS`."""
+        if not self._random:
+            self._random = bytearray(secrets.token_bytes(256))
+        return self._random.pop() % PORTS
 
     def _retire(self, port: _Port) -> None:
         """No more questions for this socket; it is closed when its last one has ended."""
