@@ -32,10 +32,11 @@ from typing import TYPE_CHECKING, Final
 import msgpack
 
 from ..errors import StoreError
+from . import _journal
 from .model import OutcomeKind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
     from typing import Self
 
 MAGIC: Final = b"outrider-flight1"
@@ -47,11 +48,7 @@ MAX_RECORD_OCTETS: Final = 4 << 20
 DEFAULT_LIMIT_OCTETS: Final = 1 << 20
 #: octets that are read of a journal at all; far above what an engine leaves
 MAX_FILE_OCTETS: Final = 256 << 20
-#: characters of a reply that are kept
-MAX_TEXT: Final = 1000
 
-_BEGIN: Final = 0
-_FINISH: Final = 1
 _KINDS: Final = {int(kind): kind for kind in OutcomeKind}
 
 #: (recipient id, epoch)
@@ -122,10 +119,10 @@ class Journal:
             StoreError: the disk is full or failing; then do not send that octet.
         """
         fresh = list(flights)
-        octets = _encode([_BEGIN, host, fresh])
+        octets = _journal.begin_record(host, fresh)
         with self._lock:
             self._append(octets)
-            self._open.update(dict.fromkeys(fresh, (host, None, "")))
+            _journal.note_begun(self._open, fresh, host)
 
     def finish(self, results: Iterable[tuple[int, int, OutcomeKind, str]]) -> None:
         """Note replies that are known and not committed yet.
@@ -136,14 +133,11 @@ class Journal:
         Raises:
             StoreError: the disk is full or failing; settling soon is all that can be done.
         """
-        known = [result if len(result[3]) <= MAX_TEXT else (*result[:3], result[3][:MAX_TEXT]) for result in results]
-        octets = _encode([_FINISH, known])
+        known = list(results)
+        octets = _journal.finish_record(known)
         with self._lock:
             self._append(octets)
-            is_open = self._open
-            for recipient, epoch, kind, text in known:
-                begun = is_open.get((recipient, epoch))
-                is_open[recipient, epoch] = begun[0] if begun is not None else "", kind, text
+            _journal.note_finished(self._open, known)
 
     def forget(self, flights: Iterable[Flight]) -> None:
         """Drop what the queue has committed; empties or shortens the file when that pays.
@@ -204,10 +198,12 @@ class Journal:
     def _append(self, octets: bytes) -> None:
         if self._fd < 0:
             raise StoreError(f"in-flight journal {self.path} is closed")
+        if len(octets) > MAX_RECORD_OCTETS + _HEADER.size:
+            raise StoreError(f"in-flight record of {len(octets)} octets is over the limit of {MAX_RECORD_OCTETS}")
         if self._is_torn:
             self._truncate(self._size)
         try:
-            written = os.write(self._fd, octets)
+            written = _journal.append(self._fd, octets)
         except OSError as error:
             raise StoreError(f"in-flight journal {self.path}: {error.strerror}") from error
         if written != len(octets):
@@ -231,10 +227,10 @@ class Journal:
             by_host.setdefault(host, []).append(flight)
         for host, flights in by_host.items():
             for start in range(0, len(flights), 1000):
-                octets += _encode([_BEGIN, host, flights[start : start + 1000]])
-        known = [(*flight, int(kind), text) for flight, (_, kind, text) in self._open.items() if kind is not None]
+                octets += _journal.begin_record(host, flights[start : start + 1000])
+        known = [(*flight, kind, text) for flight, (_, kind, text) in self._open.items() if kind is not None]
         for start in range(0, len(known), 1000):
-            octets += _encode([_FINISH, known[start : start + 1000]])
+            octets += _journal.finish_record(known[start : start + 1000])
         if len(octets) * 2 > self._size:
             self._limit = max(self._limit, self._size * 2)
             return
@@ -388,13 +384,6 @@ def _apply(payload: bytes, entries: dict[Flight, Entry]) -> bool:
             return True
         case _:
             return False
-
-
-def _encode(record: Sequence[object]) -> bytes:
-    payload: bytes = msgpack.packb(record, unicode_errors="replace")
-    if len(payload) > MAX_RECORD_OCTETS:
-        raise StoreError(f"in-flight record of {len(payload)} octets is over the limit of {MAX_RECORD_OCTETS}")
-    return _HEADER.pack(len(payload), len(payload) ^ _COMPLEMENT, zlib.crc32(payload)) + payload
 
 
 def _read_fd(fd: int) -> JournalContents:
