@@ -185,7 +185,7 @@ class ProgramDesk(PatientDesk):
             if before == 0:
                 before = None
                 suspect = waiting.popleft().run
-                if self._do_alone(suspect):
+                if self._do_alone(suspect) and not self._failures:
                     # nothing is wrong with it but that it does not like company
                     self._keep_apart(suspect.program)
                     self._do_each(waiting)

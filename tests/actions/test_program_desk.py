@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 from engine.actions.api import Backoff
 from engine.actions.desks import Ledger
 from engine.actions.frames import ACK, ALIVE, DEAD, LOG, Status
+from engine.actions.lookups import Place, Postponed, Progress, Statement
 from engine.actions.patience import MAX_FAILURES
 from engine.actions.program_desk import ProgramDesk, Run
 from engine.actions.programs import Evaluated
@@ -43,7 +46,7 @@ class Evaluator:
             return Evaluated(Status.FAILED, b"unknown variable", {})
         return Evaluated(Status.DONE, b"", {})
 
-    def postpone(self, number: int, values: tuple[Any, ...], state: Any) -> None:
+    def postpone(self, number: int, values: tuple[Any, ...], state: Any) -> Any:
         return None
 
     def close(self) -> None:
@@ -74,10 +77,10 @@ class Sent:
 
 
 def desk_with(
-    evaluator: Any, sent: Sent, *values: bytes, attempts: int = 1000, backoff: Backoff = QUICK
+    evaluator: Any, sent: Sent, *values: bytes, attempts: int = 1000, backoff: Backoff = QUICK, most: int = 250
 ) -> ProgramDesk:
     """A desk that has one event for each value, `message/number`."""
-    desk = ProgramDesk(evaluator, Ledger(sent), sent, attempts=attempts, backoff=backoff)
+    desk = ProgramDesk(evaluator, Ledger(sent), sent, attempts=attempts, backoff=backoff, most=most)
     for number, value in enumerate(values, 1):
         desk.add(Run(number, 1, value.partition(b"/")[0], (value,), {}))
     return desk
@@ -190,3 +193,195 @@ def test_a_desk_that_waits_says_that_it_is_alive(count: int) -> None:
     desk.finish()
     assert desk.join(20)
     assert len(evaluator.tried) == count
+
+
+# --- together ---------------------------------------------------------------------------------------------------------
+
+HERE, THERE = Place("pgsql", "here"), Place("pgsql", "there")
+
+
+class TogetherEvaluator(Evaluator):
+    """A server where values share a transaction; `bad` ones fail together as alone, `shy` ones only together.
+
+    A value is `message/number`, or with `@there` behind it one for another server; `=text` is a program that tells
+    nothing.
+    """
+
+    def __init__(self, *away: bytes, bad: frozenset[bytes] = frozenset(), shy: frozenset[bytes] = frozenset()) -> None:
+        super().__init__(*away, *bad)
+        self.bad = bad
+        self.shy = shy
+        #: what each transaction had
+        self.transactions: list[list[bytes]] = []
+        #: answers of the next transactions instead of their own
+        self.answers: list[Progress] = []
+        #: everything that was committed, in order
+        self.kept: list[bytes] = []
+
+    def postpone(self, number: int, values: tuple[Any, ...], state: Any) -> Any:
+        (value,) = values
+        if value.startswith(b"="):
+            return None
+        return [Postponed(THERE if value.endswith(b"@there") else HERE, Statement(value))]
+
+    def evaluate(self, number: int, values: tuple[Any, ...], state: Any, logwrite: Any) -> Evaluated:
+        found = super().evaluate(number, values, state, logwrite)
+        if found.status is Status.DONE:
+            self.kept.append(values[0])
+        return found
+
+    def run_together(self, place: Place, units: list[Any]) -> Progress:
+        values = [unit[0].text for unit in units]
+        self.transactions.append(values)
+        if self.answers:
+            return self.answers.pop(0)
+        for number, value in enumerate(values):
+            if value in self.bad or value in self.shy:
+                return Progress(0, number, "no")
+        self.kept += values
+        return Progress(len(values))
+
+
+def together(
+    sent: Sent, evaluator: TogetherEvaluator, *values: bytes, until: int | None = None, **options: Any
+) -> None:
+    run(desk_with(evaluator, sent, *values, **options), sent, until=len(values) if until is None else until)
+
+
+def test_lookups_whose_results_nobody_reads_go_together(sent: Sent) -> None:
+    evaluator = TogetherEvaluator()
+    values = [b"m%d/1" % number for number in range(300)]
+    together(sent, evaluator, *values)
+    assert evaluator.transactions == [values[:250], values[250:]]
+    assert sent.of(ACK) == [(ACK, (1, 250)), (ACK, (251, 50))], "told when it is committed, and all at once"
+    assert evaluator.tried == []
+
+
+def test_how_many_go_together_is_bounded_and_one_is_alone(sent: Sent) -> None:
+    values = [b"m%d/1" % number for number in range(10)]
+    evaluator = TogetherEvaluator()
+    together(sent, evaluator, *values, most=4)
+    assert [len(transaction) for transaction in evaluator.transactions] == [4, 4, 2]
+    alone = TogetherEvaluator()
+    together(Sent(), alone, *values, most=1)
+    assert alone.transactions == []
+    assert alone.tried == values
+    long = TogetherEvaluator()
+    together(Sent(), long, *[value + b"x" * 200_000 for value in values])
+    assert [len(transaction) for transaction in long.transactions] == [1] * 10
+
+
+def test_one_that_fails_is_put_aside_and_the_others_go_together(sent: Sent) -> None:
+    values = [b"m%d/1" % number for number in range(20)]
+    evaluator = TogetherEvaluator(bad=frozenset([b"m7/1"]))
+    together(sent, evaluator, *values, attempts=1)
+    assert evaluator.transactions == [values, values[:7], values[9:]]
+    assert evaluator.tried == [b"m7/1", b"m8/1"], "the next one shows whether the server is there"
+    assert sent.of(DEAD) == [(DEAD, 8, "event_action msg:delivery in smtp", 1, "not now")]
+    assert len(sent.of(LOG)) == 1
+
+
+def test_what_follows_one_that_fails_stays_behind_it(sent: Sent) -> None:
+    evaluator = TogetherEvaluator(bad=frozenset([b"a/1"]))
+    together(sent, evaluator, b"b/1", b"a/1", b"a/2", b"b/2", attempts=3)
+    assert evaluator.transactions == [[b"b/1", b"a/1", b"a/2", b"b/2"], [b"b/1"]]
+    assert evaluator.kept == [b"b/1", b"b/2", b"a/2"]
+    assert sent.done == [1, 4, 2, 3]
+
+
+def test_what_only_fails_in_company_is_left_alone_for_a_while(sent: Sent) -> None:
+    values = [b"m%d/1" % number for number in range(6)]
+    evaluator = TogetherEvaluator(shy=frozenset(values))
+    together(sent, evaluator, *values)
+    assert evaluator.transactions == [values]
+    assert evaluator.kept == evaluator.tried == values
+    assert sent.of(LOG) == []
+
+
+def test_a_failure_that_nobody_can_name_makes_all_go_alone(sent: Sent) -> None:
+    values = [b"m%d/1" % number for number in range(6)]
+    evaluator = TogetherEvaluator()
+    evaluator.answers = [Progress(0, reason="gone")]
+    together(sent, evaluator, *values)
+    assert evaluator.tried == values
+    assert sent.of(LOG) == []
+
+
+def test_what_may_have_been_committed_is_told(sent: Sent) -> None:
+    evaluator = TogetherEvaluator()
+    evaluator.answers = [Progress(0, reason="gone", is_in_doubt=True)]
+    together(sent, evaluator, b"a/1", b"b/1")
+    assert evaluator.tried == [b"a/1", b"b/1"]
+    (line,) = sent.of(LOG)
+    assert line[2] == b"2 events of event_action may be done twice: no answer to their commit: gone"
+
+
+def test_what_is_committed_before_a_failure_or_the_time_is_not_done_again(sent: Sent) -> None:
+    values = [b"m%d/1" % number for number in range(9)]
+    evaluator = TogetherEvaluator()
+    evaluator.answers = [Progress(3), Progress(2, 2, "no")]
+    together(sent, evaluator, *values)
+    assert evaluator.transactions == [values, values[3:]]
+    assert evaluator.tried == values[5:], "it was only that it did not like company"
+
+
+def test_the_events_of_a_message_are_in_order_wherever_they_are_done(sent: Sent) -> None:
+    values = [b"a/1", b"=a/2", b"a/3", b"b/1@there", b"b/2", b"c/1", b"b/3@there", b"=d/1", b"d/2"]
+    evaluator = TogetherEvaluator()
+    desk = desk_with(evaluator, sent)
+    messages = [b"a", b"a", b"a", b"b", b"b", b"c", b"b", b"d", b"d"]
+    for number, (value, message) in enumerate(zip(values, messages, strict=True), 1):
+        desk.add(Run(number, 1, message, (value,), {}))
+    run(desk, sent, until=len(values))
+    for message in (b"a", b"b", b"d"):
+        mine = [value for value, of in zip(values, messages, strict=True) if of == message]
+        assert [value for value in evaluator.kept if value in mine] == mine
+    assert evaluator.transactions == [[b"a/1", b"c/1"], [b"b/1@there"]]
+
+
+def test_a_server_that_is_away_is_asked_alone_until_it_is_back(sent: Sent) -> None:
+    values = [b"m%d/1" % number for number in range(40)]
+    evaluator = TogetherEvaluator(*values)
+    evaluator.answers = [Progress(0, reason="refused")]
+    desk = desk_with(evaluator, sent, *values)
+    desk.start()
+    while len(evaluator.tried) < 3 * MAX_FAILURES:
+        desk.join(0.001)
+    assert len(evaluator.transactions) == 1
+    evaluator.away.clear()
+    while len(sent.done) < 40:
+        desk.join(0.001)
+    desk.finish()
+    assert desk.join(10)
+    assert sorted(evaluator.kept) == sorted(values)
+
+
+def test_nothing_is_told_of_what_is_not_begun_when_the_engine_is_gone(sent: Sent) -> None:
+    evaluator = TogetherEvaluator()
+    desk = desk_with(evaluator, sent, b"a/1", b"b/1")
+    desk.abandon()
+    desk.start()
+    desk.finish()
+    assert desk.join(10)
+    assert evaluator.transactions == []
+    assert sent.frames == []
+
+
+def test_a_desk_goes_behind_others(sent: Sent) -> None:
+    priorities: list[int] = []
+
+    class Looking(Evaluator):
+        def evaluate(self, *arguments: Any) -> Evaluated:
+            priorities.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+            return super().evaluate(*arguments)
+
+    before = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    desk = desk_with(Looking(), sent, b"a/1")
+    desk.start(nice=7)
+    while not sent.done:
+        desk.join(0.001)
+    desk.finish()
+    assert desk.join(10)
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == before
+    if sys.platform == "linux":
+        assert priorities == [7]
