@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -266,4 +266,5 @@ def _known_job(job: Job) -> str:
 
 
 def _tell(text: str) -> None:
-    print(f"outrider: {text}", file=sys.stderr)
+    with suppress(OSError):  # mail does not wait for somebody who reads this
+        print(f"outrider: {text}", file=sys.stderr, flush=True)
