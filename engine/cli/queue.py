@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,8 +17,9 @@ import typer
 from ..app import open_engine
 from ..config import load
 from ..delivery.cancelling import cancel as tell_and_cancel
+from ..delivery.stored import split_audience
 from ..errors import DataError
-from ..queue.model import Changed, Filter, JobState, Status
+from ..queue.model import ALL, PROGRAM, Changed, Filter, JobState, Status
 from ..queue.reasons import moment, one_line, reasons
 from ..queue.store import NoSuchJob
 from ..values import format_interval, parse_address, parse_domain
@@ -44,6 +46,8 @@ What = Annotated[str | None, typer.Argument(metavar="[JOB|RECIPIENT]", help="Num
 
 #: rows that are read from the store at once
 _PAGE = 500
+#: events that are looked at to say who they wait for
+_OLDEST = 10_000
 #: counters of the jobs that are open
 _COUNTS = ("waiting", "deferred", "leased", "held", "delivered", "failed", "cancelled")
 _PENDING = (Status.WAITING, Status.DEFERRED, Status.HELD)
@@ -55,6 +59,7 @@ def summary(config: ConfigFile = None, queue: QueueUrl = None, as_json: AsJson =
     with opened(config, queue) as store:
         jobs = [job for job in _all_jobs(store) if job.completed_at is None]
         outbox = store.outbox_report()
+        audiences = store.outbox_audiences(_OLDEST) if outbox.waiting else []
     counts = {name: sum(getattr(job.counts, name) for job in jobs) for name in _COUNTS}
     now = time.time()
     age_s = None if outbox.oldest_at is None else max(0.0, now - outbox.oldest_at)
@@ -65,6 +70,7 @@ def summary(config: ConfigFile = None, queue: QueueUrl = None, as_json: AsJson =
             "oldest_age": age_s,
             "dead": outbox.dead,
             "redelivered": outbox.redelivered,
+            "oldest_wait_for": dict(_waited_for(audiences)),
         }
         print_json({"jobs": len(jobs), **counts, "events": events})
         return
@@ -73,8 +79,20 @@ def summary(config: ConfigFile = None, queue: QueueUrl = None, as_json: AsJson =
         print(f"{'in flight' if name == 'leased' else name}: {count}")
     age = "" if age_s is None else f", the oldest for {format_interval(max(1, round(age_s)))}"
     print(f"events that wait for their actions: {outbox.waiting}{age}")
+    for who, count in _waited_for(audiences):
+        print(f"  for {who}: {count}{' of the oldest' if outbox.waiting > _OLDEST else ''}")
     print(f"dead letters: {outbox.dead}")
     print(f"events handed on again since the queue was made: {outbox.redelivered}")
+
+
+def _waited_for(audiences: list[tuple[str, str, int]]) -> list[tuple[str, int]]:
+    """Who events wait for, and how many: a group, ``group:handler`` or ``event_action``."""
+    found: Counter[str] = Counter()
+    for handler, group, count in audiences:
+        places = [PROGRAM] if handler == PROGRAM else [f"{group}:{handler}"] if handler else split_audience(group)
+        for place in places or ["handlers"]:
+            found[place.removesuffix(f":{ALL}")] += count
+    return found.most_common()
 
 
 @app.command(name="list")

@@ -24,7 +24,7 @@ from ..actions.channel import Outgoing
 from ..actions.frames import Dead, state_frame
 from ..errors import StoreError
 from ..logs.facts import Fact, FactKind
-from ..queue.model import PROGRAM, DeadLetter, OutboxEvent
+from ..queue.model import ALL, PROGRAM, DeadLetter, OutboxEvent
 from ._flat import Told
 from .local import LocalRunner
 from .stored import REDELIVERED, Stored, add_value, split_audience, unpack
@@ -59,8 +59,6 @@ class _Place(NamedTuple):
     handlers: tuple[str, ...] | None
 
 
-#: the handler of a dead letter that is for a whole group
-ALL: Final = "*"
 #: why nobody is there whom an event was for
 _NO_TRANSPORT: Final = "the configuration has no such transport any more"
 _NO_ACTION: Final = "its event_action does nothing at this event any more"

@@ -24,6 +24,7 @@ from ..queue.store import QueueFull, QueueLocked
 from .cancelling import raise_cancelled, raise_settled
 from .events import split_label
 from .jobs import message_id_of
+from .lag import LagWatch
 from .outbox import Outbox
 from .pool import Pool
 from .scheduler import Scheduler
@@ -148,19 +149,21 @@ def _start_chores(core: Core, scheduler: Scheduler, nursery: trio.Nursery, outbo
         (SWEEP_INTERVAL_S, lambda: _sweep(core)),
     )
     if outbox is not None:
-        chores += ((LAG_INTERVAL_S, lambda: _look_at_outbox(core)),)
+        lag = LagWatch(core.config.actions.outbox_limit)
+        chores += ((LAG_INTERVAL_S, lambda: _look_at_outbox(core, lag)),)
     for interval_s, chore in chores:
         nursery.start_soon(_repeat, core, interval_s, chore)
 
 
-async def _look_at_outbox(core: Core) -> None:
-    """Let the display say how far actions are behind."""
+async def _look_at_outbox(core: Core, lag: LagWatch | None = None) -> None:
+    """Let the display, and the log, say how far actions are behind."""
     report = await core.database.call(core.database.store.outbox_report)
     progress = core.progress
     progress.events, progress.dead = report.waiting, report.dead
     progress.events_behind_s = 0.0 if report.oldest_at is None else max(0.0, core.clock() - report.oldest_at)
     workers = core.events.workers if core.events is not None else None
-    for group in workers.hub.report() if workers is not None else ():
+    groups = workers.hub.report() if workers is not None else []
+    for group in groups:
         # a group whose workers have left keeps what was last known of it
         progress.actions[group.group] = {
             "workers": group.workers,
@@ -168,6 +171,8 @@ async def _look_at_outbox(core: Core) -> None:
             "unacknowledged": group.unacknowledged,
             **asdict(group.counts),
         }
+    for line in lag.look(core.clock(), report, groups) if lag is not None else ():
+        core.settlement.tell(Fact(FactKind.NOTE, core.clock(), text=line))
 
 
 async def _repeat(core: Core, interval_s: float, chore: Callable[[], Awaitable[object]]) -> None:

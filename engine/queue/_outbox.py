@@ -134,6 +134,14 @@ class OutboxKeeping(Database):
             ).fetchall()
         return OutboxReport(*row)
 
+    def outbox_audiences(self, limit: int) -> list[tuple[str, str, int]]:
+        with self._errors():
+            return self._db.execute(
+                "SELECT handler, handler_group, count(*) FROM (SELECT handler, handler_group FROM outbox ORDER BY id"
+                " LIMIT ?) GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2",
+                (limit,),
+            ).fetchall()
+
     def dead_letters(
         self, limit: int, after: int = 0, *, event: str | None = None, ids: Sequence[int] | None = None
     ) -> list[DeadLetter]:

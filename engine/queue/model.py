@@ -256,6 +256,8 @@ class Outcome:
 
 #: what `OutboxEvent.handler` and `DeadLetter.handler` say for the string of `event_action`; no handler is called so
 PROGRAM: Final = "event_action"
+#: and for all handlers of a group
+ALL: Final = "*"
 
 
 @dataclass(slots=True)

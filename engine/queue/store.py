@@ -325,6 +325,9 @@ class Store(Protocol):
     def outbox_report(self) -> OutboxReport:
         """How many events wait, for how long, and how many dead letters there are; costs two rows."""
 
+    def outbox_audiences(self, limit: int) -> list[tuple[str, str, int]]:
+        """Who the oldest `limit` events are for: `handler` and `group` of them, and how many, most first."""
+
     # dead letters
 
     def dead_letters(

@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 from engine.cli.exits import Exit
 from engine.cli.queue import app
 from engine.queue.model import (
+    PROGRAM,
     DeadLetter,
     JobCounts,
     NewJob,
@@ -122,20 +123,25 @@ def test_list_as_json(scene: Scene) -> None:
 
 def test_the_summary_counts_open_jobs_and_what_events_wait(scene: Scene) -> None:
     counts = {"waiting": 1, "deferred": 1, "leased": 1, "held": 0, "delivered": 1, "failed": 1, "cancelled": 0}
-    nothing = {"waiting": 0, "oldest_at": None, "oldest_age": None, "dead": 0, "redelivered": 0}
+    nothing = {"waiting": 0, "oldest_at": None, "oldest_age": None, "dead": 0, "redelivered": 0, "oldest_wait_for": {}}
     assert scene.json("summary") == {"jobs": 1, **counts, "events": nothing}
     assert "events" not in scene.run("list").stderr
     owner = scene.store.register(scene.now)
-    events = [OutboxEvent("msg:delivery", key, b"") for key in "ab"]
+    events = [
+        OutboxEvent("msg:delivery", "a", b"", handler=PROGRAM),
+        OutboxEvent("msg:delivery", "b", b"", group="crm\nmain:lines"),
+    ]
     scene.store.settle(owner.owner, [], scene.now - 7200, events=events)
     letter = DeadLetter("msg:delivery", "c", b"", "crm", "g", "no", 3, scene.now, scene.now)
     scene.store.ack_outbox([], [letter])
     found = scene.json("summary")["events"]
     assert (found["waiting"], found["oldest_at"], found["dead"]) == (2, scene.now - 7200, 1)
     assert found["oldest_age"] >= 7200
+    assert found["oldest_wait_for"] == {"event_action": 1, "crm": 1, "main:lines": 1}
     text = scene.ok("summary").splitlines()
     assert text[:2] == ["open jobs: 1", "waiting: 1"]
-    assert text[-3].startswith("events that wait for their actions: 2, the oldest for 2h")
+    assert text[-6].startswith("events that wait for their actions: 2, the oldest for 2h")
+    assert set(text[-5:-2]) == {"  for event_action: 1", "  for crm: 1", "  for main:lines: 1"}
     assert text[-2:] == ["dead letters: 1", "events handed on again since the queue was made: 0"]
     assert scene.run("list").stderr == "(2 events wait for their actions, 1 dead letters)\n"
     owner.journal.close()

@@ -228,3 +228,12 @@ def test_any_set_of_events_can_be_acknowledged_at_once(bench: Bench, step: int) 
         event.id for event in events if event.id not in gone
     ]
     assert bench.store.outbox_size() == 100 - len(gone)
+
+
+def test_who_the_oldest_events_are_for(bench: Bench) -> None:
+    assert bench.store.outbox_audiences(10) == []
+    events = [OutboxEvent("n", "k", b"", handler=PROGRAM) for _ in range(3)]
+    events += [OutboxEvent("n", "k", b"", group=group) for group in ("crm", "crm", "erp")]
+    bench.store.settle(bench.owner, [], NOW, events=events)
+    assert bench.store.outbox_audiences(100) == [(PROGRAM, "", 3), ("", "crm", 2), ("", "erp", 1)]
+    assert bench.store.outbox_audiences(4) == [(PROGRAM, "", 3), ("", "crm", 1)]

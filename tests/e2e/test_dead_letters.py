@@ -82,4 +82,4 @@ events = ["msg:delivery", "msg:fail:internal"]
     assert [line.address for line in user.log() if line.mark == "**"] == ["user0@d0.example:", "user1@d0.example:"]
     nothing = {"waiting": 0, "oldest_at": None, "oldest_age": None, "dead": 0}
     # those that were dead letters, which are tried again
-    assert told(user, "queue", "summary")["events"] == {**nothing, "redelivered": 3}
+    assert told(user, "queue", "summary")["events"] == {**nothing, "redelivered": 3, "oldest_wait_for": {}}
