@@ -133,7 +133,7 @@ class StsPolicies:
         record = self._resolver.peek(record_name(domain), "TXT")
         if record is None or record_id(record.rdata) is not None or domain in self._flights:
             return None
-        if os.path.lexists(self._path(domain)):
+        if _is_there(self._path(domain)):
             return None
         self._resolver.tell(record)
         self._keep(domain, NO_POLICY, _ttl(record))
@@ -174,8 +174,9 @@ class StsPolicies:
 
     async def _find(self, domain: str, recheck: bool) -> tuple[StsAnswer, float]:
         # nearly every domain has no file, which is known sooner than a thread begins
-        is_there = os.path.lexists(self._path(domain))  # noqa: ASYNC240  # a look, which the kernel answers at once
-        stored, trouble = await trio.to_thread.run_sync(self._read, domain) if is_there else (None, "")
+        stored, trouble = None, ""
+        if _is_there(self._path(domain)):
+            stored, trouble = await trio.to_thread.run_sync(self._read, domain)
         record = await self._resolver.query(record_name(domain), "TXT")
         now = self._clock()
         id = record_id(record.rdata)
@@ -269,6 +270,17 @@ class StsPolicies:
                     pass
             return f"{path}: {error.strerror}"
         return ""
+
+
+def _is_there(path: str) -> bool:
+    """Whether there is a file, or may be one: a directory that cannot be looked into says nothing of it (R50)."""
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def record_name(domain: str) -> str:

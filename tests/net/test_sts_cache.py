@@ -254,6 +254,13 @@ async def test_a_file_that_cannot_be_read_makes_mail_wait(world: World) -> None:
     assert "cannot be read" in await world.waits()
 
 
+async def test_a_directory_that_cannot_be_looked_into_makes_mail_wait(world: World) -> None:
+    """R50: what cannot be looked for may be there."""
+    world.directory.symlink_to(world.directory)
+    world.publish(None)
+    assert "cannot be read: Too many levels of symbolic links" in await world.waits()
+
+
 async def test_a_policy_that_cannot_be_kept_makes_mail_wait(world: World) -> None:
     world.directory.write_text("a file where the directory should be")
     with pytest.raises(AssertionError):
