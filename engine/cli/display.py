@@ -56,7 +56,7 @@ _NARROW: Final = 70
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The numbers of one drawing."""
+    """The numbers of one drawing; `absent`: groups of action workers that events wait for, and nobody is there."""
 
     title: str
     phase: str
@@ -69,6 +69,7 @@ class Snapshot:
     in_doubt: int
     events: int
     events_behind_s: float
+    absent: str
     connections: int
     rate: float
     elapsed_s: float
@@ -95,11 +96,17 @@ class Snapshot:
             in_doubt=progress.in_doubt,
             events=progress.events,
             events_behind_s=progress.events_behind_s,
+            absent=_absent(progress),
             connections=progress.connections,
             rate=rate,
             elapsed_s=progress.elapsed_s(now),
             left_s=progress.time_left_s(rate),
         )
+
+
+def _absent(progress: Progress) -> str:
+    groups = dict(progress.actions).items()
+    return ", ".join(name for name, counts in groups if counts.get("waiting") and not counts.get("workers"))
 
 
 @contextlib.asynccontextmanager
@@ -291,7 +298,8 @@ def _counts(snapshot: Snapshot) -> list[tuple[str, int, str]]:
         rows.append(("in doubt", snapshot.in_doubt, "bold yellow"))
     if snapshot.events and snapshot.events_behind_s >= BEHIND_S:
         # some always wait for a moment; what is told is that actions are behind
-        rows.append((f"events {duration(snapshot.events_behind_s)} behind", snapshot.events, "bold yellow"))
+        who = f" (no worker of {snapshot.absent})" if snapshot.absent else ""
+        rows.append((f"events {duration(snapshot.events_behind_s)} behind{who}", snapshot.events, "bold yellow"))
     return rows
 
 

@@ -96,6 +96,12 @@ def test_actions_that_are_behind_are_told() -> None:
     assert "events" not in plain_line(snapshot(progress)), "some always wait for a moment"
     progress.events_behind_s = 75.0
     assert "events 1 min 15 s behind 1,234" in plain_line(snapshot(progress))
+    progress.actions = {
+        "crm": {"workers": 0, "waiting": 7},
+        "erp": {"workers": 0, "waiting": 0},
+        "main": {"workers": 1},
+    }
+    assert "events 1 min 15 s behind (no worker of crm) 1,234" in plain_line(snapshot(progress))
     lines = summary_text(progress, 2.0).splitlines()
     assert "events               1,234           wait for their actions, the oldest for 1 min 15 s" in lines
     assert "dead letters             2           see outrider events dead list" in lines
