@@ -3,7 +3,8 @@
 Layer: adapter.  Spec: issue text "Workers": credentials checked, permission bits, one group a socket.
 The worker connects (or was started with the socket); the engine sends sixteen octets, `MAGIC` and the kind of the
 transport, with the descriptors beside them (SCM_RIGHTS).  From then on the socket says nothing: that it closes means
-that the other side is gone, however it went.
+that the other side is gone, however it went.  Whoever is told how the process of a worker ended may have kept a copy of
+its socket, and says so there before he closes it: ``signal 11`` or ``exit status 1``, in one write (endings.py).
 Invariants: only the engine's own user, root and those that are named get a transport; a socket that another engine
 listens on is left alone, one that a dead engine left is replaced.
 """
