@@ -103,8 +103,8 @@ class Scheduler:
         self._sites: dict[tuple[object, ...], Site] = {}
         #: the same by what domains have in common, for those of which nothing is demanded
         self._sites_of: dict[tuple[Group, Wish], Site] = {}
-        #: sites that have got work of which the pool has not been told
-        self._fed: dict[Site, None] = {}
+        #: sites that have got work of which the pool has not been told, with what is to be added to it still
+        self._fed: dict[Site, list[Work]] = {}
         self._settled = trio.Event()
         #: monotonic second before which it is not worth while to look for more: there was nobody left who was due
         self._lull_until = 0.0
@@ -392,10 +392,13 @@ class Scheduler:
     def _tell_pool(self) -> None:
         """Let the pool know of the sites that have got work: once each, for all of a batch."""
         fed, self._fed = self._fed, {}
-        for site in fed:
+        for site, works in fed.items():
+            site.extend(works)
             self._core.pool.on_work(site)
 
     def _hand_over(self, route: Route, domain: str, members: list[Member], sts: StsAnswer) -> None:
+        if len(members) == 1 and sts is NO_POLICY and self._add_one(route, domain, *members[0]):
+            return
         if len(members) == 1 or len({context.wish for context, _ in members}) == 1:
             wish = members[0][0].wish
             self._hand_over_alike(route, domain, members, wish, NO_POLICY if wish is Wish.OPTIONAL else sts)
@@ -404,6 +407,20 @@ class Scheduler:
             alike = [member for member in members if member[0].wish is wish]
             # RFC 8689 §5: who wants to do without TLS does without the policies that demand it
             self._hand_over_alike(route, domain, alike, wish, NO_POLICY if wish is Wish.OPTIONAL else sts)
+
+    def _add_one(self, route: Route, domain: str, context: JobContext, claim: Claim) -> bool:
+        """The usual case among many domains, done soon: one recipient with a message of its own, of a known site."""
+        if not context.is_personalised or not isinstance(route, Routed) or route.group is None:
+            return False
+        site = self._sites_of.get((route.group, context.wish))
+        if site is None or site.by_domain or site.transport.options.message_rate_per_host:
+            return False
+        site.is_shared = site.is_shared or site.hosts[0].domain != domain
+        works = self._fed.get(site)
+        if works is None:
+            works = self._fed[site] = []
+        works.append(Work(context, [claim], context.ids.of(claim.number), domain))
+        return True
 
     def _hand_over_alike(self, route: Route, domain: str, members: list[Member], wish: Wish, sts: StsAnswer) -> None:
         core = self._core
@@ -421,7 +438,7 @@ class Scheduler:
                     last.take(work)
                 else:
                     site.add(work)
-            self._fed[site] = None
+            self._fed.setdefault(site, [])
         elif isinstance(route, Unrouteable):
             for context, claim in members:
                 core.fail(context, claim, route.message, router=route.router)

@@ -51,6 +51,7 @@ class StsGate:
         self._policies = policies
         self._by_dns = frozenset(router.name for router in routers if router.driver == "dnslookup")
         self._transports = transports
+        self._domains = {name: transport.options.mta_sts_domains for name, transport in transports.items()}
         self._make_scope = make_scope
         self._threads = threads
         self._listed: Expiring[tuple[str, str], bool] = Expiring(_SIZE, trio.current_time)
@@ -63,10 +64,10 @@ class StsGate:
         """What is demanded for `domain` on this way, if that is known already."""
         if route.router not in self._by_dns or domain.startswith("["):
             return NO_POLICY
-        options = self._transports[route.transport].options
-        if not options.mta_sts_domains:
+        domains = self._domains[route.transport]
+        if not domains:
             return NO_POLICY
-        if options.mta_sts_domains != "*":
+        if domains != "*":
             listed = self._listed.get_or_none((route.transport, domain))
             if not listed:
                 return None if listed is None else NO_POLICY
@@ -75,13 +76,13 @@ class StsGate:
     def find_now(self, route: Routed, domain: str) -> StsAnswer | None:
         """As `look_up`, where nothing has to be waited for and there is no policy; None otherwise."""
         known = self.known_or_none(route, domain)
-        if known is None and self._transports[route.transport].options.mta_sts_domains == "*":
+        if known is None and self._domains[route.transport] == "*":
             known = _in_force(self._policies.find_now(domain))
         return known
 
     def record_or_none(self, router: RouterOptions, domain: str) -> str | None:
         """The name of the TXT record that will be asked for if `router` finds the hosts; None for none."""
-        if self._transports[router.transport].options.mta_sts_domains != "*":
+        if self._domains[router.transport] != "*":
             return None
         return None if self._policies.known_or_none(domain) is not None else record_name(domain)
 
@@ -91,7 +92,7 @@ class StsGate:
         if known is not None:
             return known
         transport = self._transports[route.transport]
-        if transport.options.mta_sts_domains != "*":
+        if self._domains[route.transport] != "*":
             try:
                 listed = await self._is_listed(transport, domain)
             except ExpandError as error:
@@ -114,8 +115,8 @@ class StsGate:
 
 def _in_force(found: StsAnswer | None) -> StsAnswer | None:
     """A policy of mode none is none; what is left of an answer that demands and reports nothing is `NO_POLICY`."""
-    if found is None:
-        return None
+    if found is None or found is NO_POLICY:
+        return found
     if found.must_wait or found.problem or (found.policy is not None and found.policy.mode is not Mode.NONE):
         return found
     return NO_POLICY
