@@ -18,11 +18,13 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
 
+from ._engine import Engine
 from ._harness import CPU_US, RATE, Contender, Metric, peer, pinned
 from ._sink import Sink
-from .claim_deliver_warm import Engine
+from .claim_deliver_warm import WORK
 
 if TYPE_CHECKING:
     from ._harness import Harness
@@ -46,10 +48,9 @@ def run(bench: Harness) -> None:
     """Measure; see the head of the file."""
     cores = sorted(os.sched_getaffinity(0))
     with pinned(cores[0]), Sink(core=cores[-1]) as sink, ExitStack() as stack:
-        found: Any = sink  # that of the claim is another class with the same names
-        engine = stack.enter_context(Engine(found, 8, bench.size(20_000, 200)))
-        engine.run()
-        ours = sink.judged(Contender("outrider", engine.run))
+        engine = stack.enter_context(Engine(sink, replace(WORK, count=bench.size(20_000, 200))))
+        engine.run_once_started()
+        ours = sink.judged(Contender("outrider", engine.run_once_started))
 
         def theirs(name: str, full: int, quick: int) -> Contender | None:
             contender = stack.enter_context(peer(name, bench.note, core=cores[0]))
