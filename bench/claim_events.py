@@ -6,8 +6,10 @@ job in its hands, and tells of each delivery what `delivery/carrier.py` tells: `
 goes the same way through the same code without events, and what is told is the difference in CPU time, once of raising
 and once of committing.  Right: the outbox has an event for each, with the values that the recipient had.
 Beside it: a whole delivery over TLS with that action for every recipient, run by one worker against a PostgreSQL of
-this machine, and the same without events, in turns; told is the ratio of their rates.  Right: PostgreSQL has each
-recipient once.
+this machine, and the same without events, in turns; told is the ratio of their rates, and at which rate PostgreSQL had
+the last of them.  The same once more with the handler `sql`, which needs no expansion.  The engine is bound to a core,
+the sink to the other one; the worker and PostgreSQL run where the kernel lets them, as they do where nothing is bound.
+Right: PostgreSQL has each recipient once.
 
 What would falsify it: a median over 3 µs, or over 5 µs; a rate with events under 0.85 of that without.
 """
@@ -19,11 +21,13 @@ import gc
 import itertools
 import os
 import shutil
+import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from unittest import mock
 
 import psycopg
 
@@ -93,6 +97,14 @@ CREATE TABLE delivered (number SERIAL, a TEXT, b TEXT, c TEXT, d TEXT, e TEXT, f
 CREATE FUNCTION record_Delivery(a TEXT, b TEXT, c TEXT, d TEXT, e TEXT, f TEXT, g TEXT) RETURNS INT AS $$
     INSERT INTO delivered (a, b, c, d, e, f, g) VALUES (a, b, c, d, e, f, g) RETURNING number $$ LANGUAGE SQL
 """
+#: records what the example does
+_HANDLER: Final = '''
+driver = "sql"
+events = ["msg:delivery"]
+url = "postgresql://postgres@127.0.0.1/{name}"
+statement = """INSERT INTO delivered (a, c, d, e, f, g)
+    VALUES (:sender_address, :domain, :local_part, :host_address, :host, :message_exim_id)"""
+'''
 _HOST: Final = "mx.example.org"
 _CONFIRMATION: Final = "250 2.0.0 Ok: queued as 4XyZ12345"
 
@@ -117,15 +129,24 @@ def run(bench: Harness) -> None:
 
 
 def _compare(bench: Harness, database: psycopg.Connection[tuple[Any, ...]]) -> None:
+    name = database.info.dbname
+    lookup = (
+        f"event_action = '''{ACTION}'''\n[actions]\nworkers = 1\npgsql_servers = [\"127.0.0.1/{name}/postgres/\"]\n"
+    )
+    handler = f"[actions]\nworkers = 1\n[handlers.record]\n{_HANDLER.format(name=name)}"
+    _compare_with(bench, database, "an action in PostgreSQL for each", lookup)
+    _compare_with(bench, database, "the handler sql in PostgreSQL for each", handler)
+
+
+def _compare_with(bench: Harness, database: psycopg.Connection[tuple[Any, ...]], what: str, configuration: str) -> None:
     count = bench.size(20_000, 100)
     cores = sorted(os.sched_getaffinity(0))
-    name = database.info.dbname
-    more = f"event_action = '''{ACTION}'''\n[actions]\nworkers = 1\npgsql_servers = [\"127.0.0.1/{name}/postgres/\"]\n"
     lags: list[Timing] = []
     with (
+        _workers_on(cores),
         pinned(cores[0]),
         Sink(core=cores[-1]) as sink,
-        Engine(sink, Work(count, more=more)) as ours,
+        Engine(sink, Work(count, more=configuration)) as ours,
         Engine(sink, Work(count)) as bare,
     ):
 
@@ -139,14 +160,23 @@ def _compare(bench: Harness, database: psycopg.Connection[tuple[Any, ...]]) -> N
             return timing
 
         bench.compare(
-            "a whole delivery, an action in PostgreSQL for each",
+            f"a whole delivery, {what}",
             Contender("outrider", recording),
             Contender("without events", lambda: _delivery(sink, bare, count)),
             pairs=bench.size(PAIRS, 1),
             at_least=0.85,
         )
     lag = Contender("outrider", lambda: lags.pop())
-    bench.measure("the same, until PostgreSQL has the last of them", lag, runs=len(lags), warm_up=False)
+    bench.measure(f"the same, until PostgreSQL has the last of them ({what})", lag, runs=len(lags), warm_up=False)
+
+
+def _workers_on(cores: list[int]) -> contextlib.AbstractContextManager[object]:
+    """Start workers that may run on these cores, whatever the engine is bound to."""
+    code = (
+        f"import os, runpy; os.sched_setaffinity(0, {cores}); "
+        "runpy.run_module('engine.cli.serve', run_name='__main__', alter_sys=True)"
+    )
+    return mock.patch("engine.actions.supervisor.worker_command", return_value=[sys.executable, "-c", code])
 
 
 def _delivery(sink: Sink, engine: Engine, count: int) -> Timing:
