@@ -321,6 +321,9 @@ class Settlement:
         listens = self.on_stored is not None
         events = [event for entry in batch.entries for event in entry.events] if listens else []
         with store.group():
+            if batch.beside is not None:
+                # first: what it takes out makes room for what comes in, so that half as much is written
+                batch.beside(store)
             result = store.settle(
                 self._engine.owner,
                 outcomes,
@@ -331,8 +334,6 @@ class Settlement:
             )
             for where in batch.frozen:
                 store.hold(where)
-            if batch.beside is not None:
-                batch.beside(store)
             raised = self._complete(result, now)
         settled = self._conclude(batch, result, now)
         if raised.facts:

@@ -134,12 +134,12 @@ async def test_what_is_done_leaves_the_outbox_in_the_commit_of_the_next_settleme
         outbox._on_done_here(events[:2])
         world.core.settlement.settle(claim, claim.outcome(OutcomeKind.DELIVERED))
         await trio.testing.wait_all_tasks_blocked()
-        assert commits == [["settle", "ack_outbox"]]
+        assert commits == [["ack_outbox", "settle"]]
         assert world.store.outbox_size() == 1
         outbox._on_done_here(events[2:])
         await trio.sleep(10)
         nursery.cancel_scope.cancel()
-    assert commits[1:] == [["settle", "ack_outbox"]], "one of its own, soon, if there is no other"
+    assert commits[1:] == [["ack_outbox", "settle"]], "one of its own, soon, if there is no other"
     assert world.store.outbox_size() == 0
 
 
