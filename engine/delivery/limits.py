@@ -188,10 +188,6 @@ class Limits:
 
     # slots
 
-    def open_at(self, place: Place) -> int:
-        """Connections that are open at a place, or about to be."""
-        return self._open.get(place, 0)
-
     def has_room(self, place: Place, limit: int) -> bool:
         """Whether one more connection may be opened; if it may not for the sake of others, it is asked for."""
         count = self._open.get(place, 0)

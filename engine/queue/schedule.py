@@ -184,21 +184,6 @@ def no_host_left(
     return NoHost(False, f"retry time not reached for any host for '{domain}'", ERRNO_REMOTE_RETRY)
 
 
-def address_times_out(tries: Iterable[Postponement], *, hosts_skipped: bool) -> bool:
-    """Whether an address whose hosts were tried and deferred fails now: all timed out, none left out (RT-11)."""
-    results = [postponement.timed_out for postponement in tries]
-    return bool(results) and all(results) and not hosts_skipped
-
-
-def counts_as_try(
-    verdict: Verdict, *, deferred: bool, rule: RetryRule | None, message_created_at: float, now: float
-) -> bool:
-    """Whether a host that was connected to counts against hosts_max_try (RT-13); hardlimit counts all of them."""
-    if verdict is Verdict.LAST_TRY:
-        return False
-    return not (deferred and is_ultimate_timeout(rule, message_created_at, now))
-
-
 def host_key(name: str, address: str, port: int = 25, interface: str = "") -> str:
     """Key of a host error: ``T:<host>:<ip>[:<port unless 25>]``, then ``/<interface>`` if one is configured (11.2)."""
     ip = f"[{address}]" if ":" in address else address

@@ -139,7 +139,6 @@ async def test_an_engine_that_is_alone_asks_nobody(make: MakeEngine, autojump_cl
         assert engine.opened == {MX: 20, OTHER: 20}, "at once"
         await settle(engine)
     assert set(engine.database.calls) == {"_join", "has_other_sharers"}
-    assert engine.limits.open_at(MX) == 20
 
 
 async def test_another_engine_gets_its_part_and_the_first_gives_it(

@@ -7,7 +7,6 @@ import random as random_module
 from collections.abc import Callable
 from dataclasses import replace
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,8 +17,6 @@ from engine.queue.schedule import (
     ERRNO_REMOTE_RETRY,
     Postponement,
     Verdict,
-    address_times_out,
-    counts_as_try,
     fresh,
     host_key,
     is_ultimate_timeout,
@@ -247,15 +244,7 @@ def test_without_delay_an_expired_host_is_tried_by_a_message_that_came_later() -
     assert not may_try_expired(EXPIRED, NOW - 1)
 
 
-def test_an_address_fails_only_when_every_host_ran_out_and_none_was_skipped() -> None:
-    up, left = Postponement(None, True, NOW), Postponement(WAITING, False, NOW + HOUR)
-    assert address_times_out([up, up], hosts_skipped=False)
-    assert not address_times_out([up, left], hosts_skipped=False)
-    assert not address_times_out([up, up], hosts_skipped=True)
-    assert not address_times_out([], hosts_skipped=False)
-
-
-# --- RT-12, RT-13 -----------------------------------------------------------------------------------------------------
+# --- RT-12 ------------------------------------------------------------------------------------------------------------
 
 
 def test_the_texts_for_an_address_without_a_host() -> None:
@@ -276,23 +265,6 @@ def test_the_texts_for_an_address_without_a_host() -> None:
     full = no_host_left("example.org", [Verdict.EXPIRED], at_connection_limit=True)
     assert (full.failed, full.text) == (False, "connection limit reached for all hosts")
     assert not no_host_left("example.org", []).failed
-
-
-@pytest.mark.parametrize(
-    ("verdict", "deferred", "created_at", "counts"),
-    [
-        (Verdict.USABLE, False, NOW, True),
-        (Verdict.USABLE, True, NOW, True),
-        (Verdict.USABLE, True, NOW - 5 * DAY, False),
-        (Verdict.USABLE, False, NOW - 5 * DAY, True),
-        (Verdict.LAST_TRY, False, NOW, False),
-        (Verdict.LAST_TRY, True, NOW, False),
-    ],
-)
-def test_what_counts_against_hosts_max_try(verdict: Verdict, deferred: bool, created_at: float, counts: bool) -> None:
-    got = counts_as_try(verdict, deferred=deferred, rule=RULE, message_created_at=created_at, now=NOW)
-    assert got is counts
-    assert not counts_as_try(Verdict.USABLE, deferred=True, rule=None, message_created_at=NOW, now=NOW)
 
 
 # --- 11.2: keys -------------------------------------------------------------------------------------------------------
