@@ -103,6 +103,7 @@ class Carrier:
         #: transactions that had a result
         self._ended = 0
         self._delivered = False
+        self._kept_content: tuple[bytes, Content] | None = None
         progress = core.progress
         progress.opened += 1
         progress.tls += session.facts.tls is not None
@@ -244,12 +245,11 @@ class Carrier:
         recipients = [claim.address.encode() for claim in claims]
         smtputf8 = rendered.smtputf8
         if not context.sender.isascii() or not b"".join(recipients).isascii():
-            if not capabilities.smtputf8:
+            smtputf8 = capabilities.smtputf8
+            if not smtputf8:
                 recipients = self._without_utf8(work)
                 if not recipients:
                     return None
-            else:
-                smtputf8 = True
         requiretls = context.wish is Wish.REQUIRE
         return Transaction(
             context.sender,
@@ -282,12 +282,9 @@ class Carrier:
         if rendered.is_proved:
             return Content.of_proved(rendered.pieces, is_8bit=rendered.is_8bit)
         octets = rendered.content
-        kept = self._kept_content
-        if kept is None or kept[0] is not octets:
-            kept = self._kept_content = (octets, Content(octets))
-        return kept[1]
-
-    _kept_content: tuple[bytes, Content] | None = None
+        if self._kept_content is None or self._kept_content[0] is not octets:
+            self._kept_content = octets, Content(octets)
+        return self._kept_content[1]
 
     def _without_utf8(self, work: Work) -> list[bytes]:
         """Fail those that a host without SMTPUTF8 cannot take (RFC 6531 §3.5); the addresses that are left."""
@@ -306,7 +303,7 @@ class Carrier:
         flights = [(claim.recipient_id, claim.epoch) for work in works for claim in work.claims]
         self._journal.begin(flights, self._host_label)
         # only now is it sure that nobody took a lease over without seeing that we began: this process may have slept
-        if not self._core.leases.holds_all({epoch for _, epoch in flights}, self._core.clock()):
+        if not self._core.leases.holds_all({epoch for _, epoch in flights}, self._clock()):
             raise LeaseLost("the lease of a recipient ran out before its message could be sent")
 
     def _on_results(self, results: list[TransactionResult]) -> None:
@@ -339,8 +336,7 @@ class Carrier:
         again: list[Claim] = []
         elsewhere: list[tuple[Claim, Ending]] = []
         host_errors: list[tuple[Claim, Ending]] = []
-        content = result.transaction.content.octets
-        core = self._core
+        core, content = self._core, result.transaction.content.octets
         if core.events is not None:
             # the replies to RCPT came before that to the message
             self._tell_put_off(core.events, work, ended, content)
@@ -488,29 +484,27 @@ class Carrier:
         )
 
     def _recipient_deferral(self, work: Work, claim: Claim, ending: Ending, content: bytes) -> Deferral:
-        domain = claim.address.rpartition("@")[2]
-        return Deferral(
-            claim,
-            self._deferred_fact(work, claim, ending),
-            self._recipient_key(work, claim),
-            ending.failure,
-            (claim.address, domain),
-            work.context.job.created_at,
-            on_timeout=self._on_timeout(work, claim, ending, content),
-            own_message_at=work.context.job.created_at if work.context.is_personalised else None,
-        )
+        subjects = claim.address, claim.address.rpartition("@")[2]
+        return self._deferral(work, claim, ending, content, self._recipient_key(work, claim), subjects)
 
     def _message_deferral(self, work: Work, claim: Claim, ending: Ending, content: bytes) -> Deferral:
-        host = self._site.hosts[self._number]
+        key = message_key(key_of(self._site, self._number), work.message_id)
+        subjects = self._site.hosts[self._number].name, claim.address.rpartition("@")[2]
+        return self._deferral(work, claim, ending, content, key, subjects)
+
+    def _deferral(
+        self, work: Work, claim: Claim, ending: Ending, content: bytes, key: str, subjects: tuple[str, str]
+    ) -> Deferral:
+        created_at = work.context.job.created_at
         return Deferral(
             claim,
             self._deferred_fact(work, claim, ending),
-            message_key(key_of(self._site, self._number), work.message_id),
+            key,
             ending.failure,
-            (host.name, claim.address.rpartition("@")[2]),
-            work.context.job.created_at,
+            subjects,
+            created_at,
             on_timeout=self._on_timeout(work, claim, ending, content),
-            own_message_at=work.context.job.created_at if work.context.is_personalised else None,
+            own_message_at=created_at if work.context.is_personalised else None,
         )
 
     def _on_timeout(
@@ -555,8 +549,7 @@ class Carrier:
 
     def _doubt(self, work: Work, claim: Claim, ending: Ending, result: TransactionResult) -> None:
         """The final octet may have left and no reply came: the same message again, after a while."""
-        core = self._core
-        content = result.transaction.content.octets
+        core, content = self._core, result.transaction.content.octets
         deferral = self._message_deferral(work, claim, ending, content)
         deferral.in_doubt = True
         deferral.earliest_at = core.clock() + core.config.main.in_doubt_delay
