@@ -20,7 +20,7 @@ from ..queue.model import OutboxEvent, RecoveryKind
 from ..queue.schedule import TIMED_OUT_TEXT
 from ..smtp import Content
 from .raised import Raised
-from .raiser import Raiser
+from .raiser import Listener, Raiser
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -129,7 +129,9 @@ class Events(Raiser):
     ) -> Raised:
         """A recipient is delivered; `line` tells of it, and perhaps of the end of its message."""
         raised = Raised([], [line])
-        self._recipient(contact, "msg:delivery", work, claim, text[:_MAX_CONFIRMATION], raised, content, at=line.at)
+        listener = self.listens(contact.transport, "msg:delivery")
+        if listener is not None:
+            self._tell(listener, contact, work, claim, text[:_MAX_CONFIRMATION], raised, content, 0, line.at)
         if line.completes:
             if len(raised.facts) > 1:
                 # the message ends after what the action wrote
@@ -251,21 +253,30 @@ class Events(Raiser):
         *,
         errno: int = 0,
         owner: str | None = None,
-        at: float | None = None,
     ) -> None:
         listener = self.listens(contact.transport if owner is None else owner, event)
-        if listener is None:
-            return
-        message_id, context = work.message_id, work.context
-        if not listener.is_flat:
+        if listener is not None:
+            self._tell(listener, contact, work, claim, data, raised, content, errno, self._core.clock())
+
+    def _tell(
+        self,
+        listener: Listener,
+        contact: Contact,
+        work: Work,
+        claim: Claim,
+        data: str,
+        raised: Raised,
+        content: bytes | Content,
+        errno: int,
+        at: float,
+    ) -> None:
+        """Raise an event about a recipient for those who listen to it."""
+        context, message_id = work.context, work.message_id
+        for layout in listener.flat:
+            raised.events.append(layout.flat(contact, context.job, message_id, claim, data, errno, at))
+        if not listener.flat:
             it = self.about(contact, context, claim, message_id, data, errno=errno, content=content)
-            self._store(listener, it, _key(message_id, claim, event), raised)
-            return
-        now = self._core.clock() if at is None else at
-        if listener.layout is not None:
-            raised.events.append(listener.layout.flat(contact, context.job, message_id, claim, data, errno, now))
-        if listener.is_handed:
-            raised.events.append(listener.fields.flat(contact, context.job, message_id, claim, data, errno, now))
+            self._store(listener, it, _key(message_id, claim, listener.row.name), raised)
 
     def _completed_with(
         self, context: JobContext, claim: Claim, message_id: str, raised: Raised, content: bytes = b""

@@ -64,7 +64,7 @@ class Listener:
         action: the string of event_action, unless that does nothing.
         is_handed: a handler of a worker wants it.
         layout: of what the string is told, if it is not evaluated at once; fields: of what handlers are told.
-        is_flat: an event about a recipient needs no `Happening`.
+        flat: the layouts that pack an event about a recipient without a `Happening`; empty where one is needed.
     """
 
     row: EventRow
@@ -72,7 +72,7 @@ class Listener:
     is_handed: bool
     layout: Layout | None
     fields: Layout
-    is_flat: bool
+    flat: tuple[Layout, ...]
 
 
 class Raiser:
@@ -154,8 +154,10 @@ class Raiser:
             names, headers = action.scope_names, action.wants_headers
             layout = _layout(row.name, transport, names, makers, handler=PROGRAM, wants_headers=headers)
         fields = _layout(row.name, transport, FIELDS[row.name], MAKERS, group=audience)
-        is_flat = (layout.is_flat if layout is not None else action is None) and (fields.is_flat or not is_handed)
-        return Listener(row, action, is_handed, layout, fields, is_flat)
+        told = tuple([each for each in (layout, fields if is_handed else None) if each is not None])
+        # a string that is evaluated at once reads a `Happening`
+        is_flat = all(each.is_flat for each in told) and (layout is not None or action is None)
+        return Listener(row, action, is_handed, layout, fields, told if is_flat else ())
 
     def _forget_listeners(self) -> None:
         # new ones, since another thread may be adding to these
