@@ -18,6 +18,7 @@ from typing import Any
 import hypothesis
 import pytest
 
+from fakes.chores import Chores
 from fakes.dnssec import SignedDns
 from fakes.peer_exim import Exim, EximOracle
 from fakes.peer_opensmtpd import OpenSmtpd
@@ -33,10 +34,42 @@ hypothesis.settings.register_profile("deep", max_examples=5_000, **_BOUNDED)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if in_ci() else "laptop"))
 
 
-def pytest_collection_finish() -> None:
-    """What ten thousand tests consist of stays to the end: no collection of garbage need go through it again."""
+_CHORES = pytest.StashKey[Chores]()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Begin what is done beside the tests; take what ten thousand of them consist of out of the collector's sight."""
+    if len(session.items) > 1 and not session.config.option.collectonly:
+        for item in session.items:
+            _begin_chore(item)
     gc.collect()
     gc.freeze()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if (chores := config.stash.get(_CHORES, None)) is not None:
+        chores.end()
+
+
+def _begin_chore(item: pytest.Item) -> Chores | None:
+    """Have the chore of a test done, if it has one."""
+    marker = item.get_closest_marker("beside")
+    if marker is None:
+        return None
+    if _CHORES not in item.config.stash:
+        item.config.stash[_CHORES] = Chores()
+    chores = item.config.stash[_CHORES]
+    call = getattr(item, "callspec", None)
+    chores.begin(item.nodeid, marker.kwargs["chore"], **(call.params if call else {}))
+    return chores
+
+
+@pytest.fixture
+def beside(request: pytest.FixtureRequest) -> Any:
+    """What the test's chore came to: see `fakes.chores`."""
+    chores = _begin_chore(request.node)
+    assert chores is not None, "the test is not marked: beside(chore=…)"
+    return chores.result(request.node.nodeid)
 
 
 class Rng(random.Random):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,12 +25,17 @@ def test_rubbish_is_read_as_the_reference_reads_it() -> None:
     assert counts["raced_errors"] > 10
 
 
-@pytest.mark.slow
-def test_rubbish_does_no_harm_under_address_sanitizer(tmp_path: Path) -> None:
+def fuzz_under_sanitizer(directory: Path) -> tuple[Path, dict[str, Any]]:
     # every buffer is then an allocation of its own, with forbidden octets on both sides
     environment = sanitized_environment(PYTHONMALLOC="malloc", SECONDS=str(SECONDS), ROUNDS="100")
-    built = build_kernel(MODULE, SOURCE, tmp_path)
-    counts = fuzz(FUZZER, {"KERNEL": str(built), "KERNEL_MODULE": MODULE, **environment})
+    built = build_kernel(MODULE, SOURCE, directory)
+    return built, fuzz(FUZZER, {"KERNEL": str(built), "KERNEL_MODULE": MODULE, **environment})
+
+
+@pytest.mark.slow
+@pytest.mark.beside(chore=fuzz_under_sanitizer)
+def test_rubbish_does_no_harm_under_address_sanitizer(beside: tuple[Path, dict[str, Any]]) -> None:
+    built, counts = beside
     assert counts["kernel"] == str(built), "the rings that ran are not those that were built"
     assert counts["rounds"] >= 100
     assert counts["raced_errors"] > 10

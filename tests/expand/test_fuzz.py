@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,16 +23,21 @@ def test_rubbish_ends_as_a_value_or_an_error() -> None:
     assert counts["programs"] > 100
 
 
-@pytest.mark.slow
-def test_rubbish_does_no_harm_under_address_sanitizer(tmp_path: Path) -> None:
-    """The evaluator is built once more with the sanitizer, into a copy of the package that only this test sees."""
-    environment = sanitized_environment(PYTHONPATH=str(tmp_path), SECONDS=str(SECONDS), ROUNDS="500")
-    shutil.copytree(PROJECT / "engine", tmp_path / "engine", ignore=shutil.ignore_patterns("__pycache__"))
-    package = tmp_path / "engine" / "expand"
+def fuzz_under_sanitizer(directory: Path) -> tuple[Path, dict[str, Any]]:
+    """The evaluator is built once more with the sanitizer, into a copy of the package that nobody else sees."""
+    environment = sanitized_environment(PYTHONPATH=str(directory), SECONDS=str(SECONDS), ROUNDS="500")
+    shutil.copytree(PROJECT / "engine", directory / "engine", ignore=shutil.ignore_patterns("__pycache__"))
+    package = directory / "engine" / "expand"
     for old in package.glob("_evaluate*.so"):
         old.unlink()
     build_kernel("engine.expand._evaluate", PROJECT / "_speedups/expand.pyx", package)
-    counts = fuzz(FUZZER, environment)
-    assert str(counts["kernel"]).startswith(str(tmp_path)), "the evaluator that ran is not the one that was built"
+    return directory, fuzz(FUZZER, environment)
+
+
+@pytest.mark.slow
+@pytest.mark.beside(chore=fuzz_under_sanitizer)
+def test_rubbish_does_no_harm_under_address_sanitizer(beside: tuple[Path, dict[str, Any]]) -> None:
+    directory, counts = beside
+    assert str(counts["kernel"]).startswith(str(directory)), "the evaluator that ran is not the one that was built"
     assert counts["values"] > 10
     assert counts["programs"] > 10

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,26 +28,35 @@ def test_rubbish_is_judged_as_the_reference_has_it() -> None:
     assert {"match", "no-match", "unusable"} <= set(counts)
 
 
-@pytest.mark.slow
-def test_rubbish_does_no_harm_under_address_sanitizer(tmp_path: Path) -> None:
+def fuzz_under_sanitizer(directory: Path) -> tuple[Path, dict[str, Any]]:
     environment = sanitized_environment(PYTHONMALLOC=OWN_ALLOCATIONS, SECONDS=str(SECONDS), ROUNDS="100")
-    built = build_kernel(MODULE, SOURCE, tmp_path)
-    counts = fuzz(FUZZER, {"KERNEL": str(built), "KERNEL_MODULE": MODULE, **environment})
+    built = build_kernel(MODULE, SOURCE, directory)
+    return built, fuzz(FUZZER, {"KERNEL": str(built), "KERNEL_MODULE": MODULE, **environment})
+
+
+@pytest.mark.slow
+@pytest.mark.beside(chore=fuzz_under_sanitizer)
+def test_rubbish_does_no_harm_under_address_sanitizer(beside: tuple[Path, dict[str, Any]]) -> None:
+    built, counts = beside
     assert counts["kernel"] == str(built), "the matcher that ran is not the one that was built"
     assert counts["rounds"] > 20
     assert counts["matches"] > 5
 
 
-@pytest.mark.slow
-def test_the_sanitizer_would_see_a_read_beyond_the_end(tmp_path: Path) -> None:
-    """Without this the test above could pass because nobody looks."""
+def fuzz_what_is_broken(directory: Path) -> subprocess.CompletedProcess[str]:
     environment = sanitized_environment(PYTHONMALLOC=OWN_ALLOCATIONS, SECONDS="10")
     whole = SOURCE.read_text()
     check = "    if length > limit - start:\n        return False\n"
     assert whole.count(check) == 1
-    broken = tmp_path / "broken.pyx"
+    broken = directory / "broken.pyx"
     broken.write_text(whole.replace(check, ""))
-    built = build_kernel(MODULE, broken, tmp_path)
-    done = start_fuzzer(FUZZER, {"KERNEL": str(built), "KERNEL_MODULE": MODULE, **environment})
-    assert done.returncode != 0
-    assert "AddressSanitizer" in done.stderr or "AssertionError" in done.stderr
+    built = build_kernel(MODULE, broken, directory)
+    return start_fuzzer(FUZZER, {"KERNEL": str(built), "KERNEL_MODULE": MODULE, **environment})
+
+
+@pytest.mark.slow
+@pytest.mark.beside(chore=fuzz_what_is_broken)
+def test_the_sanitizer_would_see_a_read_beyond_the_end(beside: subprocess.CompletedProcess[str]) -> None:
+    """Without this the test above could pass because nobody looks."""
+    assert beside.returncode != 0
+    assert "AddressSanitizer" in beside.stderr or "AssertionError" in beside.stderr
