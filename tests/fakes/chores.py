@@ -1,8 +1,8 @@
 """Work of a test that takes long and is done by other processes: begun when the tests are collected, beside the first.
 
-A suite that waits for one thing after the other leaves cores idle.  A test that is marked ``beside(chore=function)`` finds in
-its fixture `beside` what the function has returned, and fails with its error.  The function gets a directory of its own
-and the test's parameters; it must not touch what other tests look at.
+A suite that waits for one thing after the other leaves cores idle.  A test that is marked ``beside(chore=function)``
+finds in its fixture `beside` what the function has returned, and fails with its error.  The function gets a directory
+of its own and the test's parameters; it must not touch what other tests look at.
 
 Invariants: one chore at a time, in the order of the tests; none is begun twice; nothing is left behind.
 """
