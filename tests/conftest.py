@@ -25,8 +25,13 @@ from fakes.peer_opensmtpd import OpenSmtpd
 from fakes.peer_postfix import Postfix
 from fakes.peers import in_ci
 
-# Time limits belong to pytest-timeout: hypothesis's own deadline is flaky on a busy machine of two cores.
-_BOUNDED: dict[str, Any] = {"deadline": None, "print_blob": True, "database": None}
+# Time limits belong to pytest-timeout: hypothesis's own are flaky on a busy machine of two cores.
+_BOUNDED: dict[str, Any] = {
+    "deadline": None,
+    "suppress_health_check": [hypothesis.HealthCheck.too_slow],
+    "print_blob": True,
+    "database": None,
+}
 hypothesis.settings.register_profile("laptop", max_examples=50, **_BOUNDED)
 # The same examples on each run, so that a red run is red again on the machine of whoever looks at it.
 hypothesis.settings.register_profile("ci", max_examples=100, derandomize=True, **_BOUNDED)

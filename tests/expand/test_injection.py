@@ -114,7 +114,7 @@ _ANYTHING: Any = st.text(st.characters(exclude_characters="\0", exclude_categori
 
 
 @pytest.mark.parametrize("kind", _KINDS)
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(text=st.sampled_from(_EVIL) | _ANYTHING)
 @example(text="'; DROP TABLE victims; --")
 @example(text="\\'; DROP TABLE victims; --")

@@ -60,6 +60,7 @@ class Outrider:
         port: where everything is sent, at 127.0.0.1.
         main, transport: further lines of those tables.
         retry: the rule for everything.
+        shutdown: how long the end of a run waits for what is in flight, and for actions; short where they cannot run.
         config: the whole configuration instead.
     """
 
@@ -71,13 +72,14 @@ class Outrider:
         main: str = "",
         transport: str = 'hosts_require_tls = "*"',
         retry: str = "F,1h,1s",
+        shutdown: str = "60s",
         config: str | None = None,
     ) -> None:
         self.directory = directory
         text = config or (
             f'[main]\nprimary_hostname = "client.example"\nqueue = "sqlite://{directory}/queue.db"\n'
             f'log_file = "{directory}/main.log"\njson_log_file = "{directory}/main.jsonl"\n'
-            f'shutdown_timeout = "5s"\nin_doubt_delay = "1s"\n{main}\n'
+            f'shutdown_timeout = "{shutdown}"\nin_doubt_delay = "1s"\n{main}\n'
             f'[[routers]]\nname = "smart"\ndriver = "manualroute"\nroute_list = ["* 127.0.0.1:{port}"]\n'
             f'self = "send"\ntransport = "remote_smtp"\n'
             f'[transports.remote_smtp]\ndriver = "smtp"\n{transport}\n'
