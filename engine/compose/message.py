@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from email.utils import format_datetime
+from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ..errors import DataError
@@ -28,7 +29,7 @@ from .template import Program
 from .words import MARK, fold
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from ._stencil import Stencil
     from .merging import Merger
@@ -58,6 +59,10 @@ class Rendered(NamedTuple):
     def content(self) -> bytes:
         """The whole; its lines end with CRLF, so does itself."""
         return self.pieces[0] if len(self.pieces) == 1 else b"".join(self.pieces)
+
+
+#: `Rendered` of a tuple, without the function that its own constructor is
+_proved: Final[Callable[[tuple[tuple[bytes, ...], bool, bool, bool]], Rendered]] = partial(tuple.__new__, Rendered)
 
 
 class Composed:
@@ -214,7 +219,7 @@ class Composer:
             if kept[2] is not None:
                 pieces = kept[2].fill_row(self._names, merge, address, message_id)
                 if pieces is not None:
-                    return Rendered(pieces, kept[1], False, True)
+                    return _proved((pieces, kept[1], False, True))
         return self.compose(address, merge, message_id, now).render(eightbit=eightbit, smtputf8=smtputf8)
 
     def _make_stencil(self, now: float, eightbit: bool) -> tuple[int, bool, Stencil | None]:

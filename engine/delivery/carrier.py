@@ -40,7 +40,6 @@ from .watch import contact_for, contact_of
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from ..compose import Rendered
     from ..net.session import Session
     from ..queue.model import Claim
     from ..smtp import TransactionResult
@@ -242,7 +241,7 @@ class Carrier:
             for claim in claims:
                 self._fail(work, claim, str(error))
             return None
-        recipients = [claim.address.encode() for claim in claims]
+        recipients = [claims[0].address.encode()] if len(claims) == 1 else [claim.address.encode() for claim in claims]
         smtputf8 = rendered.smtputf8
         if not context.sender.isascii() or not b"".join(recipients).isascii():
             smtputf8 = capabilities.smtputf8
@@ -254,7 +253,9 @@ class Carrier:
         return Transaction(
             context.sender,
             recipients,
-            self._content(rendered),
+            Content.of_proved(rendered.pieces, rendered.is_8bit)
+            if rendered.is_proved
+            else self._content(rendered.content),
             rendered.is_8bit,
             smtputf8,
             requiretls,
@@ -277,11 +278,8 @@ class Carrier:
         work.claims = work.claims[:limit]
         self._site.put_back(rest)
 
-    def _content(self, rendered: Rendered) -> Content:
+    def _content(self, octets: bytes) -> Content:
         """The content of a transaction; the last one again when the octets are the very same."""
-        if rendered.is_proved:
-            return Content.of_proved(rendered.pieces, is_8bit=rendered.is_8bit)
-        octets = rendered.content
         if self._kept_content is None or self._kept_content[0] is not octets:
             self._kept_content = octets, Content(octets)
         return self._kept_content[1]
