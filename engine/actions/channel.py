@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 #: events that a worker may have without having acknowledged them
 WINDOW: Final = 10_000
 #: events moved into the transport at one time
-_FEED: Final = 256
+_FEED: Final = 512
 #: times that an answer is looked for before it is waited for; being woken takes as long as five of them
 _LOOKS: Final = 6
 #: open questions up to which each is looked for; of more, answers come together, and to be woken once is cheaper
