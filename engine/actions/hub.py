@@ -47,6 +47,8 @@ _END_S: Final = 2.0
 _WHAT: Final = operator.attrgetter("shape", "program", "handlers")
 #: events held by default; what is over that stays where it came from
 LIMIT: Final = 50_000
+#: workers that a question may end
+_MAX_ASKED: Final = 2
 #: workers that an event may end, alone with them, before it is a dead letter
 DEATHS: Final = 3
 
@@ -305,13 +307,16 @@ class Hub:
         self, group: Group, shape: Shape, values: Values | Packed, id: bytes, timeout_s: float
     ) -> Answer:
         deadline = trio.current_time() + timeout_s
+        died = 0
         while True:
             link = await self._wait_for_link(group, deadline)
             try:
                 return await link.ask(shape, id, values, deadline - trio.current_time())
             except WorkerDied:
-                # a question changes nothing, so another worker may be asked in the time that is left
-                if trio.current_time() >= deadline:
+                died += 1
+                # a question changes nothing, so another worker may be asked in the time that is left; but no third one,
+                # if it was the question
+                if trio.current_time() >= deadline or died == _MAX_ASKED:
                     raise
                 # its link is about to end
                 await trio.lowlevel.checkpoint()

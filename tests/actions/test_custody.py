@@ -301,3 +301,35 @@ async def test_a_group_that_is_no_more_is_done_with_what_was_in_custody() -> Non
     for counted in asked:
         counted()
     assert hub.report() == []
+
+
+async def test_suspects_are_handed_on_only_when_that_is_counted() -> None:
+    """Also those of a part that has ended another worker, though somebody is idle."""
+    told = Told()
+    hub = told.make_hub(expected=("main",))
+    asked: list[tuple[list[int], Callable[[], None]]] = []
+    hub.on_again = lambda events, counted: asked.append(([int(event.id) for event in events], counted))
+    hub.submit_many([outgoing(hub, number) for number in range(3)])
+    async with puppet(hub) as (idle, _):
+        for expected in ([0, 1, 2], [0]):
+            async with puppet(hub) as (worker, ends):
+                worker.ready("msg:*")
+                await worker.hear(frames.EVENT)
+                if expected == [0, 1, 2]:
+                    await until(lambda: hub.report()[0].unacknowledged == 3)
+                end(worker, SEGFAULT)
+                await until(lambda ends=ends: ends)  # type: ignore[misc]  # mypy cannot infer a default
+            numbers, counted = asked.pop()
+            assert numbers == expected
+            if expected == [0]:
+                idle.ready("msg:*")
+                await until(lambda: hub.report()[0].workers == 1)
+                await trio.testing.wait_all_tasks_blocked(0.01)
+                assert [frame[0] for frame in idle.inbox + idle.transport.take()] == [frames.HELLO]
+            counted()
+        for number in range(3):
+            frame = await idle.hear(frames.EVENT)
+            assert int(frame[3]) == number
+            idle.say(*frames.ack_frame([frame[1]]))
+        await until(lambda: not hub.held)
+    assert not [one for one in told.done if one.dead]

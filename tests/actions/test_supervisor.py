@@ -156,6 +156,27 @@ async def test_an_event_that_ends_the_process_of_its_worker_is_buried(
     assert len(told.gone) <= 3
 
 
+@pytest.mark.slow
+async def test_a_veto_that_ends_its_worker_costs_longer_and_longer_pauses(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though it gets events done, none of which is blamed; and one question ends two workers at most."""
+    monkeypatch.setenv("WORKER_FILE", str(place / "seen"))
+    told = Told()
+    hub = told.make_hub(expected=("main",), deaths=1)
+    supervisor = Supervisor(hub, 1, log=told.log, command=[sys.executable, str(DEADLY), "crash"], restart=QUICK)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(supervisor.run)
+        for number in range(2):
+            hub.submit_nowait(outgoing(hub, number))
+            await until(lambda: not hub.held)
+            assert await hub.ask(hub.shape("tls:cert", FIELDS), (b"", b"")) is None
+            await until(lambda number=number: len(told.gone) == 2 * (number + 1))  # type: ignore[misc]  # mypy cannot infer a default
+        nursery.cancel_scope.cancel()
+    assert [line.rsplit(" ", 2)[1] for line in told.gone] == ["0.01", "0.02", "0.04", "0.05"]
+    assert not [one for one in told.done if one.dead]
+
+
 def test_pauses_grow() -> None:
     pauses = [Restart().pause_s(failures) for failures in range(1, 12)]
     assert pauses == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30, 30]

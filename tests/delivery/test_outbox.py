@@ -300,6 +300,19 @@ async def test_what_is_stored_for_whom_the_configuration_has_no_more_becomes_dea
     assert [event.id for event in seen] == [b"h/3"]
     assert letters() == [*gone, ("h/3", "lines", "main")]
     assert world.store.outbox_size() == 0
+    # one that was for a whole group goes to that alone, once it is there again
+    (letter,) = [letter for letter in world.store.dead_letters(100) if letter.handler == "*"]
+    world.store.retry_dead_letters([letter.id], world.clock())
+    world.core.engine = world.store.register(world.clock())
+    back: list[Event] = []
+    worker_of_erp = Worker("erp")
+    worker_of_erp.on("msg:delivery")(back.extend)
+    hub = world.core.events.workers.hub
+    async with working(hub, worker), working(hub, worker_of_erp):
+        await world.run()
+    assert [(event.id, event.redelivered) for event in back] == [(b"h/2", 1)]
+    assert len(seen) == 1
+    assert world.store.outbox_size() == 0
 
 
 async def test_what_the_journal_of_a_dead_engine_tells_is_raised(make_world: MakeWorld) -> None:
