@@ -7,6 +7,9 @@ The protocol is `smtp.opening`; here are octets, deadlines and the errors of the
 A new connection costs as much as some tens of messages on one that is open, so there is one task, one cancel scope and
 one deadline that moves with the steps: connect, each command with its reply, handshake.  While `watch` is told
 something there is none.
+Invariants: a stream that was handed in, or made here, belongs to the session that is returned or is closed; no octet of
+SMTP follows a handshake before `decide` and `watch` have accepted the certificate; after a failed handshake nothing is
+said on that connection; nothing is awaited without a deadline but the one who watches.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from .dial import reach, timed_out
 from .losses import local_address, receive, send_loss
 from .session import PARTING_TIMEOUT_S, Session, SessionFacts
 from .stream import start_tls
+from .tcp import TcpStream
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -166,6 +170,8 @@ class _Opener:
         opening, options, watch = self._opening, self._options, self._watch
         tls: TlsFacts | None = None
         local = local_address(stream)
+        if isinstance(stream, TcpStream):
+            stream.is_lockstep = True
         if watch is not None:
             opening.heard = []
             self._scope.deadline = math.inf

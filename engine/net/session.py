@@ -156,6 +156,7 @@ class Session:
         self._finish_send: Callable[..., Awaitable[bool]] | None = None
         if isinstance(stream, TcpStream | TlsStream):
             self._start_send, self._finish_send = stream.start_send, stream.finish_send
+            stream.is_lockstep = False
         self._client = client
         self._options = options
         self._is_broken = False
@@ -268,7 +269,14 @@ class Session:
         try:
             with trio.move_on_after(min(PARTING_TIMEOUT_S, self._options.command_timeout_s)):
                 self._is_broken = True
-                await self._stream.send_all(commands.QUIT)
+                stream = self._stream
+                if isinstance(stream, TcpStream | TlsStream):
+                    stream.is_lockstep = True
+                if isinstance(stream, TlsStream):
+                    # our close_notify goes with it, as Exim's does: nothing else will be said
+                    await stream.send_last(commands.QUIT)
+                else:
+                    await stream.send_all(commands.QUIT)
                 octets = 0
                 while octets < EARLY_OCTETS:
                     found = await receive(self._stream)

@@ -63,7 +63,7 @@ class TlsStream(trio.abc.Stream):
         *,
         ragged_eof_ok: bool = False,
         yield_every: int = YIELD_EVERY,
-        on_first_read: Callable[[], None] | None = None,
+        keep_session: Callable[..., None] | None = None,
     ) -> None:
         if isinstance(transport, trio.SocketStream):
             transport = TcpStream(transport, yield_every=yield_every)
@@ -71,8 +71,8 @@ class TlsStream(trio.abc.Stream):
         self._tcp = transport if isinstance(transport, TcpStream) else None
         self._engine = engine
         self._ragged_eof_ok = ragged_eof_ok
-        self._on_first_read = on_first_read
-        self._keep_session: Callable[[], None] | None = on_first_read
+        self._keep_session = keep_session
+        self._has_read = False
         self._yield_every = yield_every
         self._quick_count = 0
         self._transmit_lock = trio.Lock()
@@ -83,6 +83,16 @@ class TlsStream(trio.abc.Stream):
         #: what `start_send` left: plaintext, or nothing where it is ciphertext, for which the lock is held
         self._held = b""
         self._holds_lock = False
+
+    @property
+    def is_lockstep(self) -> bool:
+        """As `TcpStream.is_lockstep`."""
+        return self._tcp is not None and self._tcp.is_lockstep
+
+    @is_lockstep.setter
+    def is_lockstep(self, value: bool) -> None:
+        if self._tcp is not None:
+            self._tcp.is_lockstep = value
 
     def start_send(self, *pieces: bytes | memoryview) -> bool:
         """As `TcpStream.start_send`; `finish_send` must follow in the same task."""
@@ -187,10 +197,11 @@ class TlsStream(trio.abc.Stream):
                     self._broken = error
                     raise trio.BrokenResourceError(error.message) from error
                 if data is not None:
-                    if self._on_first_read is not None:
-                        # TLS 1.3 sends its tickets after the handshake: only now is there a session worth keeping.
-                        self._on_first_read()
-                        self._on_first_read = None
+                    if not self._has_read:
+                        self._has_read = True
+                        if self._keep_session is not None:
+                            # TLS 1.3 sends its tickets after the handshake: only now is there a session worth keeping.
+                            self._keep_session()
                     return data
                 # Exactly one of the two: send what the library wants sent, or wait for octets of the peer.
                 output = self._engine.pending_output()
@@ -233,6 +244,24 @@ class TlsStream(trio.abc.Stream):
     async def send_close_notify(self) -> None:
         """Close our direction of TLS; nothing can be sent or received on this stream after it."""
         await self._transmit(self._engine.shutdown())
+
+    async def send_last(self, data: bytes) -> None:
+        """Send the last octets and close_notify with them; what the peer still says can be received.
+
+        Raises:
+            trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError.
+        """
+        if self._sending:
+            raise trio.BusyResourceError("another task is sending on this stream")
+        self._check_usable()
+        self._sending = True
+        try:
+            await self._transmit(self._engine.write_last(data))
+        except TlsPolicyError as error:
+            self._broken = error
+            raise trio.BrokenResourceError(error.message) from error
+        finally:
+            self._sending = False
 
     # For others in this room
 
@@ -313,6 +342,8 @@ class TlsStream(trio.abc.Stream):
 
     async def _farewell(self, ciphertext: bytes) -> None:
         """Send the last records, but do not wait long for it."""
+        if not ciphertext:
+            return
         if self._tcp is not None and not self._transmit_lock.locked():
             sent = self._tcp._send_nowait(ciphertext)
             if sent == len(ciphertext):
@@ -335,10 +366,9 @@ class TlsStream(trio.abc.Stream):
 
     def _rest(self) -> None:
         self._engine.rest()
-        if self._keep_session is not None and self._broken is None and self._on_first_read is None:
-            self._keep_session()
+        if self._keep_session is not None and self._broken is None and self._has_read:
+            self._keep_session(is_end=True)
         self._keep_session = None
-        self._on_first_read = None
 
 
 async def start_tls(
@@ -380,7 +410,7 @@ async def start_tls(
         handshake = contexts.handshake(
             plan, host_name=host_name, endpoint=_endpoint(stream) if endpoint is None else endpoint, options=options
         )
-        tls = TlsStream(stream, handshake.engine, on_first_read=handshake.keep_session)
+        tls = TlsStream(stream, handshake.engine, keep_session=handshake.keep_session)
         try:
             if timeout_s is None:
                 await tls.do_handshake(leave_last=leave_last)
@@ -399,7 +429,7 @@ async def start_tls(
         except TlsPolicyError:
             handshake.fail()
             # Be polite to the peer: it may log why.  There is no session to keep.
-            tls._on_first_read = tls._keep_session = None
+            tls._keep_session = None
             await tls.aclose()
             raise
     except BaseException:

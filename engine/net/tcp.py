@@ -6,11 +6,14 @@ Facts.  A trio socket call that need not wait still goes once round the schedule
 system call.  An SMTP flight is one write, which nearly always fits the socket's buffer, and one read, which nearly
 always has to wait for the peer.
 
-What it means.  Every operation first tries the system call on the non-blocking descriptor, and waits only
-if the kernel says so; of operations in a row that did not wait every `yield_every`-th is a checkpoint, and so is every
-wait: others get their turn, and a cancellation is noticed, by then.  `start_send` is the half of `send_all` that does
-not wait: who must read while he writes needs a second task only if it says that something is left, and `finish_send`
-that the peer does not take it.
+What it means.  Every operation first tries the system call on the non-blocking descriptor, and waits only if the kernel
+says so; but where one side speaks at a time (`is_lockstep`), what was sent has to be answered before anything can be
+read, and a try would be for nothing.  Of operations in a row that did not wait every `yield_every`-th is a checkpoint,
+and so is every wait: others get their turn, and a cancellation is noticed, by then.  `start_send` is the half of
+`send_all` that does not wait: who must read while he writes needs a second task only if it says that something is left,
+and `finish_send` that the peer does not take it.
+Invariants: octets leave in the order in which they were given, none twice; a closed stream touches no descriptor, which
+may be somebody else's by then; no operation goes on for ever without a checkpoint.
 """
 
 from __future__ import annotations
@@ -55,6 +58,8 @@ class TcpStream(trio.abc.HalfCloseableStream):
 
     Attributes:
         socket: for what this class does not wrap; belongs to the stream.
+        is_lockstep: the peer says nothing but answers: what is read first after something was sent has to be waited
+            for.
     """
 
     def __init__(self, connection: socket.socket | trio.SocketStream, *, yield_every: int = YIELD_EVERY) -> None:
@@ -63,10 +68,13 @@ class TcpStream(trio.abc.HalfCloseableStream):
         )
         #: -1 once closed
         self._fd = self.socket.fileno()
+        self.is_lockstep = False
         self._yield_every = yield_every
         self._quick_count = 0
         self._sending = False
         self._receiving = False
+        #: something was sent since the last read
+        self._has_sent = True
         self._is_half_closed = False
         #: what `start_send` left
         self._held: list[bytes | memoryview] = []
@@ -145,6 +153,10 @@ class TcpStream(trio.abc.HalfCloseableStream):
             self._quick_count += 1
             if self._quick_count >= self._yield_every:
                 await self._checkpoint()
+            if self.is_lockstep and self._has_sent and self._fd != -1:
+                self._quick_count = 0
+                await trio.lowlevel.wait_readable(self._fd)
+            self._has_sent = False
             while True:
                 if self._fd == -1:
                     raise trio.ClosedResourceError("this stream was closed")
@@ -201,6 +213,7 @@ class TcpStream(trio.abc.HalfCloseableStream):
             raise trio.ClosedResourceError("this stream was closed")
         if self._is_half_closed:
             raise trio.ClosedResourceError("this stream was half-closed")
+        self._has_sent = True
         try:
             return os.write(self._fd, pieces[0]) if len(pieces) == 1 else os.writev(self._fd, pieces)
         except BlockingIOError:

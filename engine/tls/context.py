@@ -200,7 +200,7 @@ class TlsContexts:
             lib.ERR_clear_error()
         key = None
         stored = None
-        if options.resumption:
+        if options.resumption and self._session_limit:
             if len(plan.tlsa) > 1:
                 # The order of TLSA records in an answer is chance; the set is what counts (R44).
                 plan = replace(plan, tlsa=tuple(sorted(set(plan.tlsa))))
@@ -400,15 +400,17 @@ class ClientHandshake:
             self._contexts._forget(self._key)
             self._key = None
 
-    def keep_session(self) -> None:
+    def keep_session(self, *, is_end: bool = False) -> None:
         """Keep the session for the next connection; call after the first plaintext was read and again at the end."""
         if self._key is None or self._facts is None:
             return
+        kept = self._stored if self.engine.was_resumed else None
+        if not is_end and kept is not None and self._contexts._sessions.get(self._key) is kept:
+            return  # it will do for who comes meanwhile
         if self._session is not None and self.engine.has_session(self._session):
             return
         session = self._session = self.engine.session()
         if session is not None:
-            kept = self._stored if self.engine.was_resumed else None
             judged_at = self._contexts.now() if kept is None else kept.judged_at
             self._contexts._remember(self._key, _StoredSession(session, self._facts, judged_at))
 

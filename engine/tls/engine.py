@@ -37,6 +37,9 @@ _ZERO_RETURN: Final[int] = lib.SSL_ERROR_ZERO_RETURN
 _FUNCTIONS: Final = Functions(
     *(int(ffi.cast("uintptr_t", ffi.addressof(_openssl.lib, name))) for name in Functions.NAMES)
 )
+#: (protocol version, the library's object for a suite) -> what `suite` says; there are fewer than a hundred
+_suites: Final[dict[tuple[int, Any], tuple[str, str, int]]] = {}
+_SUITE_LIMIT: Final = 256
 #: -37 in Exim's table (behaviour specification, 11.6)
 ERRNO_TLS: Final = -37
 
@@ -210,6 +213,21 @@ class TlsEngine:
 
     # The end
 
+    def write_last(self, *pieces: bytes | bytearray | memoryview) -> bytes:
+        """`write`, and close our direction (close_notify) behind it; what the peer still says can be read.
+
+        Raises:
+            TlsPolicyError: the connection is broken or was shut down.
+        """
+        octets = self.write(*pieces)
+        self._closed = True
+        self._quiet = False
+        try:
+            self._connection.shutdown()
+        except SSL.Error:
+            pass
+        return octets + self.pending_output()
+
     def shutdown(self) -> bytes:
         """Close our direction (close_notify) and return what to send for it; empty if that is not possible any more."""
         if self._closed:
@@ -265,9 +283,16 @@ class TlsEngine:
 
     def suite(self) -> tuple[str, str, int]:
         """Protocol version, cipher and its bits, as in `TlsFacts`."""
-        connection = self._connection
-        version = connection.get_protocol_version_name().replace("TLSv", "TLS")
-        return version, connection.get_cipher_name() or "", connection.get_cipher_bits() or 0
+        # the library has one object for a suite, for as long as it lives
+        key = lib.SSL_version(self._ssl), lib.SSL_get_current_cipher(self._ssl)
+        found = _suites.get(key)
+        if found is None:
+            connection = self._connection
+            version = connection.get_protocol_version_name().replace("TLSv", "TLS")
+            found = version, connection.get_cipher_name() or "", connection.get_cipher_bits() or 0
+            if len(_suites) < _SUITE_LIMIT:
+                _suites[key] = found
+        return found
 
     @property
     def verify_results(self) -> tuple[tuple[int, int], ...]:

@@ -2,6 +2,7 @@
 
 Layer: sans-I/O.  Spec: RFC 8446 appendix B.4, and the registry "TLS Cipher Suites"; `$tls_out_cipher_std`.
 Those of TLS 1.3 have one name; the older ones are spelled out of the same parts, so there is no table of them.
+Invariants: a suite has one name or none; what is not understood has none, whatever it is.
 """
 
 from __future__ import annotations
