@@ -13,7 +13,8 @@ costs a dictionary look-up and an append.  Nothing is ever rescanned: a site wit
 claim loop sleeps until the time at which the next recipient is due, or until another process may have added something.
 Nothing new begins while too many stored events wait for their actions; what is in flight is settled all the same.
 
-**What we do not do.**  No task, thread or query a recipient; no fairness beyond that of the claims (jobs take turns).
+**What we do not do.**  No task, thread or query a recipient; no fairness beyond that of the claims (jobs take turns),
+but that a slow site does not fill all that may be held (pacing.py).
 Invariants: `held` counts the claims that we have and have not settled; it is never over the high mark by more
 than the batches of one turn.
 """
@@ -31,10 +32,11 @@ from ..logs.facts import Fact, FactKind
 from ..policy.wishes import Wish
 from ..queue.model import OutcomeKind
 from ..queue.store import QueueFull, QueueLocked
-from ..values import parse_address, parse_rate
+from ..values import parse_address
 from .asking import Asking
 from .jobs import message_id_of
 from .outcome import EXPIRED_TEXT
+from .pacing import Pacing
 from .routing import Routed, Unrouteable
 from .site import Site
 from .sts import NO_POLICY
@@ -65,8 +67,6 @@ CLAIMS_A_TURN: Final = 4
 MAX_ROUTING: Final = 100
 #: sites kept beyond those with work or a connection
 MAX_IDLE_SITES: Final = 20_000
-#: seconds' worth of messages held for a host with a rate; the others go back until their turn is near
-PACED_S: Final = 30.0
 #: seconds between looks for what other processes added to the queue
 POLL_S: Final = 1.0
 #: what the display says while the queue takes nothing; the log has the reason
@@ -111,8 +111,7 @@ class Scheduler:
         self._told = ""
         #: too many stored events wait
         self._is_behind = False
-        #: UTC epoch seconds at which the last of those is due that were given back for the sake of a rate
-        self._paced_until = 0.0
+        self._pacing = Pacing(core)
         self.held = 0
 
     def on_settled(self, settled: Settled) -> None:
@@ -151,6 +150,8 @@ class Scheduler:
         if core.settlement.is_stuck:
             self._show_trouble(TROUBLE)
         if self.held >= high or core.settlement.is_stuck:
+            if not core.settlement.is_stuck:
+                self._pacing.look(self._sites.values(), high)
             await self._wait_settled(POLL_S)
             return False
         claims = await self._claim()
@@ -256,7 +257,7 @@ class Scheduler:
         return found
 
     async def _is_done(self, due_at: float | None) -> bool:
-        if self.held or not self._drain or (due_at is not None and due_at <= self._paced_until):
+        if self.held or not self._drain or (due_at is not None and due_at <= self._pacing.until):
             return False
         if not self._wait:
             return due_at is None or due_at > self._core.clock()
@@ -413,7 +414,7 @@ class Scheduler:
         if not context.is_personalised or not isinstance(route, Routed) or route.group is None:
             return False
         site = self._sites_of.get((route.group, context.wish))
-        if site is None or site.by_domain or site.transport.options.message_rate_per_host:
+        if site is None or site.by_domain or site.slow_until or site.transport.options.message_rate_per_host:
             return False
         site.is_shared = site.is_shared or site.hosts[0].domain != domain
         works = self._fed.get(site)
@@ -428,8 +429,8 @@ class Scheduler:
             hop = route.next_hop(domain)
             site = self._site(route, hop, wish, sts)
             max_rcpt = site.transport.options.max_rcpt or math.inf
-            if site.transport.options.message_rate_per_host:
-                members = self._pace(site, members)
+            if site.slow_until or site.transport.options.message_rate_per_host:
+                members = self._pacing.keep(site, members)
             own, shared = _pieces(members, max_rcpt, hop)
             site.extend(own)
             for work in shared:
@@ -445,28 +446,6 @@ class Scheduler:
         else:
             for context, claim in members:
                 core.defer_routing(context, claim, route)
-
-    def _pace(self, site: Site, members: list[Member]) -> list[Member]:
-        """Give back those whose turn will not come soon, each until then, so that they do not stand before others.
-
-        Returns:
-            The rest.
-        """
-        options = site.transport.options
-        rate = parse_rate(options.message_rate_per_host)
-        a_message = 1 if members[0][0].is_personalised else options.max_rcpt or len(members)
-        hosts = sum(host.preference == site.hosts[0].preference for host in site.hosts)
-        room = (math.ceil(PACED_S / rate.interval_s * hosts) + rate.burst - site.waiting) * a_message
-        kept = members[: max(0, room)]
-        due_at = max(site.paced_until, self._core.clock() + PACED_S)
-        for index, (_, claim) in enumerate(members[len(kept) :]):
-            if index % a_message == 0:
-                due_at += rate.interval_s / hosts
-            self._core.settlement.release(claim, due_at)
-        if len(kept) < len(members):
-            site.paced_until = due_at
-            self._paced_until = max(self._paced_until, due_at)
-        return kept
 
     def _site(self, route: Routed, hop: str, wish: Wish, sts: StsAnswer) -> Site:
         """The site for an address whose next hop is `hop`, which may be another domain of the route's group."""

@@ -88,7 +88,10 @@ class Site:
         decisions: host number -> what the options say of it, where nothing that can change was looked at.
         policies: host number -> what TLS must prove, until it has to be looked up again.
         ways: host number -> the options of its connections, as made of these last.
-        paced_until: UTC epoch seconds at which the last of those is due that were given back for the sake of a rate.
+        paced_until: UTC epoch seconds at which the last of those is due that were given back for the sake of a pace.
+        taken: pieces of work that were taken and not put back.
+        slow_until: monotonic second until which no more than `room` pieces may wait, or 0; pace: pieces that it gets
+            through in a second, as it was found to.
         is_shared: it has had work of another domain than that of its hosts.
         by_domain: names of the next hop count in the policy of a host (DN-11): no more domains are to be added.
         connections: connection tasks alive; connections_to: the same by host number; established_to: those with a
@@ -108,6 +111,10 @@ class Site:
     is_judged: bool = False
     judged_at: float = 0.0
     paced_until: float = 0.0
+    taken: int = 0
+    slow_until: float = 0.0
+    room: int = 0
+    pace: float = 1.0
     memory: dict[int, HostMemory] = field(default_factory=dict)
     decisions: dict[int, HostDecisions] = field(default_factory=dict)
     policies: dict[int, Policy] = field(default_factory=dict)
@@ -145,6 +152,7 @@ class Site:
         """Let `work` wait at the front: it was taken and never begun, or goes to its next host."""
         self._queue(work.tried).appendleft(work)
         self.waiting += 1
+        self.taken -= 1
 
     def _queue(self, tried: int) -> deque[Work]:
         queue = self._ready.get(tried)
@@ -159,11 +167,20 @@ class Site:
         for tried, queue in self._ready.items():
             if queue and self._allowed_hosts(tried) >> host & 1:
                 self.waiting -= 1
+                self.taken += 1
                 work = queue.popleft()
                 if not queue and tried:
                     del self._ready[tried]
                 return work
         return None
+
+    def take_last(self, count: int) -> list[Work]:
+        """Take out what came last, `count` pieces at most, of what no host has tried."""
+        queue = self._queue(0)
+        works = [queue.pop() for _ in range(min(count, len(queue)))]
+        self.waiting -= len(works)
+        works.reverse()
+        return works
 
     def has_work_for(self, host: int) -> bool:
         """Whether `take` would give something."""

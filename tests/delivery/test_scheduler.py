@@ -316,7 +316,7 @@ async def test_what_a_rate_holds_up_for_long_goes_back_until_its_turn(
     make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch, personalised: bool
 ) -> None:
     """It must not stand before others; a run that drains the queue stays for it."""
-    monkeypatch.setattr("engine.delivery.scheduler.PACED_S", 0.5)
+    monkeypatch.setattr("engine.delivery.pacing.PACED_S", 0.5)
     async with open_sink(SinkOptions(track=True)) as sink:
         transport = 'message_rate_per_host = "40/s"\nhosts_require_tls = ""\nmax_rcpt = 2'
         world = make_world(hosts=sink_host(sink), main="claim_size = 20", transport=transport, clock=RealClock())
@@ -363,3 +363,33 @@ async def test_a_commit_is_a_reason_to_look_for_more_only_where_there_may_be_mor
     scheduler.on_settled(Settled(1, (), Counter({("mx.test", kind, False, False): 1})))
     assert scheduler.held == held - 1
     assert scheduler._settled.is_set() is looks
+
+
+@pytest.mark.slow
+async def test_a_slow_host_does_not_fill_all_that_may_be_held(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it cannot take soon goes back, and others' mail is not behind it."""
+    for name, value in (("LOOK_S", 0.1), ("PACED_S", 0.2), ("SLOW_S", 0.5), ("MAX_BACK_S", 1.0)):
+        monkeypatch.setattr(f"engine.delivery.pacing.{name}", value)
+    monkeypatch.setattr("engine.delivery.scheduler.HIGH_WATER_BATCHES", 2)
+    monkeypatch.setattr("engine.delivery.scheduler.POLL_S", 0.05)
+    slow = [f"u{number}@slow.example" for number in range(60)]
+    quick = [f"u{number}@quick.example" for number in range(20)]
+    async with (
+        open_sink(SinkOptions(track=True, delay_s=0.02)) as behind,
+        open_sink(SinkOptions(track=True)) as sink,
+    ):
+        routes = f"['slow.example \"{sink_host(behind)}\"', '* \"{sink_host(sink)}\"']"
+        transport = "connections_per_host = 1"
+        world = make_world(routes=routes, main="claim_size = 10", transport=transport, clock=RealClock())
+        world.add_job(*slow, *quick)
+        with trio.fail_after(PATIENCE_S):
+            await world.run()
+        assert (behind.counts.unique, behind.counts.duplicates) == (60, 0)
+        assert (sink.counts.unique, sink.counts.duplicates) == (20, 0)
+    rows = world.store._db.execute("SELECT DISTINCT state, attempts FROM recipients").fetchall()
+    assert rows == [(D, 1)], "to be given back is no try"
+    order = [fact.address for fact in world.log.facts if fact.kind is FactKind.DELIVERED]
+    last = max(order.index(name) for name in quick)
+    assert sum(name in slow for name in order[:last]) < 50, "who comes behind a slow host waits for all of its mail"

@@ -133,6 +133,7 @@ def make_world_in(
     transport: str = "",
     retry: str = 'pattern = "*"\nrule = "F,1h,5m"',
     hosts: str = "127.0.0.1:9",
+    routes: str = "",
     clock: Clock | None = None,
 ) -> World:
     """Make an engine over a queue in `directory`.
@@ -141,13 +142,15 @@ def make_world_in(
         main, transport, retry: lines of those tables of its configuration.
         clock: one that stands still by default.
         hosts: host list that everything is routed to, such as ``127.0.0.1:2525 : 127.0.0.2:2526``.
+        routes: a whole route_list in TOML instead.
     """
+    route_list = routes or f"['* \"{hosts}\"']"
     config = loads(
         (
             f'[main]\nprimary_hostname = "client.example"\nqueue = "sqlite://{directory}/queue.db"\n{main}\n'
             '[dns]\nnameservers = ["127.0.0.1:9"]\n'
             '[[routers]]\nname = "smart"\ndriver = "manualroute"\nself = "send"\ntransport = "smtp"\n'
-            f"route_list = ['* \"{hosts}\"']\n"
+            f"route_list = {route_list}\n"
             f'[transports.smtp]\ndriver = "smtp"\n{transport}\n[[retry]]\n{retry}\n'
         ).encode()
     )
