@@ -84,9 +84,9 @@ class ManualClock:
 
 
 def resolver_for(*servers: DnsServer | str, **options: object) -> Resolver:
-    """A resolver that asks these servers, three seconds a question."""
+    """A resolver that asks these servers."""
     names = [server if isinstance(server, str) else server.address for server in servers]
-    return Resolver(names, **{"timeout_s": 3.0, **options})  # type: ignore[arg-type]
+    return Resolver(names, **{"timeout_s": 60.0, **options})  # type: ignore[arg-type]
 
 
 @dataclass
