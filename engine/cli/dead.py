@@ -31,7 +31,12 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Look at events that a handler gave up, and try them again or drop them.", no_args_is_help=True)
 
-Numbers = Annotated[list[int] | None, typer.Argument(metavar="[ID]...", min=1, help="Numbers of dead letters.")]
+#: what a number in the queue may be
+_MOST = (1 << 63) - 1
+
+Numbers = Annotated[
+    list[int] | None, typer.Argument(metavar="[ID]...", min=1, max=_MOST, help="Numbers of dead letters.")
+]
 EventOption = Annotated[str | None, typer.Option("--event", help="Only events whose name matches this glob.")]
 AllOption = Annotated[bool, typer.Option("--all", help="Every dead letter.")]
 
@@ -44,8 +49,8 @@ def list_letters(
     config: ConfigFile = None,
     queue: QueueUrl = None,
     event: EventOption = None,
-    limit: Annotated[int, typer.Option("--limit", min=0, help="Letters to print at most.")] = 100,
-    after: Annotated[int, typer.Option("--after", min=0, help="Begin behind this number.")] = 0,
+    limit: Annotated[int, typer.Option("--limit", min=0, max=_MOST, help="Letters to print at most.")] = 100,
+    after: Annotated[int, typer.Option("--after", min=0, max=_MOST, help="Begin behind this number.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """List dead letters, oldest first."""
@@ -62,7 +67,7 @@ def list_letters(
 
 @app.command()
 def show(
-    number: Annotated[int, typer.Argument(metavar="ID", min=1, help="Number of a dead letter.")],
+    number: Annotated[int, typer.Argument(metavar="ID", min=1, max=_MOST, help="Number of a dead letter.")],
     config: ConfigFile = None,
     queue: QueueUrl = None,
     as_json: AsJson = False,

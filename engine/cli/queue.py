@@ -19,7 +19,7 @@ from ..config import load
 from ..delivery.cancelling import cancel as tell_and_cancel
 from ..delivery.stored import split_audience
 from ..errors import DataError
-from ..queue.model import ALL, PROGRAM, Changed, Filter, JobState, Status
+from ..queue.model import ALL, MAX_JOB, MAX_NUMBER, PROGRAM, Changed, Filter, JobState, Status
 from ..queue.reasons import moment, one_line, reasons
 from ..queue.store import NoSuchJob
 from ..values import format_interval, parse_address, parse_domain
@@ -37,8 +37,8 @@ app = typer.Typer(
     name="queue", help="Look at the queue, and hold, retry or cancel what is in it.", no_args_is_help=True
 )
 
-JobNumber = Annotated[int, typer.Argument(metavar="JOB", min=1, help="Number of a job.")]
-JobOption = Annotated[int | None, typer.Option("--job", min=1, help="Only recipients of this job.")]
+JobNumber = Annotated[int, typer.Argument(metavar="JOB", min=1, max=MAX_JOB, help="Number of a job.")]
+JobOption = Annotated[int | None, typer.Option("--job", min=1, max=MAX_JOB, help="Only recipients of this job.")]
 DomainOption = Annotated[str | None, typer.Option("--domain", help="Only recipients at this domain.")]
 StatusOption = Annotated[Status | None, typer.Option("--status", help="Only recipients in this state.")]
 AllOption = Annotated[bool, typer.Option("--all", help="Every recipient of the queue.")]
@@ -122,8 +122,10 @@ def show(
     queue: QueueUrl = None,
     domain: DomainOption = None,
     status: StatusOption = None,
-    limit: Annotated[int, typer.Option("--limit", min=0, help="Recipients to print at most.")] = 100,
-    after: Annotated[int, typer.Option("--after", min=0, help="Begin behind this recipient number.")] = 0,
+    limit: Annotated[int, typer.Option("--limit", min=0, max=MAX_NUMBER, help="Recipients to print at most.")] = 100,
+    after: Annotated[
+        int, typer.Option("--after", min=0, max=MAX_NUMBER, help="Begin behind this recipient number.")
+    ] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Show one job and its recipients."""
@@ -256,7 +258,7 @@ def _filter(what: str | None, job: int | None, domain: str | None, status: Statu
     if what is not None and "@" in what:
         address = what
     elif what is not None:
-        if not what.isascii() or not what.isdigit() or int(what) < 1:
+        if not what.isascii() or not what.isdigit() or not 1 <= int(what[:20]) <= MAX_JOB:
             raise typer.BadParameter(f"{what!r} is neither the number of a job nor an address")
         if job is not None and job != int(what):
             raise typer.BadParameter(f"job {what} and --job {job} contradict each other")

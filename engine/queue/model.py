@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 NUMBER_BITS: Final = 32
 #: largest number of a recipient inside its job
 MAX_NUMBER: Final = (1 << NUMBER_BITS) - 1
+#: largest number of a job, so that the ids of its recipients have 63 bits
+MAX_JOB: Final = (1 << 63 - NUMBER_BITS) - 1
 #: largest merge data of one recipient, in octets when packed; arbitrary, a row of a CSV is seldom over 4 KiB
 MAX_MERGE_OCTETS: Final = 1 << 20
 

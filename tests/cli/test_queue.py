@@ -161,6 +161,11 @@ def test_show_tells_of_a_job_and_its_recipients(scene: Scene) -> None:
     assert "550 no\\tsuch user\\x1b[31m" in text, "what a server said cannot draw on the terminal"
 
 
+@pytest.mark.parametrize("more", [(str(1 << 31),), ("1", "--limit", "9" * 30), ("1", "--after", "9" * 30)])
+def test_a_number_that_the_queue_cannot_have_is_a_mistake_of_usage(scene: Scene, more: tuple[str, ...]) -> None:
+    assert scene.run("show", *more).exit_code == 2, "main() makes it 64"
+
+
 def test_show_as_json_with_filters_and_pages(scene: Scene) -> None:
     everyone = scene.json("show", str(scene.job))
     assert [found["status"] for found in everyone["recipients"]] == [
@@ -265,6 +270,8 @@ def test_cancel_takes_back_what_is_not_in_flight(scene: Scene) -> None:
         ([], "say which recipients"),
         (["x"], "neither the number of a job nor an address"),
         (["0"], "neither the number of a job nor an address"),
+        ([str(1 << 31)], "neither the number of a job nor an address"),
+        (["9" * 5000], "neither the number of a job nor an address"),
         (["\u0661"], "neither the number of a job nor an address"),
         (["1", "--job", "2"], "contradict each other"),
         (["--status", "lost"], "Invalid value"),
