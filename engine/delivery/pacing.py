@@ -42,6 +42,8 @@ MAX_BACK_S: Final = 900.0
 #: what of all that may be held a slow site keeps at least: one part of so many; of the usual 10,000 it is as much as 20
 #: connections take up at twice the widest window
 _SHARES: Final = 32
+#: what was seen before so many times between looks says nothing any more: the engine was not full meanwhile
+_STALE_LOOKS: Final = 6
 #: messages a second below which a pace is not told apart from none
 _LEAST_PACE: Final = 0.1
 
@@ -93,7 +95,7 @@ class Pacing:
                 continue
             self._watched[site] = site.taken
             taken = before.get(site)
-            if taken is not None and since <= 2 * LOOK_S:
+            if taken is not None and since <= _STALE_LOOKS * LOOK_S:
                 self._trim(site, max((site.taken - taken) / since, _LEAST_PACE), least)
 
     def _trim(self, site: Site, pace: float, least: int) -> None:
