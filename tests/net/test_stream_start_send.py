@@ -1,7 +1,8 @@
-"""The half of `send_all` that does not wait: `start_send` and `finish_send`."""
+"""What trio's streams do not have: `start_send` and `finish_send`, `is_lockstep`, `send_last`."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator
 
 import pytest
@@ -9,6 +10,7 @@ import trio
 
 from engine.net.stream import TlsStream
 from engine.net.tcp import TcpStream
+from engine.tls.context import TlsContexts
 from fakes.patience import PATIENCE_S
 from fakes.tls_pairs import Pairs
 
@@ -127,3 +129,79 @@ async def test_a_closed_or_broken_stream_says_so(pairs: Pairs, kind: str) -> Non
     await stream.aclose()
     with pytest.raises(trio.ClosedResourceError):
         stream.start_send(b"x")
+
+
+async def test_who_is_in_lockstep_waits_for_the_answer_before_he_reads(pairs: Pairs) -> None:
+    """What was sent has to be answered first, so others get their turn instead of a read that is bound to fail."""
+    stream, peer = await make(pairs, "tcp")
+    turns = 0
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await trio.lowlevel.checkpoint()
+
+    async def turns_of(answer: bytes, question: bytes = b"") -> int:
+        """Turns that others had while an answer was read that was there already."""
+        await peer.send_all(answer)
+        if question:
+            await stream.send_all(question)
+        before = turns
+        assert await stream.receive_some() == answer
+        return turns - before
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(take_turns)
+        assert await turns_of(b"not in lockstep", b"question") == 0
+        stream.is_lockstep = True
+        assert await turns_of(b"answer", b"question") > 0
+        assert await turns_of(b"more of it") == 0
+        stream.is_lockstep = False
+        assert await turns_of(b"not in lockstep", b"question") == 0
+        nursery.cancel_scope.cancel()
+
+
+async def test_tls_over_a_socket_knows_lockstep_too(pairs: Pairs) -> None:
+    client, _ = await pairs.tls(sockets=True)
+    for value in (True, False):
+        client.is_lockstep = value
+        assert isinstance(client.transport, TcpStream)
+        assert client.is_lockstep is client.transport.is_lockstep is value
+    in_memory, _ = await pairs.tls()
+    in_memory.is_lockstep = True
+    assert not in_memory.is_lockstep
+
+
+async def test_who_is_in_lockstep_notices_the_end(pairs: Pairs) -> None:
+    left, right = await pairs.tcp()
+    stream = TcpStream(left)
+    stream.is_lockstep = True
+    await stream.send_all(b"x")
+    await right.aclose()
+    with contextlib.suppress(trio.BrokenResourceError):  # it had not read what was sent
+        assert await stream.receive_some() == b""
+    await stream.aclose()
+    with pytest.raises(trio.ClosedResourceError):
+        await stream.receive_some()
+
+
+async def test_the_last_words_close_our_direction_and_the_answer_is_heard(pairs: Pairs) -> None:
+    client, peer = await pairs.tls(sockets=True)
+    await client.send_last(b"QUIT\r\n")
+    assert await peer.receive_some() == b"QUIT\r\n"
+    assert await peer.receive_some() == b""
+    await peer.send_all(b"221 bye\r\n")
+    assert await client.receive_some() == b"221 bye\r\n"
+    with pytest.raises(trio.BrokenResourceError):
+        await client.send_all(b"NOOP\r\n")
+
+
+async def test_the_last_words_leave_the_session_to_be_resumed(pairs: Pairs) -> None:
+    contexts = TlsContexts()
+    client, peer = await pairs.tls(contexts=contexts)
+    await client.send_last(b"QUIT\r\n")
+    await peer.send_all(b"221 bye\r\n")
+    assert await client.receive_some() == b"221 bye\r\n"
+    await client.aclose()
+    assert (await pairs.tls(contexts=contexts))[0].facts.resumed

@@ -44,7 +44,7 @@ def judge(
     client.read()
     handshake.keep_session()
     client.shutdown()
-    handshake.keep_session()
+    handshake.keep_session(is_end=True)
     return facts
 
 
@@ -291,6 +291,35 @@ def test_one_session_serves_several_connections_at_a_time() -> None:
     for handshake in open_ones:
         shake(handshake)
         assert handshake.conclude(None).resumed
+
+
+def test_a_session_that_was_taken_up_is_replaced_at_the_end_unless_it_is_gone() -> None:
+    contexts = TlsContexts()
+    judge(contexts, MANDATORY)
+    (first,) = contexts._sessions.values()
+    for is_gone in (False, True):
+        handshake = contexts.handshake(MANDATORY, host_name=NAME)
+        client, peer = shake(handshake)
+        assert handshake.conclude(None).resumed
+        client.feed(peer.write(b"220 hello\r\n"))
+        client.read()
+        if is_gone:
+            contexts.forget_sessions()
+        handshake.keep_session()
+        assert (first in contexts._sessions.values()) is not is_gone
+        assert contexts.session_count == 1
+        client.shutdown()
+        handshake.keep_session(is_end=True)
+        assert contexts.session_count == 1
+        assert first not in contexts._sessions.values()
+        (first,) = contexts._sessions.values()
+
+
+def test_no_session_is_kept_where_there_is_no_room_for_one() -> None:
+    contexts = TlsContexts(session_limit=0)
+    judge(contexts, MANDATORY)
+    assert contexts.session_count == 0
+    assert not judge(contexts, MANDATORY).resumed
 
 
 def test_tls_1_2_sessions_are_resumed() -> None:
