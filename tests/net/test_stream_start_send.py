@@ -132,34 +132,32 @@ async def test_a_closed_or_broken_stream_says_so(pairs: Pairs, kind: str) -> Non
 
 
 async def test_who_is_in_lockstep_waits_for_the_answer_before_he_reads(pairs: Pairs) -> None:
-    """What was sent has to be answered first, so others get their turn instead of a read that is bound to fail."""
+    """What was sent has to be answered first, so there is a wait instead of a read that is bound to fail."""
     stream, peer = await make(pairs, "tcp")
-    turns = 0
+    me = trio.lowlevel.current_task()
+    waits = 0
 
-    async def take_turns() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await trio.lowlevel.checkpoint()
+    class Waits(trio.abc.Instrument):
+        def after_task_step(self, task: trio.lowlevel.Task) -> None:
+            nonlocal waits
+            waits += task is me
 
-    async def turns_of(answer: bytes, question: bytes = b"") -> int:
-        """Turns that others had while an answer was read that was there already."""
+    async def waits_for(answer: bytes, question: bytes = b"") -> int:
+        """How often an answer was waited for that was there already."""
         await peer.send_all(answer)
         if question:
             await stream.send_all(question)
-        before = turns
+        before = waits
         assert await stream.receive_some() == answer
-        return turns - before
+        return waits - before
 
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(take_turns)
-        assert await turns_of(b"not in lockstep", b"question") == 0
-        stream.is_lockstep = True
-        assert await turns_of(b"answer", b"question") > 0
-        assert await turns_of(b"more of it") == 0
-        stream.is_lockstep = False
-        assert await turns_of(b"not in lockstep", b"question") == 0
-        nursery.cancel_scope.cancel()
+    trio.lowlevel.add_instrument(Waits())
+    assert await waits_for(b"not in lockstep", b"question") == 0
+    stream.is_lockstep = True
+    assert await waits_for(b"answer", b"question") == 1
+    assert await waits_for(b"more of it") == 0
+    stream.is_lockstep = False
+    assert await waits_for(b"not in lockstep", b"question") == 0
 
 
 async def test_tls_over_a_socket_knows_lockstep_too(pairs: Pairs) -> None:
