@@ -145,6 +145,8 @@ class _Owner:
 
     def on_log(self, link: Link, line: Any, event: Any = None) -> None: ...
 
+    def on_tick(self, link: Link) -> None: ...
+
     def __init__(self) -> None:
         self.ready = trio.Event()
 
