@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fakes.outrider import TEMPLATE, Outrider, SinkProcess, header, stored, summary_of
-from fakes.patience import PATIENCE_S
+from fakes.patience import PATIENCE_S, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -147,9 +146,7 @@ def test_a_stop_ends_in_time_and_a_second_start_goes_on(tmp_path: Path, start_si
     count = 800
     arguments = user.send_arguments(user.recipients(count), user.message(TEMPLATE), "--template")
     with user.started(*arguments) as process:
-        deadline = time.monotonic() + 20
-        while user.states_or_none()[2] < 20 and time.monotonic() < deadline:
-            time.sleep(0.02)
+        wait_for(lambda: user.states_or_none()[2] >= 20, "it delivers nothing")
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE_S) == 75
     before = user.states()
@@ -183,9 +180,7 @@ def test_a_stop_while_the_list_is_queued_queues_nothing(tmp_path: Path, start_si
     user = Outrider(tmp_path, sink.port)
     arguments = user.send_arguments(user.recipients(400_000, domains=1000), user.message(TEMPLATE), "--template")
     with user.started(*arguments) as process:
-        deadline = time.monotonic() + 20
-        while not user.states_or_none() and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_for(user.states_or_none, "it queues nothing")
         process.send_signal(signal.SIGINT)
         assert process.wait(PATIENCE_S) == 75
     assert "nothing is queued" in (tmp_path / "output").read_text()
