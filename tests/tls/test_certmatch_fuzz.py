@@ -44,7 +44,7 @@ def test_rubbish_does_no_harm_under_address_sanitizer(beside: tuple[Path, dict[s
 
 
 def fuzz_what_is_broken(directory: Path) -> subprocess.CompletedProcess[str]:
-    environment = sanitized_environment(PYTHONMALLOC=OWN_ALLOCATIONS, SECONDS="10")
+    environment = sanitized_environment(PYTHONMALLOC=OWN_ALLOCATIONS, SECONDS="10", ROUNDS="2000")
     whole = SOURCE.read_text()
     check = "    if length > limit - start:\n        return False\n"
     assert whole.count(check) == 1
