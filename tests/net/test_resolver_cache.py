@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from engine.net.resolver import ERROR_TTL_S
-from engine.policy.answers import Answer, Status
+from engine.net.resolver import ERROR_TTL_S, Resolver
+from engine.policy.answers import Answer, Mx, Status
 from fakes.dns_server import ManualClock, Reply, resolver_for, serve_dns
+from fakes.patience import PATIENCE_S
 
 if TYPE_CHECKING:
     pass
@@ -202,3 +203,83 @@ async def test_over_ipv6() -> None:
         answer = await resolver_for(server).query(*MX)
         server.zone[MX].truncate = False
         assert (answer.status, answer.server) == (Status.OK, server.address)
+
+
+# --- what is asked ahead ----------------------------------------------------------------------------------------------
+
+
+async def test_what_was_asked_ahead_is_there_and_nobody_was_told() -> None:
+    async with serve_dns(ZONE) as server:
+        resolver = resolver_for(server)
+        told: list[Answer] = []
+        resolver.on_failure = told.append
+        ended = trio.Event()
+        assert resolver.ask_ahead("Missing.test", "A", ended.set)
+        with trio.fail_after(PATIENCE_S):
+            await ended.wait()
+        answer = resolver.peek("missing.test.", "A")
+        assert answer is not None
+        assert not told
+        resolver.tell(answer)
+        assert told == [answer]
+        assert not resolver.ask_ahead("missing.test", "A", ended.set), "it is kept"
+        resolver.forget("missing.test", "A")
+        assert resolver.peek("missing.test", "A") is None
+
+
+async def test_who_asks_what_is_asked_ahead_waits_for_the_same() -> None:
+    async with serve_dns({MX: Reply(records=["10 a.test."], delay_s=0.02)}) as server:
+        resolver = resolver_for(server)
+        ended: list[int] = []
+        for number in range(3):
+            assert resolver.ask_ahead(*MX, lambda number=number: ended.append(number))  # type: ignore[misc]  # a lambda
+        assert (await resolver.query(*MX)).status is Status.OK
+        assert ended == [0, 1, 2]
+        assert len(server.queries) == 1
+
+
+@pytest.mark.parametrize("reply", [Reply(rcode="SERVFAIL"), Reply(drop=-1), Reply(records=["10 a."], truncate=True)])
+async def test_what_is_asked_ahead_ends_whatever_the_server_does(reply: Reply) -> None:
+    async with serve_dns({MX: reply}) as server:
+        resolver = resolver_for(server, timeout_s=0.3)
+        ended = trio.Event()
+        assert resolver.ask_ahead(*MX, ended.set)
+        assert resolver.ask_ahead("x" * 64 + ".test", "MX", lambda: None), "which is no name"
+        with trio.fail_after(PATIENCE_S):
+            await ended.wait()
+        assert resolver.peek(*MX) is not None
+        assert not resolver._flights
+
+
+async def test_answers_that_are_alike_are_kept_once() -> None:
+    zone = {(f"n{number}.test", "MX"): Reply(records=["10 mx.test."]) for number in range(5)}
+    async with serve_dns(zone) as server:
+        resolver = resolver_for(server)
+        for name, rdtype in zone:
+            await resolver.query(name, rdtype)
+            kept = resolver.cached_or_none(name, rdtype)
+            assert kept is not None
+            assert (kept.name, kept.canonical_name, kept.mx) == (name, name, (Mx(10, "mx.test"),))
+        assert len({id(shape) for _, shape in resolver._kept._kept._kept.values()}) == 1
+
+
+def test_a_resolver_may_be_used_in_one_run_after_another() -> None:
+    """What the end of a run cut off is asked anew."""
+
+    async def main(resolver: list[Resolver]) -> None:
+        async with serve_dns(ZONE | {("late.test", "A"): Reply(drop=1)}) as server:
+            if not resolver:
+                resolver.append(resolver_for(server, timeout_s=30.0))
+                assert resolver[0].ask_ahead("late.test", "A", lambda: None)
+                assert (await resolver[0].query(*MX)).status is Status.OK
+                return
+            resolver[0].servers = resolver_for(server).servers
+            resolver[0]._labels = resolver_for(server)._labels
+            resolver[0].flush()
+            with trio.fail_after(PATIENCE_S):
+                assert (await resolver[0].query(*MX)).status is Status.OK
+
+    resolver: list[Resolver] = []
+    for _ in range(2):
+        trio.run(main, resolver)
+    assert resolver[0]._in_flight == 0
