@@ -8,7 +8,6 @@ come to them.
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -26,7 +25,8 @@ from .retry_reader import RetryReader
 from .settlement import Deferral, completed_fact
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+    from types import TracebackType
 
     from ..config import Config
     from ..expand import Scope
@@ -51,6 +51,30 @@ if TYPE_CHECKING:
     from .work import JobContext
 
 
+class UntilStopped:
+    """What `Core.until_stopped` gives; no generator, since each connection enters one."""
+
+    __slots__ = ("_core", "_scope")
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._scope = trio.CancelScope()
+
+    def __enter__(self) -> trio.CancelScope:
+        scope = self._scope
+        scope.__enter__()
+        if self._core.stopping.is_set():
+            scope.cancel()
+        self._core.waits.add(scope)
+        return scope
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        self._core.waits.discard(self._scope)
+        return self._scope.__exit__(kind, error, traceback)
+
+
 @dataclass(slots=True, eq=False)
 class Core:
     """See the module's text.
@@ -61,7 +85,7 @@ class Core:
         make_scope: variables -> the scope to expand options in.
         threads: runs what may block in expansions (lookups), one at a time.
         stopping: set when nothing new may begin.
-        on_stop: what is called when that happens.
+        on_stop: what is called when that happens; waits: what is cancelled then (`until_stopped`).
         events: raises events; None where nobody listens to any.
     """
 
@@ -86,6 +110,7 @@ class Core:
     threads: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(1))
     stopping: trio.Event = field(default_factory=trio.Event)
     on_stop: list[Callable[[], object]] = field(default_factory=list)
+    waits: set[trio.CancelScope] = field(default_factory=set)
     events: Events | None = None
     settlement: Settlement = field(init=False)
     pool: Pool = field(init=False)
@@ -99,6 +124,8 @@ class Core:
         self.stopping.set()
         for notify in self.on_stop:
             notify()
+        for scope in self.waits:
+            scope.cancel()
 
     def scope_for(self, context: JobContext, claim: Claim) -> Scope:
         """The scope in which the options that concern one recipient are expanded."""
@@ -118,17 +145,9 @@ class Core:
             }
         )
 
-    @contextlib.contextmanager
-    def until_stopped(self) -> Iterator[trio.CancelScope]:
+    def until_stopped(self) -> UntilStopped:
         """A scope that is cancelled when the engine is to stop: for waits in which nothing is in flight."""
-        with trio.CancelScope() as scope:
-            if self.stopping.is_set():
-                scope.cancel()
-            self.on_stop.append(scope.cancel)
-            try:
-                yield scope
-            finally:
-                self.on_stop.remove(scope.cancel)
+        return UntilStopped(self)
 
     # how a claim ends
 

@@ -154,9 +154,10 @@ class Session:
         self._stream = stream
         self._start_send: Callable[..., bool] | None = None
         self._finish_send: Callable[..., Awaitable[bool]] | None = None
+        self._is_lockstep = True
         if isinstance(stream, TcpStream | TlsStream):
             self._start_send, self._finish_send = stream.start_send, stream.finish_send
-            stream.is_lockstep = False
+            stream.is_lockstep = self._is_lockstep
         self._client = client
         self._options = options
         self._is_broken = False
@@ -269,9 +270,8 @@ class Session:
         try:
             with trio.move_on_after(min(PARTING_TIMEOUT_S, self._options.command_timeout_s)):
                 self._is_broken = True
+                self._set_lockstep(True)
                 stream = self._stream
-                if isinstance(stream, TcpStream | TlsStream):
-                    stream.is_lockstep = True
                 if isinstance(stream, TlsStream):
                     # our close_notify goes with it, as Exim's does: nothing else will be said
                     await stream.send_last(commands.QUIT)
@@ -333,6 +333,8 @@ class Session:
             if client.reply_count != seen:
                 seen = client.reply_count
                 _put_off(scope, self._reply_timeout_s())
+            if (client.in_flight == 1) is not self._is_lockstep:
+                self._set_lockstep(not self._is_lockstep)
             octets_or_loss = await receive(self._stream)
             if isinstance(octets_or_loss, Loss):
                 return octets_or_loss
@@ -341,6 +343,12 @@ class Session:
                 on_results(results)
             if client.failure is not None:
                 return client.failure
+
+    def _set_lockstep(self, is_lockstep: bool) -> None:
+        """Whether there can be anything to read before what was sent last is answered: replies to other flights."""
+        self._is_lockstep = is_lockstep
+        if isinstance(self._stream, TcpStream | TlsStream):
+            self._stream.is_lockstep = is_lockstep
 
     def _reply_timeout_s(self) -> float:
         options = self._options
