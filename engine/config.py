@@ -150,7 +150,7 @@ class ActionsOptions:
         250,
         "stored events whose SQL lookups share a transaction, where nobody reads their results; 1: each has its own",
         minimum=1,
-        maximum=1000,
+        maximum=500,
     )
     outbox_limit: int = _option(
         Kind.INTEGER, 1_000_000, "stored events at which nothing new is delivered until some have run", minimum=1

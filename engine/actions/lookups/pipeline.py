@@ -8,10 +8,10 @@ any more; a Sync that was not sent is never answered with a commit.
 
 What it means.  Whether a transaction is committed must be known, as far as that can be.
 
-Our solution.  Statements go in steps, each twice as long as the last one; the answers to a step are read before the
-next one is sent, and the Sync only when all have answered.  So nothing is committed of what has failed, was too slow or
-was given up, and in doubt is only what breaks between the Sync and its answer.  A transaction that has taken
-`TOGETHER_S` is committed with what it has.
+Our solution.  Statements go in steps, each twice as long as the last one as long as they are quick; the answers to a
+step are read before the next one is sent, and the Sync goes only when all have answered.  So nothing is committed of what
+has failed, was too slow or was given up, and in doubt is only what breaks between the Sync and its answer.  A transaction
+that has taken `TOGETHER_S` is committed with what it has.
 Statements of one text with values of their own are parsed once (as the unnamed statement, which every pooler knows).
 Invariants: a connection is left outside of the pipeline and of any transaction, or called broken.
 """
@@ -87,6 +87,8 @@ class _Transaction:
         now = time.monotonic()
         self._deadline = now + timeout_s
         self._enough_at = now + enough_s
+        #: from then on steps stay as they are, so that the last one does not take long beyond that
+        self._hurry_at = now + enough_s / 4
         #: text and types of the unnamed statement
         self._parsed: tuple[bytes, tuple[int, ...]] | None = None
         #: whether the server has been told to commit
@@ -119,7 +121,9 @@ class _Transaction:
                 if not failure.is_broken:
                     self._end()
                 return Outcome(progress, failure.sqlstate, is_broken=failure.is_broken or not self._is_idle)
-            done, step = done + len(some), 2 * step
+            done += len(some)
+            if time.monotonic() < self._hurry_at:
+                step *= 2
         self._is_in_doubt = True
         reason = self._end()
         if not self._is_idle:
