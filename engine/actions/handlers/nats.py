@@ -43,6 +43,8 @@ class JetStream:
         self._timeout_s = timeout_s
         self._runner: asyncio.Runner | None = None
         self._connection: Any = None
+        #: what the client has met with last
+        self._trouble: Exception | None = None
 
     def handle(self, events: list[Event]) -> None:
         """Publish them, in order.  Raises what the client raises, TimeoutError included."""
@@ -57,13 +59,29 @@ class JetStream:
     async def _publish(self, events: list[Event]) -> None:
         async with asyncio.timeout(self._timeout_s):
             if self._connection is None:
-                self._connection = await self._nats.connect(
-                    self._url, allow_reconnect=False, connect_timeout=self._timeout_s, error_cb=_ignore
-                )
+                self._connection = await self._connect()
             stream = self._connection.jetstream(timeout=self._timeout_s)
             for start in range(0, len(events), _IN_FLIGHT):
                 # gather starts them in order, and each is written before it waits
                 await asyncio.gather(*[self._send(stream, event) for event in events[start : start + _IN_FLIGHT]])
+
+    async def _connect(self) -> Any:
+        # Left to itself the client tries sixty times, two seconds apart; meanwhile all other handlers would wait.
+        try:
+            return await self._nats.connect(
+                self._url,
+                allow_reconnect=False,
+                max_reconnect_attempts=1,
+                reconnect_time_wait=0,
+                connect_timeout=self._timeout_s,
+                error_cb=self._note,
+            )
+        except self._nats.errors.NoServersError as error:
+            # it does not say why
+            raise self._trouble or error from None
+
+    async def _note(self, error: Exception) -> None:
+        self._trouble = error
 
     async def _send(self, stream: Any, event: Event) -> None:
         subject = f"{self._subject}.{event.name.replace(':', '.')}"
@@ -79,10 +97,6 @@ class JetStream:
         if connection is not None:
             runner.run(_close(connection, self._timeout_s))
         runner.close()
-
-
-async def _ignore(error: Exception) -> None:
-    """What the client cannot do it raises where it is waited for; the rest is of no use to anybody."""
 
 
 async def _close(connection: Any, timeout_s: float) -> None:
