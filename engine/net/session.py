@@ -194,11 +194,6 @@ class Session:
         """
         return self._client.recipient_limit
 
-    @property
-    def closing_text(self) -> str:
-        """The 421 with which the host ended the connection, or empty."""
-        return self._client.closing.text if self._client.closing is not None else ""
-
     async def run(
         self,
         next_transaction: Callable[[], Transaction | None],

@@ -134,7 +134,7 @@ async def test_421_at_any_phase(opening: str, phase: str) -> None:
         assert len(sender.left) == 1
         assert sender.error is None
         assert not session.is_usable
-        assert session.closing_text == "421 4.3.2 bye"
+        assert session._client.closing == (421, b"421 4.3.2 bye")
         await session.quit()
     result = sender.result
     reply = {"MAIL": result.mail, "RCPT": result.recipients[0], "DATA": result.data, "end of data": result.final}[phase]
