@@ -127,6 +127,12 @@ def test_what_was_written_of_a_batch_that_failed_is_cut_off(tmp_path: Path, monk
     assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == [f"1vN-{n}" for n in range(4)]
 
 
+def test_what_is_told_of_a_device_is_why_it_takes_nothing() -> None:
+    """It cannot be cut to where it was, which is of no interest."""
+    with pytest.raises(OSError, match="No space left"):
+        build("h", {"driver": "jsonl", "file": "/dev/full"}).handle(events(1))
+
+
 def test_two_workers_append_to_one_file(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     with path.open("w") as other:

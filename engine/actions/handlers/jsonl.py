@@ -7,6 +7,7 @@ failed is cut off again; several workers may have the same file (flock); a file 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from typing import TYPE_CHECKING, Any
@@ -46,7 +47,8 @@ class JsonLines:
                 if self._sync:
                     os.fsync(fd)
             except OSError:
-                os.ftruncate(fd, before)
+                with contextlib.suppress(OSError):  # a device or a pipe; what is told is why it takes nothing
+                    os.ftruncate(fd, before)
                 raise
         finally:
             os.close(fd)
