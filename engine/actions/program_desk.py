@@ -9,8 +9,8 @@ events; when that is committed they are acknowledged.  Where one fails, nothing 
 before it is committed, as the driver likes): those before it are done again together, it itself alone, with everything
 that happens to a lookup which fails, and those behind it together again.  Where nobody knows which one it was, all are
 done alone.
-What is done again when a worker dies are `most` events that went together, and `_ACKNOWLEDGED` that were evaluated one by
-one.
+What is done again when a worker dies are `most` events that went together, and `_ACKNOWLEDGED` that were evaluated one
+by one.
 Invariants: an expansion that fails is like one that gave nothing (EV-5); the events of a message are evaluated in
 order; nothing is acknowledged before it is committed.
 """

@@ -9,9 +9,9 @@ any more; a Sync that was not sent is never answered with a commit.
 What it means.  Whether a transaction is committed must be known, as far as that can be.
 
 Our solution.  Statements go in steps, each twice as long as the last one as long as they are quick; the answers to a
-step are read before the next one is sent, and the Sync goes only when all have answered.  So nothing is committed of what
-has failed, was too slow or was given up, and in doubt is only what breaks between the Sync and its answer.  A transaction
-that has taken `TOGETHER_S` is committed with what it has.
+step are read before the next one is sent, and the Sync goes only when all have answered.  So nothing is committed of
+what has failed, was too slow or was given up, and in doubt is only what breaks between the Sync and its answer.  A
+transaction that has taken `TOGETHER_S` is committed with what it has.
 Statements of one text with values of their own are parsed once (as the unnamed statement, which every pooler knows).
 Invariants: a connection is left outside of the pipeline and of any transaction, or called broken.
 """
