@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
 import trio
+from OpenSSL._util import lib
 
 from engine.net import sink as engine_sink
 from engine.net.sink_dns import SinkNames, open_names
@@ -34,6 +35,10 @@ from ._mail import Load
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from OpenSSL import SSL
+
+    from engine.tls.selfmade import Identity
 
 #: seconds within which the sink must start, and answer a question that is not to wait
 PATIENCE_S = 20.0
@@ -72,6 +77,7 @@ class Sink:
         track: look for duplicates.
         host_name: in the greeting and the certificate.
         own_hosts: each domain has a mail host of its own, at the same address.
+        groups: for the key exchange, in OpenSSL's words; "" for those of the library.
 
     Attributes:
         port: for SMTP; control_port: for questions.
@@ -88,9 +94,10 @@ class Sink:
         track: bool = True,
         host_name: str = "mx.bench.test",
         own_hosts: bool = False,
+        groups: str = "",
     ) -> None:
         options = {"core": core, "tls": tls, "delay_s": delay_s, "defer": defer, "track": track, "host_name": host_name}
-        options["own_hosts"] = own_hosts
+        options |= {"own_hosts": own_hosts, "groups": groups}
         command = [sys.executable, "-m", "bench._sink", json.dumps(options)]
         self._popen = subprocess.Popen(command, cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self._popen.stdout is not None
@@ -190,7 +197,7 @@ class _Process:
         self._own_hosts = options["own_hosts"]
         self._options = engine_sink.SinkOptions(
             server=ServerOptions(host_name=options["host_name"], defer=options["defer"]),
-            tls=server_context(identity) if options["tls"] else None,
+            tls=_context(identity, options["groups"]) if options["tls"] else None,
             track=options["track"],
             delay_s=options["delay_s"],
             max_connections=4000,
@@ -235,6 +242,13 @@ class _Process:
         now = self._sink.counts.to_dict()
         names = ("messages", "unique", "duplicates", "deferred", "connections")
         return {**{name: now[name] - self._mark[name] for name in names}, "cpu_s": time.process_time()}
+
+
+def _context(identity: Identity, groups: str) -> SSL.Context:
+    context = server_context(identity)
+    if groups and lib.SSL_CTX_set1_curves_list(context._context, groups.encode()) != 1:
+        raise ValueError(f"OpenSSL knows no groups {groups!r}")
+    return context
 
 
 async def _lines(stream: trio.SocketStream) -> AsyncIterator[str]:
