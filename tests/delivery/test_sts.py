@@ -33,7 +33,8 @@ class Bench:
         self.body: bytes | None = policy("enforce", MX)
         self.fetched = 0
         dns.zone[f"_mta-sts.{DOMAIN}", "TXT"] = Reply(['"v=STSv1; id=1;"'])
-        policies = StsPolicies(str(directory), resolver_for(dns), self.fetch, clock=lambda: 1_800_000_000.0)
+        self.resolver = resolver_for(dns)
+        policies = StsPolicies(str(directory), self.resolver, self.fetch, clock=lambda: 1_800_000_000.0)
         options = TransportOptions(driver="smtp", mta_sts_domains=domains)
         transport = Transport.compile("smtp", options, NamedLists())
         self.gate = StsGate(policies, ROUTERS, {"smtp": transport}, Scope, trio.CapacityLimiter(1))
@@ -106,3 +107,40 @@ async def test_an_option_that_cannot_be_expanded_makes_mail_wait(tmp_path: Path)
         bench = Bench(dns, tmp_path, "${lookup{x}lsearch{/nowhere}}")
         found = await bench.gate.look_up(route(), DOMAIN)
         assert found.must_wait.startswith("mta_sts_domains: ")
+
+
+async def test_without_a_wait_no_policy_is_known_from_its_record_and_a_policy_is_not(tmp_path: Path) -> None:
+    async with serve_dns() as dns:
+        bench = Bench(dns, tmp_path)
+        resolver = bench.resolver
+        assert bench.gate.record_or_none(ROUTERS[0], DOMAIN) == f"_mta-sts.{DOMAIN}"
+        for domain in (DOMAIN, "other.example"):
+            assert bench.gate.find_now(route(), domain) is None, "nobody has asked"
+            await resolver.query(f"_mta-sts.{domain}", "TXT")
+        assert bench.gate.find_now(route(), DOMAIN) is None, "there is a policy to be fetched"
+        assert bench.gate.find_now(route(), "other.example") is NO_POLICY
+        assert resolver.peek("_mta-sts.other.example", "TXT") is None, "it is not kept twice"
+        assert bench.gate.find_now(route(), "other.example") is NO_POLICY
+        assert bench.gate.record_or_none(ROUTERS[0], "other.example") is None, "there is nothing to ask"
+        assert bench.fetched == 0
+
+
+async def test_without_a_wait_a_policy_on_disk_is_never_passed_over(tmp_path: Path) -> None:
+    """R50: who takes the record away must not be able to take the policy away."""
+    async with serve_dns() as dns:
+        first = Bench(dns, tmp_path)
+        await first.gate.look_up(route(), DOMAIN)
+        del dns.zone[f"_mta-sts.{DOMAIN}", "TXT"]
+        bench = Bench(dns, tmp_path)
+        del dns.zone[f"_mta-sts.{DOMAIN}", "TXT"]
+        await bench.resolver.query(f"_mta-sts.{DOMAIN}", "TXT")
+        assert bench.gate.find_now(route(), DOMAIN) is None
+        assert (await bench.gate.look_up(route(), DOMAIN)).policy is not None
+
+
+async def test_domains_that_are_listed_are_looked_up_in_a_task(tmp_path: Path) -> None:
+    async with serve_dns() as dns:
+        bench = Bench(dns, tmp_path, (DOMAIN,))
+        await bench.resolver.query("_mta-sts.other.example", "TXT")
+        assert bench.gate.record_or_none(ROUTERS[0], "other.example") is None
+        assert bench.gate.find_now(route(), "other.example") is None
