@@ -59,6 +59,8 @@ _PROBE: Final = b"MAIL FROM:<>\r\n" + commands.bdat(len(_PROBE_COMMAND)) + _PROB
 #: greetings of servers whose code drops the octets of a refused BDAT
 _SWALLOWING: Final = re.compile(r"\b(?:Exim|Postfix|outrider sink)\b")
 _TOO_MANY: Final = re.compile(rb"452.4\.5\.3|too many", re.IGNORECASE)
+#: what RFC 821 had servers say instead of it
+_TOO_MANY_ONCE: Final = re.compile(rb"552.(?:5\.5\.3|.*too many recipients)", re.IGNORECASE | re.DOTALL)
 
 
 class Client(Line):
@@ -372,10 +374,10 @@ class Client(Line):
         if 200 <= code <= 299:
             flight.accepted += 1
             flight.decided += 1
-        elif code == 452 and flight.decided:
-            # RT-4: no fault of the recipient
+        elif (code == 452 and flight.decided) or (code == 552 and flight.accepted and _TOO_MANY_ONCE.match(reply.raw)):
+            # RT-4: no fault of the recipient, nor is 552 where it means the same (RFC 5321 §4.5.3.1.10)
             result.rest.append(index)
-            if flight.accepted and _TOO_MANY.search(reply.raw):
+            if flight.accepted and (code == 552 or _TOO_MANY.search(reply.raw)):
                 limit = self.memory.recipient_limit
                 self.memory.recipient_limit = flight.accepted if limit is None else min(limit, flight.accepted)
             return

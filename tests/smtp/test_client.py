@@ -271,6 +271,28 @@ def test_452_after_an_accepted_recipient_leaves_the_rest() -> None:
     assert talk.client.recipient_limit == 2
 
 
+@pytest.mark.parametrize("words", ["too many recipients", "5.5.3 limit", "5.3.4 Too many recipients for one message"])
+def test_552_after_an_accepted_recipient_may_say_the_same(words: str) -> None:
+    """RFC 5321 §4.5.3.1.10: it must not fail those that are one too many."""
+    talk = Talk(*GROUPED)
+    talk.begin(b"1@d", b"2@d", b"3@d")
+    talk.client.take_output()
+    talk.hears("250 ok", "250 ok", f"552 {words}", f"552 {words}", "354 go").sends(STUFFED).hears("250 ok")
+    assert codes(talk.result) == [250, None, None]
+    assert talk.result.rest == [1, 2]
+    assert talk.client.recipient_limit == 1
+
+
+def test_552_fails_a_recipient_that_is_the_first_or_has_no_room() -> None:
+    talk = Talk(*GROUPED)
+    talk.begin(b"1@d", b"2@d", b"3@d")
+    talk.client.take_output()
+    talk.hears("250 ok", "552 too many recipients", "250 ok", "552 5.2.2 too many messages in the mailbox", "354 go")
+    talk.sends(STUFFED).hears("250 ok")
+    assert codes(talk.result) == [552, 250, 552]
+    assert talk.result.rest == []
+
+
 def test_452_in_lock_step_stops_the_asking() -> None:
     talk = Talk()
     talk.begin(b"1@d", b"2@d", b"3@d", b"4@d")
