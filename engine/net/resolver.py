@@ -268,7 +268,7 @@ class Resolver:
         now = trio.current_time()
         flight.until = now + self._timeout_s
         name, rdtype = flight.key
-        server = self._in_play()[0]
+        server = self._in_play()[0] if self._penalties else self.servers[0]
         edns = server not in self._without_edns
         try:
             question = make_query(name, rdtype, edns=edns)

@@ -191,7 +191,8 @@ class RouterChain:
         domain = walk.address.domain
         route = await self._first_route(walk)
         cacheable = all(name in _OF_DOMAIN or name.isdigit() for name in walk.reads)
-        ttl_s = max(min(route.ttl_s, LOOKUP_TTL_S) if walk.blocks else route.ttl_s, MIN_ROUTE_TTL_S)
+        ttl_s = route.ttl_s if walk.shared_ttl_s is None else walk.shared_ttl_s
+        ttl_s = max(min(ttl_s, LOOKUP_TTL_S) if walk.blocks else ttl_s, MIN_ROUTE_TTL_S)
         group = route.group if isinstance(route, Routed) else None
         kept: Route | None = group.route if group is not None else None
         if kept is None or not walk.is_quick or not cacheable:

@@ -99,7 +99,8 @@ class Walk:
         make_scope: gives what the caller evaluates expansions in, or None.
         is_quick: nothing may be waited for: what has to be raises `MustWait`.
         reads: the variables that decided so far; blocks: something was looked up on the way.
-        untold: answers of which nobody has been told, of a walk that is quick.
+        untold: answers of which nobody has been told, of a walk that is quick; shared_ttl_s: seconds for which the
+            route of another domain holds for this one, where it has ended there.
     """
 
     address: Address
@@ -108,10 +109,13 @@ class Walk:
     reads: set[str] = field(default_factory=set)
     blocks: bool = False
     untold: list[Answer] = field(default_factory=list)
+    shared_ttl_s: int | None = None
 
 
+#: whether DNSSEC is asked for, and whether it is required
+_Dnssec = tuple[bool, bool]
 #: MX records, whether they are secure, and what is asked of DNSSEC
-_SetKey = tuple["tuple[Mx, ...]", "bool | None", bool, bool]
+_SetKey = tuple["tuple[Mx, ...]", "bool | None", _Dnssec]
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,10 +292,11 @@ class Router:
 
     async def _dnslookup(self, walk: Walk) -> Verdict:
         domain = walk.address.domain
-        options = await self._search_options(walk, domain)
-        shared = self._shared_or_none(walk, domain, options)
+        dnssec = await self._dnssec(walk, domain)
+        shared = self._shared_or_none(walk, domain, dnssec)
         if shared is not None:
             return shared
+        options = self._search_options(walk, dnssec)
         if await self._contains(walk, self._mx_domains, domain):
             options = replace(options, must_have_mx=True)
         search = HostSearch(domain, options, random=self._around.random)
@@ -301,7 +306,7 @@ class Router:
         match found:
             case HostList():
                 routed = self._routed(self.options.transport, found.hosts, found.ttl_s, found.reasons)
-                return routed if search.is_partial else self._share(domain, options, routed, search.empty)
+                return routed if search.is_partial else self._share(domain, dnssec, routed, search.empty)
             case Failure(kind=FailureKind.SELF):
                 return Unrouteable(found.message, self.name, found.code, found.ttl_s, reasons=found.reasons)
             case Failure():
@@ -309,34 +314,40 @@ class Router:
             case Deferral():
                 return self._postponed(found, found.message)
 
-    def _shared_or_none(self, walk: Walk, domain: str, options: SearchOptions) -> Routed | None:
+    def _shared_or_none(self, walk: Walk, domain: str, dnssec: _Dnssec) -> Routed | None:
         """The route that another domain with the same MX records has got, for as long as all of it holds."""
         mx = self._around.resolver.peek(domain, "MX")
-        if mx is None or mx.status is not Status.OK or mx.cnames or options.is_ignored is not None:
+        if mx is None or mx.status is not Status.OK or mx.cnames or self._ignored is not None:
             return None
-        key: _SetKey = mx.mx, mx.secure, options.request_dnssec, options.require_dnssec
+        key: _SetKey = mx.mx, mx.secure, dnssec
         known = self._sets.get_or_none(key)
         if known is None:
             return None
+        ttl_s = min(mx.ttl_s, int(self._sets.seconds_left(key)))
         if walk.is_quick:
             walk.untold += known.empty
-        else:
-            for answer in known.empty:
-                self._around.resolver.tell(answer)
-        ttl_s = min(mx.ttl_s, int(self._sets.seconds_left(key)))
-        return known.routed.for_domain(domain, ttl_s) if not walk.is_quick else replace(known.routed, ttl_s=ttl_s)
+            walk.shared_ttl_s = ttl_s
+            return known.routed
+        for answer in known.empty:
+            self._around.resolver.tell(answer)
+        return known.routed.for_domain(domain, ttl_s)
 
-    def _share(self, domain: str, options: SearchOptions, routed: Routed, empty: list[Answer]) -> Routed:
+    def _share(self, domain: str, dnssec: _Dnssec, routed: Routed, empty: list[Answer]) -> Routed:
         """Remember a route for other domains with the same MX records."""
         mx = self._around.resolver.peek(domain, "MX")
-        if mx is None or mx.status is not Status.OK or mx.cnames or options.is_ignored is not None:
+        if mx is None or mx.status is not Status.OK or mx.cnames or self._ignored is not None:
             return routed
         routed = replace(routed, group=Group())
-        key: _SetKey = mx.mx, mx.secure, options.request_dnssec, options.require_dnssec
+        key: _SetKey = mx.mx, mx.secure, dnssec
         self._sets.put(key, _HostSet(routed, tuple(empty)), routed.ttl_s)
         return routed
 
-    async def _search_options(self, walk: Walk, name: str) -> SearchOptions:
+    async def _dnssec(self, walk: Walk, name: str) -> _Dnssec:
+        """Whether DNSSEC is asked for, and whether it is required."""
+        require = await self._contains(walk, self._require, name)
+        return require or await self._contains(walk, self._request, name), require
+
+    def _search_options(self, walk: Walk, dnssec: _Dnssec) -> SearchOptions:
         ignored = self._ignored
         is_ignored: Callable[[str, str], bool] | None = None
         if ignored is not None:
@@ -344,11 +355,11 @@ class Router:
             def is_ignored(host: str, address: str) -> bool:
                 return ignored.contains(self._scope(walk, host_address=address), host, address)
 
-        require = await self._contains(walk, self._require, name)
+        request, require = dnssec
         return SearchOptions(
             port=self.options.port,
             families=self._around.families,
-            request_dnssec=require or await self._contains(walk, self._request, name),
+            request_dnssec=request,
             require_dnssec=require,
             is_ignored=is_ignored,
             local_addresses=self._around.local_addresses,
@@ -474,7 +485,9 @@ class Router:
         return None
 
     async def _look_up(self, walk: Walk, item: HostItem, rule: RuleOptions) -> Found:
-        options = replace(await self._search_options(walk, item.name), port=item.port or self.options.port)
+        options = replace(
+            self._search_options(walk, await self._dnssec(walk, item.name)), port=item.port or self.options.port
+        )
         if rule.ipv4_only:
             options = replace(options, families=tuple(family for family in options.families if family == "A"))
         elif rule.ipv4_prefer:
