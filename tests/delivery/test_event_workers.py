@@ -16,8 +16,12 @@ import trustme
 
 from engine.actions.api import Event, Worker
 from engine.actions.hub import Hub
+from engine.delivery.work import Work
+from engine.events import Contact
+from engine.logs.facts import Fact, FactKind
 from engine.net.sink import SinkOptions, open_sink
 from engine.queue.model import RecipientState
+from engine.smtp import Content
 from engine.tls.context import server_context
 from fakes.action_links import working
 from fakes.engine_world import MakeWorld, World
@@ -150,6 +154,47 @@ async def test_what_is_done_at_the_end_of_a_run_leaves_the_outbox_before_the_res
         async with working(hub_of(world), worker):
             await world.run()
     assert left == [3, 2, 1]
+
+
+async def test_more_events_than_are_held_at_one_time_are_all_handed_on_once_and_in_order(make: MakeWorld) -> None:
+    """What there is no room for is read from the queue later, behind nothing that came after it."""
+    count = 12
+    async with servers([GREET + (MAIL + RCPT + DATA + STORED) * count + QUIT]) as (hosts, _):
+        world = make(hosts)
+        hub_of(world)._limit = 5
+        seen = Recording("msg:*")
+        world.add_job(*(f"a{number:02}@d.example" for number in range(count)))
+        async with working(hub_of(world), seen.worker):
+            await world.run()
+    by_message: dict[bytes, list[str]] = {}
+    for event in seen.events:
+        by_message.setdefault(event.id.partition(b"/")[0], []).append(event.name)
+    assert len(by_message) == count
+    assert all(names == ["msg:delivery", "msg:complete"] for names in by_message.values())
+    assert [event["local_part"] for event in seen.events if event.name == "msg:delivery"] == [
+        b"a%02d" % number for number in range(count)
+    ]
+    assert world.store.outbox_size() == 0
+
+
+@pytest.mark.parametrize(("action", "is_joined"), [("", False), ("${if >{$message_size}{5}{}{x}}", True)])
+async def test_the_pieces_of_a_message_are_joined_for_who_reads_it(
+    make: MakeWorld, action: str, is_joined: bool
+) -> None:
+    world = make("127.0.0.1:9", transport=f'event_action = "{action}"' if action else "")
+    hub_of(world).foretell("crm", (("record", "msg:*"),))
+    world.add_job("a@d.example")
+    (claim,) = world.claim()
+    context = world.core.jobs.load_now_or_none(claim.job_id)
+    assert context is not None
+    assert world.core.events is not None
+    content = Content.of_proved((b"A: b\r\n\r\n", b"text\r\n"), is_8bit=False)
+    line = Fact(FactKind.DELIVERED, 5.0)
+    work = Work(context, [claim], "1vXXXX-00000000001-0001")
+    raised = world.core.events.on_delivered(Contact(transport="smtp"), work, claim, "250 ok", content, line)
+    assert [event.name for event in raised.events] == ["msg:delivery"]
+    assert raised.facts == [line]
+    assert (len(content.pieces) == 1) == is_joined
 
 
 async def test_an_event_that_nobody_asked_for_is_never_built(make: MakeWorld) -> None:
