@@ -18,7 +18,7 @@ from typing import Any
 import hypothesis
 import pytest
 
-from fakes.chores import Chores
+from fakes.chores import Chore, Chores
 from fakes.dnssec import SignedDns
 from fakes.peer_exim import Exim, EximOracle
 from fakes.peer_opensmtpd import OpenSmtpd
@@ -44,9 +44,9 @@ _CHORES = pytest.StashKey[Chores]()
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Begin what is done beside the tests; take what ten thousand of them consist of out of the collector's sight."""
-    if len(session.items) > 1 and not session.config.option.collectonly:
-        for item in session.items:
-            _begin_chore(item)
+    chores = [chore for item in session.items if (chore := _chore_of(item)) is not None]
+    if chores and not session.config.option.collectonly:
+        session.config.stash[_CHORES] = Chores(chores)
     gc.collect()
     gc.freeze()
 
@@ -56,25 +56,18 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         chores.end()
 
 
-def _begin_chore(item: pytest.Item) -> Chores | None:
-    """Have the chore of a test done, if it has one."""
+def _chore_of(item: pytest.Item) -> Chore | None:
     marker = item.get_closest_marker("beside")
     if marker is None:
         return None
-    if _CHORES not in item.config.stash:
-        item.config.stash[_CHORES] = Chores()
-    chores = item.config.stash[_CHORES]
     call = getattr(item, "callspec", None)
-    chores.begin(item.nodeid, marker.kwargs["chore"], **(call.params if call else {}))
-    return chores
+    return Chore(item.nodeid, str(item.path), marker.kwargs["chore"].__name__, dict(call.params) if call else {})
 
 
 @pytest.fixture
 def beside(request: pytest.FixtureRequest) -> Any:
     """What the test's chore came to: see `fakes.chores`."""
-    chores = _begin_chore(request.node)
-    assert chores is not None, "the test is not marked: beside(chore=…)"
-    return chores.result(request.node.nodeid)
+    return request.config.stash[_CHORES].result(request.node.nodeid)
 
 
 class Rng(random.Random):
