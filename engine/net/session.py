@@ -162,6 +162,8 @@ class Session:
         self._options = options
         self._is_broken = False
         self._running = False
+        #: before the first run there is no news: the answer to EHLO, or to AUTH, has just come
+        self._was_run = False
         #: replies that came while we were sending
         self._early: list[bytes] = []
 
@@ -226,7 +228,9 @@ class Session:
         self._running = True
         client = self._client
         try:
-            await self._look_for_news()
+            if self._was_run:
+                await self._look_for_news()
+            self._was_run = True
             if not self.is_usable:
                 return
             loss: Loss | None = TIMEOUT
