@@ -92,9 +92,26 @@ class Database:
             )
         try:
             self._prepare()
+            self._file = _identity(path)
         except BaseException:
             self._db.close()
             raise
+
+    def _check_in_place(self) -> None:
+        """See that the file that was opened is the one that others find.
+
+        Raises:
+            StoreError: it was removed or replaced: what is queued now goes elsewhere, and the journals that stand
+                beside it may be those of another queue.
+        """
+        try:
+            is_same = _identity(self.path) == self._file
+        except FileNotFoundError:
+            is_same = False
+        except OSError:
+            return  # nothing is known
+        if not is_same:
+            raise StoreError(f"the queue file {self.path} was removed or replaced while it was in use")
 
     def _prepare(self) -> None:
         with self._errors():
@@ -125,9 +142,7 @@ class Database:
 
     def _check_schema(self) -> bool:
         """Whether the file is still empty.  Raises NotAQueue for what is not ours or not of this version."""
-        (application,) = self._db.execute("PRAGMA application_id").fetchone()
-        version = self._version()
-        (tables,) = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        application, version, tables = self._marks()
         if application == APPLICATION_ID:
             if version in MIGRATIONS and self.read_only:
                 raise NotAQueue(
@@ -142,6 +157,20 @@ class Database:
         if application or version or tables:
             raise NotAQueue(f"{self.path} is a SQLite database of something else, not an Outrider queue")
         return True
+
+    def _marks(self) -> tuple[int, int, int]:
+        """Application id, version and number of tables, all of one moment: another process may be making them."""
+        is_ours = not self._db.in_transaction
+        if is_ours:
+            self._db.execute("BEGIN")
+        try:
+            (application,) = self._db.execute("PRAGMA application_id").fetchone()
+            version = self._version()
+            (tables,) = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        finally:
+            if is_ours:
+                self._db.execute("ROLLBACK")
+        return int(application), version, int(tables)
 
     def _version(self) -> int:
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
@@ -292,6 +321,12 @@ class Database:
             name = getattr(error, "sqlite_errorname", "")
             return StoreError(f"the queue file {path} cannot be read or written: {error} ({name})")
         return StoreError(f"the queue file {path}: {error}")
+
+
+def _identity(path: str) -> tuple[int, int]:
+    """What tells a file from all others.  Raises OSError."""
+    found = os.stat(path)
+    return found.st_dev, found.st_ino
 
 
 def _check_file(path: str, *, create: bool, read_only: bool) -> None:

@@ -126,6 +126,7 @@ class Recovering(Leasing, Limiting):
         witness: Witness | None = None,
     ) -> Recovery:
         self._not_in_group("recover")
+        self._check_in_place()
         findings = _Findings(owner, now, in_doubt_delay_s, describe or _untold, witness)
         with self._errors():
             engines = self._db.execute("SELECT id, boot_id FROM engines WHERE id <> ?", (owner,)).fetchall()

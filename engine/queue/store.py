@@ -168,6 +168,9 @@ class Store(Protocol):
             describe: makes the events of each recovered recipient; none by default.
             witness: is told what a commit is about to settle, just before it: what it writes down is known even if
                 this engine dies right after the commit.  After a commit that failed it is told the same again.
+
+        Raises:
+            StoreError: the queue was removed or replaced while it was in use, so nobody else sees what is done to it.
         """
 
     def retire(self, engine: Engine, now: float, *, in_doubt_delay_s: float = DEFAULT_IN_DOUBT_DELAY_S) -> Recovery:

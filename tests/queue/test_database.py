@@ -103,6 +103,20 @@ def test_two_names_by_a_symbolic_link_are_one_queue(tmp_path: Path, path: str) -
         first.retire(engine, NOW)
 
 
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_an_engine_notices_that_its_file_is_no_longer_what_others_find(path: str, is_replaced: bool) -> None:
+    """Otherwise it would wait for ever for what is queued in a file that it knows nothing of."""
+    with opened(path) as store:
+        engine = store.register(1000.0)
+        assert not store.recover(engine.owner, 1000.0).engines
+        for name in (path, f"{path}-wal", f"{path}-shm"):
+            os.unlink(name)
+        if is_replaced:
+            shutil.copy(f"{path}-inflight-{engine.owner}", path)
+        with pytest.raises(StoreError, match="was removed or replaced"):
+            store.recover(engine.owner, 1001.0)
+
+
 def test_a_hard_link_is_refused(tmp_path: Path, path: str) -> None:
     with opened(path) as store:
         fill(store)
