@@ -83,8 +83,8 @@ class Crew:
         assert {int(one.id) for one in told.done if one.dead} == self._poison
 
 
-@pytest.mark.parametrize("poison", [(137,), (0, 1), (299,), (50, 57, 290)])
-@pytest.mark.parametrize(("workers", "batch"), [(1, 20), (1, 500), (3, 20)])
+@pytest.mark.parametrize("poison", [(299,), (0, 1), (50, 57, 290)])
+@pytest.mark.parametrize(("workers", "batch"), [(1, 500), (3, 20)])
 async def test_an_event_that_ends_its_workers_is_buried_and_no_other(
     poison: tuple[int, ...], workers: int, batch: int
 ) -> None:
@@ -130,14 +130,14 @@ async def test_who_kills_a_worker_has_no_event_buried(ending: bytes) -> None:
     told = Told()
     hub = told.make_hub(expected=("main",))
     hub.submit_many([outgoing(hub, number) for number in range(30)])
-    for _ in range(20):
+    for _ in range(10):
         async with puppet(hub) as (worker, ends):
             worker.ready("msg:*")
             await worker.hear(frames.EVENT)
             end(worker, ending)
             await until(lambda ends=ends: ends)  # type: ignore[misc]  # mypy cannot infer a default
     # and after a crash, too, when they are handed on one by one
-    for _ in range(20):
+    for _ in range(10):
         for how in (SEGFAULT, ending):
             async with puppet(hub) as (worker, ends):
                 worker.ready("msg:*")
