@@ -30,7 +30,7 @@ from OpenSSL._util import lib
 from ..errors import ConfigError, TlsPolicyError
 from ..policy.plan import ANY_NAME, Plan, TlsLevel
 from . import ocsp, tlsa
-from .engine import TlsEngine, library_text, tls_error
+from .engine import PlainConnection, TlsEngine, library_text, tls_error
 from .facts import Decide, TlsFacts, distinguished_name
 from .names import certificate_matches
 from .ocsp import Demand
@@ -188,7 +188,9 @@ class TlsContexts:
         verifies = wants_verdict and options.verify_certificates is not None
         default = _STRICT_CIPHERS if plan.level >= TlsLevel.VERIFIED else _OPPORTUNISTIC_CIPHERS
         settings = _Settings(options, plan.ciphers or options.require_ciphers or default, verifies)
-        connection = SSL.Connection(self._context(settings), None)
+        context = self._context(settings)
+        has_callbacks = verifies or options.ocsp is not Demand.NONE
+        connection = SSL.Connection(context, None) if has_callbacks else PlainConnection(context)
         connection.set_connect_state()
         if options.ocsp is not Demand.NONE:
             connection.request_ocsp()

@@ -57,6 +57,31 @@ class Notes:
     staple: bytes | None = None
 
 
+class PlainConnection(SSL.Connection):
+    """pyOpenSSL's connection over memory buffers, for a context without callbacks.
+
+    Its own constructor enters each connection into a table of weak references, for callbacks to find it by: a fiftieth
+    of what a connection costs.  All else is as there (`tests/tls/test_engine.py` compares them).
+    """
+
+    def __init__(self, context: SSL.Context) -> None:
+        context._used = True
+        ssl = lib.SSL_new(context._context)
+        into, out_of = lib.BIO_new(lib.BIO_s_mem()), lib.BIO_new(lib.BIO_s_mem())
+        if ssl == ffi.NULL or into == ffi.NULL or out_of == ffi.NULL:
+            raise MemoryError("the TLS library could not make a connection")
+        self._ssl = ffi.gc(ssl, lib.SSL_free)
+        lib.SSL_set_mode(ssl, lib.SSL_MODE_AUTO_RETRY)
+        # the buffers belong to the connection from here on
+        lib.SSL_set_bio(ssl, into, out_of)
+        self._into_ssl, self._from_ssl = into, out_of
+        self._context = context
+        self._socket = None
+        self._app_data = self._alpn_select_callback_args = None
+        self._verify_helper = self._verify_callback = None
+        self._cookie_generate_helper = self._cookie_verify_helper = None
+
+
 class TlsEngine:
     """One end of one TLS connection over memory buffers.
 

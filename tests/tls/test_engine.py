@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 from OpenSSL import SSL
+from OpenSSL._util import lib
 
 from engine.errors import LocalProtocolError, Scope, TlsPolicyError
-from engine.tls.context import TlsContexts, engine_for_server, server_context
-from engine.tls.engine import READ_OCTETS, RECORD_OCTETS, WRITE_OCTETS, TlsEngine, library_text
-from fakes.tls_pairs import MANDATORY, NAME, leaf, server, shake
+from engine.tls.context import TlsContexts, TlsOptions, engine_for_server, server_context
+from engine.tls.engine import READ_OCTETS, RECORD_OCTETS, WRITE_OCTETS, PlainConnection, TlsEngine, library_text
+from engine.tls.ocsp import Demand
+from fakes.tls_pairs import MANDATORY, NAME, VERIFIED, leaf, server, shake
 
 
 def pair() -> tuple[TlsEngine, TlsEngine]:
@@ -173,3 +175,43 @@ def test_library_text_is_one_printable_line() -> None:
     assert library_text(SSL.Error([("SSL routines", "", "bad\nthing")])) == "error:SSL routines::bad?thing"
     assert library_text(SSL.WantReadError()) == "WantRead"
     assert len(library_text(SSL.Error([("x" * 2000, "", "")]))) == 512
+
+
+def test_a_plain_connection_has_all_that_one_of_pyopenssl_has() -> None:
+    context = SSL.Context(SSL.TLS_CLIENT_METHOD)
+    theirs, ours = vars(SSL.Connection(context, None)), vars(PlainConnection(context))
+    assert ours.keys() == theirs.keys()
+    pointers = {"_ssl", "_into_ssl", "_from_ssl"}
+    assert {name: ours[name] for name in ours.keys() - pointers} == {
+        name: theirs[name] for name in ours.keys() - pointers
+    }
+    assert lib.SSL_get_options(ours["_ssl"]) == lib.SSL_get_options(theirs["_ssl"])
+    assert lib.SSL_set_mode(ours["_ssl"], 0) == lib.SSL_set_mode(theirs["_ssl"], 0)
+
+
+def test_a_plain_connection_locks_its_context_as_one_of_pyopenssl_does() -> None:
+    context = SSL.Context(SSL.TLS_CLIENT_METHOD)
+    PlainConnection(context)
+    with pytest.warns(DeprecationWarning, match="Context"):
+        context.set_verify(SSL.VERIFY_PEER)
+
+
+@pytest.mark.parametrize(("demand", "is_plain"), [(Demand.NONE, True), (Demand.REQUEST, False)])
+def test_who_needs_callbacks_has_a_connection_that_they_find(demand: Demand, is_plain: bool) -> None:
+    contexts = TlsContexts(clock=lambda: 0.0)
+    begun = contexts.handshake(MANDATORY, host_name=NAME, options=TlsOptions(ocsp=demand))
+    assert isinstance(begun.engine.connection, PlainConnection) is is_plain
+    verifying = contexts.handshake(VERIFIED, host_name=NAME, options=TlsOptions())
+    assert not isinstance(verifying.engine.connection, PlainConnection)
+
+
+def test_the_last_octets_close_our_direction_and_the_answer_is_heard() -> None:
+    client, peer = pair()
+    peer.feed(client.write_last(b"QUIT\r\n"))
+    assert peer.read() == b"QUIT\r\n"
+    assert peer.read() == b""
+    client.feed(peer.write(b"221 bye\r\n"))
+    assert client.read() == b"221 bye\r\n"
+    with pytest.raises(TlsPolicyError):
+        client.write(b"NOOP\r\n")
+    assert client.shutdown() == b""
