@@ -18,7 +18,7 @@ from engine.delivery.stored import Stored, pack_values
 from engine.events import Action, Result
 from engine.expand import Scope
 from engine.queue.model import PROGRAM, OutboxEvent, OutcomeKind, RecipientState
-from fakes.action_links import working
+from fakes.action_links import puppet, working
 from fakes.engine_world import MakeWorld, World
 from fakes.mx_scripts import DATA, GREET, MAIL, QUIT, RCPT, STORED, TAKES_ONE, servers
 
@@ -313,6 +313,27 @@ async def test_what_is_stored_for_whom_the_configuration_has_no_more_becomes_dea
     assert [(event.id, event.redelivered) for event in back] == [(b"h/2", 1)]
     assert len(seen) == 1
     assert world.store.outbox_size() == 0
+
+
+async def test_what_a_worker_has_at_the_end_of_a_run_counts_as_handed_on_again_and_nothing_else(
+    make_world: MakeWorld, tmp_path: Path
+) -> None:
+    table = f'[actions]\nworker_sockets = ["crm:{tmp_path}/crm.sock"]\nworker_window = 1'
+    world = make_world(main='shutdown_timeout = "1s"', retry=f'pattern = "*"\nrule = "F,1h,5m"\n{table}')
+    payload = _ring.pack((2, "smtp", "m", "local_part", (), pack_values(["a"])))
+    events = [OutboxEvent("msg:delivery", f"m/{number}", payload, group="crm") for number in range(2)]
+    world.store.settle(world.core.engine.owner, (), world.clock(), events=events)
+    assert world.core.events is not None
+    assert world.core.events.workers is not None
+    async with puppet(world.core.events.workers.hub, "crm") as (worker, _):
+        worker.ready("msg:*", group="crm")
+        # it takes the first one, and does not say what became of it
+        await world.run()
+    heir = world.store.register(world.clock())
+    world.store.adopt_outbox(heir.owner)
+    left = {event.key: event.redelivered for event in world.store.drain_outbox(heir.owner, 10)}
+    assert left == {"m/0": 1, "m/1": 0}
+    assert world.store.outbox_report().redelivered == 1
 
 
 async def test_what_the_journal_of_a_dead_engine_tells_is_raised(make_world: MakeWorld) -> None:
