@@ -192,7 +192,7 @@ def test_a_plain_connection_has_all_that_one_of_pyopenssl_has() -> None:
 def test_a_plain_connection_locks_its_context_as_one_of_pyopenssl_does() -> None:
     context = SSL.Context(SSL.TLS_CLIENT_METHOD)
     PlainConnection(context)
-    with pytest.warns(DeprecationWarning, match="Context"):
+    with pytest.raises(ValueError, match="Context"):
         context.set_verify(SSL.VERIFY_PEER)
 
 
