@@ -43,12 +43,10 @@ _CHORES = pytest.StashKey[Chores]()
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Begin what is done beside the tests; take what ten thousand of them consist of out of the collector's sight."""
+    """Begin what is done beside the tests."""
     chores = [chore for item in session.items if (chore := _chore_of(item)) is not None]
     if chores and not session.config.option.collectonly:
         session.config.stash[_CHORES] = Chores(chores)
-    gc.collect()
-    gc.freeze()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

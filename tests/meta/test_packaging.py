@@ -36,7 +36,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         shutil.copytree(PROJECT, folder / "source", ignore=_NOT_OURS, symlinks=True)
         command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(folder / "source")]
         environment = {**os.environ, "ENGINE_ONLY": "sink", "CFLAGS": "-O0"}
-        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=110, check=False)
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
         assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
         complaints = [line for line in (result.stdout + result.stderr).splitlines() if "Warning" in line]
         assert complaints == []
