@@ -109,6 +109,10 @@ class LocalRunner:
         self._wake.set()
         return True
 
+    def tried(self) -> list[OutboxEvent]:
+        """The events that wait to be tried again."""
+        return [waiting.event for waiting in self._waiting if waiting.attempts]
+
     async def run(self) -> None:
         """Run what comes, until cancelled."""
         while True:

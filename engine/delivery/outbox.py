@@ -78,12 +78,13 @@ class _Taken(NamedTuple):
     done: list[int] = []  # noqa: RUF012 - never changed
     dead: list[DeadLetter] = []  # noqa: RUF012
     again: list[_Again] = []  # noqa: RUF012
+    tried: list[int] = []  # noqa: RUF012
 
     def write(self, store: Store) -> None:
         """In the queue's thread."""
-        numbers = [_event_of(outgoing).id for again in self.again for outgoing in again.events]
-        if numbers:
-            store.redeliver_outbox(numbers)
+        lost = [_event_of(outgoing).id for again in self.again for outgoing in again.events]
+        if lost or self.tried:
+            store.redeliver_outbox(lost + self.tried)
         store.ack_outbox(self.done, self.dead)
 
 
@@ -129,6 +130,8 @@ class Outbox:
         self._done: list[int] = []
         self._dead: list[DeadLetter] = []
         self._again: list[_Again] = []
+        #: numbers of what was tried here and is left to the next engine
+        self._tried: list[int] = []
         #: whom the configuration has no more, and why -> events that were for them
         self._orphans: Counter[str] = Counter()
         #: what the commit under way takes
@@ -220,6 +223,7 @@ class Outbox:
         if self._hub is not None:
             # who does not end may still run what it has
             self._on_again(self._hub.unacknowledged(), lambda: None)
+        self._tried = [event.id for event in self._local.tried()]
         await self._acknowledge_now()
         self._tell_orphans()
         if self._held:
@@ -498,10 +502,11 @@ class Outbox:
             await self._core.database.call(_in_one_commit, self._core.database.store, write)
         except BaseException:
             taken, self._taken = self._taken, _Taken()
-            self._done, self._dead, self._again = (
+            self._done, self._dead, self._again, self._tried = (
                 taken.done + self._done,
                 taken.dead + self._dead,
                 taken.again + self._again,
+                taken.tried + self._tried,
             )
             self._to_acknowledge.set()
             raise
@@ -509,11 +514,11 @@ class Outbox:
 
     def take(self) -> Callable[[Store], None] | None:
         """See `settlement.Companion`."""
-        if not (self._done or self._dead or self._again):
+        if not (self._done or self._dead or self._again or self._tried):
             return None  # the event stays, for who waits for it
         self._to_acknowledge = trio.Event()
-        taken = self._taken = _Taken(self._done, self._dead, self._again)
-        self._done, self._dead, self._again = [], [], []
+        taken = self._taken = _Taken(self._done, self._dead, self._again, self._tried)
+        self._done, self._dead, self._again, self._tried = [], [], [], []
         return taken.write
 
     def on_committed(self) -> None:

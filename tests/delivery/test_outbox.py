@@ -111,8 +111,8 @@ async def test_a_lookup_that_is_away_is_tried_again_in_order(
     assert all(fact.is_panic for fact in failures)
     assert world.log.lines[-1] == "events wait in the queue for a lookup that cannot be done now"
     # the engine is gone; the events wait without one
-    rows = world.store._db.execute("SELECT name FROM outbox ORDER BY id").fetchall()
-    assert [name for (name,) in rows] == ["msg:delivery", "msg:complete"]
+    rows = world.store._db.execute("SELECT name, redelivered FROM outbox ORDER BY id").fetchall()
+    assert rows == [("msg:delivery", 1), ("msg:complete", 0)], "what was tried may have been done"
     assert ran == []
     is_away[0] = False
     world.core.engine = world.store.register(world.clock())
