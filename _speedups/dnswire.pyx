@@ -125,7 +125,7 @@ def read(bytes wire not None, unsigned int query_id, bytes asked not None, unsig
     cdef Py_ssize_t size = PyBytes_GET_SIZE(wire)
     cdef Py_ssize_t question = PyBytes_GET_SIZE(asked)
     cdef Py_ssize_t position, after
-    cdef unsigned int flags, count, index, rcode
+    cdef unsigned int flags, count, _, rcode
     cdef unsigned long ttl = 0xFFFFFFFFul, minimum
     cdef bint has_owner = False, has_options = False
     cdef _Fixed record
@@ -142,7 +142,7 @@ def read(bytes wire not None, unsigned int query_id, bytes asked not None, unsig
     count = _two(octets + 6)
     if count > <unsigned int>most:
         return None
-    for index in range(count):
+    for _ in range(count):
         # the owner is the name of the question, as a pointer
         if size - position < 2 or octets[position] != 0xC0 or octets[position + 1] != _HEADER:
             return None
@@ -163,7 +163,7 @@ def read(bytes wire not None, unsigned int query_id, bytes asked not None, unsig
             records.append(wire[record.start:record.end])
         ttl = min(ttl, record.ttl)
     count = _two(octets + 8)
-    for index in range(count):
+    for _ in range(count):
         position = _skip(octets, size, position)
         if position >= 0:
             position = _fixed(octets, size, position, &record)
@@ -180,7 +180,7 @@ def read(bytes wire not None, unsigned int query_id, bytes asked not None, unsig
         negative = min(record.ttl, 0 if minimum >> 31 else minimum)
     rcode = flags & 0xF
     count = _two(octets + 10)
-    for index in range(count):
+    for _ in range(count):
         position = _skip(octets, size, position)
         if position >= 0:
             position = _fixed(octets, size, position, &record)
@@ -239,10 +239,10 @@ cdef Py_ssize_t _walk(
         used: gets how much was written; is_plain: the name is to be letters, digits, ``-`` and ``_``.
     """
     cdef Py_ssize_t end = -1, start = position, limit = size, at
-    cdef int parts
+    cdef int _
     cdef unsigned char length, octet
     used[0] = 0
-    for parts in range(_PARTS):
+    for _ in range(_PARTS):
         while True:
             if position >= limit:
                 return -1
