@@ -186,6 +186,8 @@ class Datagrams:
                 exchange.question = question._replace(id=int.from_bytes(key), wire=key + question.wire[_ID_OCTETS:])
             try:
                 port.channel.send(exchange.question.wire)
+            except BlockingIOError:
+                pass  # no room: as good as lost on the way, and asked again when its time is over
             except OSError as error:
                 # the system tells here of what became of an earlier question, too
                 self._fail_port(port, error)

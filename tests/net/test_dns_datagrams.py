@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -145,3 +146,34 @@ async def test_two_questions_with_one_id_do_not_meet(monkeypatch: pytest.MonkeyP
         assert found == {name: (f"192.0.2.{number}",) for number, name in enumerate(names(20))}
         assert len(set(server.source_ports)) == 1
         assert len({wire[:2] for wire in server.wires}) == 20
+
+
+class Full:
+    """A socket whose buffer has no room at first."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        self._channel = channel
+        self._is_full = True
+
+    def send(self, octets: bytes) -> int:
+        if self._is_full:
+            self._is_full = False
+            raise BlockingIOError
+        return self._channel.send(octets)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._channel, name)
+
+
+async def test_a_socket_without_room_loses_one_question_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dns_datagrams, "PORTS", 1)
+    async with serve_dns({(name, "A"): A for name in names(2)}) as server:
+        datagrams, at = Datagrams(), parse_server(server.address)
+        port = datagrams._port(at)
+        port.channel = Full(port.channel)  # type: ignore[assignment]  # it does what is asked of one
+        lost: list[object] = []
+        datagrams.ask(at, make_query("n0.test", "A", edns=True), trio.current_time() + PATIENCE_S, lost.append)
+        found = await datagrams.exchange(at, make_query("n1.test", "A", edns=True), trio.current_time() + PATIENCE_S)
+        assert isinstance(found, Response)
+        assert not lost
+        assert len(server.queries) == 1
