@@ -13,7 +13,7 @@ from typing import Final, TypeVar
 import trio
 
 #: seconds for anything to happen; arbitrary, a hundred times what a quiet machine takes for the slowest of it
-PATIENCE_S: Final = 120.0
+PATIENCE_S: Final = 240.0
 #: seconds between two looks
 _LOOK_S: Final = 0.01
 

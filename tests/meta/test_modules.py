@@ -81,7 +81,7 @@ def import_errors() -> dict[str, str]:
     names = [name_of(path) for path in MODULES]
     preloaded = ["cryptography.x509", "dns.message", "jinja2", "msgpack", "OpenSSL.SSL", "rich", "trio", "typer"]
     script = [sys.executable, "-I", "-W", "error", "-c", _IMPORT_ALONE, json.dumps([str(PROJECT), names, preloaded])]
-    result = subprocess.run(script, capture_output=True, text=True, timeout=3 * PATIENCE_S, check=False)
+    result = subprocess.run(script, capture_output=True, text=True, timeout=2 * PATIENCE_S, check=False)
     assert result.returncode == 0, result.stderr
     errors: dict[str, str] = json.loads(result.stdout.splitlines()[-1])
     return errors
