@@ -123,7 +123,14 @@ def test_list_as_json(scene: Scene) -> None:
 
 def test_the_summary_counts_open_jobs_and_what_events_wait(scene: Scene) -> None:
     counts = {"waiting": 1, "deferred": 1, "leased": 1, "held": 0, "delivered": 1, "failed": 1, "cancelled": 0}
-    nothing = {"waiting": 0, "oldest_at": None, "oldest_age": None, "dead": 0, "redelivered": 0, "oldest_wait_for": {}}
+    nothing: dict[str, object] = {
+        "waiting": 0,
+        "oldest_at": None,
+        "oldest_age": None,
+        "dead": 0,
+        "redelivered": 0,
+        "oldest_wait_for": {},
+    }
     assert scene.json("summary") == {"jobs": 1, **counts, "events": nothing}
     assert "events" not in scene.run("list").stderr
     owner = scene.store.register(scene.now)

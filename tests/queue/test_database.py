@@ -1,6 +1,7 @@
 """The queue file when things go wrong: full, locked, damaged, something else, not ours to write.
 
 Each ends as a `StoreError` of the right kind whose message names the file, and loses nothing that was committed.
+Long because each way in which a file can fail one is tried.
 """
 
 from __future__ import annotations
