@@ -24,6 +24,8 @@ class Exit(enum.IntEnum):
     DATA = 65
     #: EX_UNAVAILABLE: some recipients failed for good, or were taken back
     UNAVAILABLE = 69
+    #: EX_IOERR: what was to be printed cannot be
+    OUTPUT = 74
     #: EX_TEMPFAIL: some recipients are still deferred, or the queue cannot be used now
     TEMPORARY = 75
     #: EX_CONFIG: the configuration cannot be used

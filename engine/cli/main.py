@@ -6,8 +6,10 @@ A command's module is imported when that command is asked for: `outrider queue l
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
+import signal
 import sys
 from typing import Annotated, Any, Final
 
@@ -59,6 +61,9 @@ class _Commands(TyperGroup):
         return command
 
 
+#: what standard output in a file without room says; the engine's own files have errors of their own
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+
 cli = typer.Typer(
     cls=_Commands,
     name="outrider",
@@ -86,6 +91,9 @@ def _root(
 
 def main() -> None:
     """Entry point of the console script; usage errors end with 64 (sysexits), as design.md has it."""
+    if sys.argv[1:2] == ["run"]:
+        # to read the configuration again, which has not been read yet
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         code = cli(prog_name="outrider", standalone_mode=False)
         sys.stdout.flush()
@@ -98,6 +106,12 @@ def main() -> None:
         # whoever read our output has enough of it (`| head`); the interpreter's own flush must not fail on it again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"outrider: the output cannot be written: {error.strerror}", file=sys.stderr)
+        sys.exit(Exit.OUTPUT)
     sys.exit(code)
 
 

@@ -23,6 +23,7 @@ from .. import app
 from ..config import Config, load
 from ..delivery.progress import Progress
 from ..errors import ConfigError, EngineError, StoreError
+from ..logs.facts import Fact, FactKind
 from .display import tell_summary
 from .exits import Exit, exit_on_error
 from .processes import Link, Processes, engine_command, pin
@@ -110,12 +111,13 @@ class _Daemon:
         self._parent = parent
         self._progress = Progress()
         self._hangups = 0
+        # one that comes while this is read may mean what was written meanwhile
+        signal.signal(signal.SIGHUP, self._keep_hangup)
         self._config = task.read()
         self._next: Config | None = None
 
     def run(self) -> Progress:
         """Run to the end; what was done."""
-        signal.signal(signal.SIGHUP, self._keep_hangup)
         while self._run_engine():
             pass
         # there is nothing left to read anew for: a hang-up that comes now must not spoil the exit status
@@ -154,6 +156,7 @@ class _Daemon:
                 _tell_refused(error)
             else:
                 self._config = fresh
+                core.log.write([Fact(FactKind.NOTE, core.clock(), text="the configuration was read again")])
                 return core
         return stack.enter_context(open_engine(self._config))
 

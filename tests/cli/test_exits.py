@@ -31,7 +31,7 @@ def test_each_kind_of_error_has_its_code(error: EngineError, code: Exit, capsys:
 
 
 def test_the_codes_are_those_of_sysexits() -> None:
-    assert [int(code) for code in Exit] == [0, 64, 65, 69, 75, 78, 130]
+    assert [int(code) for code in Exit] == [0, 64, 65, 69, 74, 75, 78, 130]
 
 
 def test_nothing_wrong_is_nothing_told(capsys: pytest.CaptureFixture[str]) -> None:

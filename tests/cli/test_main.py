@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -87,6 +88,17 @@ def test_a_reader_that_has_enough_gets_no_traceback() -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 1
+
+
+@pytest.mark.slow
+def test_an_output_without_room_gets_no_traceback() -> None:
+    full = Path("/dev/full")
+    if not full.is_char_device():
+        pytest.skip("needs /dev/full")
+    command = [sys.executable, "-m", "engine", "config", "options", "--json"]
+    with full.open("w") as file:
+        done = subprocess.run(command, stdout=file, stderr=subprocess.PIPE, text=True, timeout=PATIENCE_S, check=False)
+    assert (done.returncode, done.stderr) == (74, "outrider: the output cannot be written: No space left on device\n")
 
 
 @pytest.mark.slow

@@ -80,7 +80,28 @@ def test_sighup_reads_the_configuration_again(tmp_path: Path, sink: SinkProcess)
             assert other.stop()["messages"] == 10
     assert sink.stop()["messages"] == 10
     assert user.log_text().count(" R=other T=") == 10
+    assert user.log_text().count("the configuration was read again") == 1
     assert json.loads(output(user).strip().splitlines()[-1])["delivered"] == 20
+
+
+def test_a_hangup_before_it_is_ready_is_no_end(tmp_path: Path, sink: SinkProcess) -> None:
+    user = Outrider(tmp_path, sink.port)
+    with user.started("run", "--config", "outrider.toml", "--json") as daemon:
+        while not (tmp_path / "queue.db").exists():
+            if is_ignored_or_caught(daemon.pid, signal.SIGHUP):
+                daemon.send_signal(signal.SIGHUP)
+            assert daemon.poll() is None
+            time.sleep(0.01)
+        queue_job(user, 3)
+        wait_for(lambda: delivered(user) == 3, "it delivers nothing")
+        daemon.send_signal(signal.SIGTERM)
+        assert daemon.wait(PATIENCE_S) == 0
+
+
+def is_ignored_or_caught(pid: int, number: signal.Signals) -> bool:
+    """Whether the process outlives it: not before it has looked at its command line."""
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return bool((int(status["SigIgn"], 16) | int(status["SigCgt"], 16)) >> (number - 1) & 1)
 
 
 def test_a_hangup_storm_loses_nothing(tmp_path: Path) -> None:
