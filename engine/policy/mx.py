@@ -126,6 +126,11 @@ class HostSearch:
         self.is_partial = False
         self._start()
 
+    @property
+    def mx(self) -> Answer | None:
+        """The answer about MX records that the hosts come from; None if they were not asked for."""
+        return self._mx
+
     def next_query(self) -> Query | None:
         """The next question, or None if there is none to ask before another answer comes (or at all)."""
         return self._queries.popleft() if self._queries else None

@@ -306,7 +306,7 @@ class Router:
         match found:
             case HostList():
                 routed = self._routed(self.options.transport, found.hosts, found.ttl_s, found.reasons)
-                return routed if search.is_partial else self._share(domain, dnssec, routed, search.empty)
+                return routed if search.is_partial else self._share(search, dnssec, routed)
             case Failure(kind=FailureKind.SELF):
                 return Unrouteable(found.message, self.name, found.code, found.ttl_s, reasons=found.reasons)
             case Failure():
@@ -332,14 +332,17 @@ class Router:
             self._around.resolver.tell(answer)
         return known.routed.for_domain(domain, ttl_s)
 
-    def _share(self, domain: str, dnssec: _Dnssec, routed: Routed, empty: list[Answer]) -> Routed:
+    def _share(self, search: HostSearch, dnssec: _Dnssec, routed: Routed) -> Routed:
         """Remember a route for other domains with the same MX records."""
-        mx = self._around.resolver.peek(domain, "MX")
+        mx, used = self._around.resolver.peek(search.domain, "MX"), search.mx
         if mx is None or mx.status is not Status.OK or mx.cnames or self._ignored is not None:
+            return routed
+        if used is None or (used.mx, used.secure, used.cnames) != (mx.mx, mx.secure, mx.cnames):
+            # asked for anew while hosts were looked up: whoever has the new records must not get the hosts of the old
             return routed
         routed = replace(routed, group=Group())
         key: _SetKey = mx.mx, mx.secure, dnssec
-        self._sets.put(key, _HostSet(routed, tuple(empty)), routed.ttl_s)
+        self._sets.put(key, _HostSet(routed, tuple(search.empty)), routed.ttl_s)
         return routed
 
     async def _dnssec(self, walk: Walk, name: str) -> _Dnssec:

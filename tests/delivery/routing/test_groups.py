@@ -125,6 +125,25 @@ async def test_what_is_not_the_same_or_not_whole_is_not_shared(first: str, secon
     assert two.group is None or two.group is not one.group
 
 
+class Changing(Remembering):
+    """The MX records of one domain become those of another while its hosts are looked up."""
+
+    async def query(self, name: str, rdtype: str) -> Answer:
+        answer = await super().query(name, rdtype)
+        if rdtype == "A":
+            self.kept["three.test", "MX"] = await CannedDns.query(self, "one.test", "MX")
+        return answer
+
+
+async def test_hosts_of_old_records_are_not_given_to_whoever_has_the_new_ones() -> None:
+    """Whose answer holds for a second must not lead the mail of others to hosts of their own."""
+    asks = Changing()
+    chain = chain_of(asks)
+    assert {host.name for host in (await routed(chain, "three.test")).hosts} == {"a.test"}
+    await asks.query("one.test", "MX")
+    assert {host.name for host in (await routed(chain, "one.test")).hosts} == {"a.test", "b.test"}
+
+
 async def test_what_dnssec_said_of_the_mx_records_is_not_shared_by_others() -> None:
     asks = Remembering(ad=True)
     chain = chain_of(asks)
