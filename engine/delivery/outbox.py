@@ -137,6 +137,7 @@ class Outbox:
         #: what the commit under way takes
         self._taken = _Taken()
         self._to_acknowledge = trio.Event()
+        self._acknowledging = trio.Lock()
         self._is_over = False
         core.settlement.companion = self
         workers = events.workers
@@ -494,23 +495,25 @@ class Outbox:
 
     async def _acknowledge_now(self) -> None:
         """Take what is done out of the outbox, without a settlement.  Raises StoreError; then it still is to be."""
-        write = self.take()
-        if write is None:
-            return
-        try:
-            # not cancelled once begun
-            await self._core.database.call(_in_one_commit, self._core.database.store, write)
-        except BaseException:
-            taken, self._taken = self._taken, _Taken()
-            self._done, self._dead, self._again, self._tried = (
-                taken.done + self._done,
-                taken.dead + self._dead,
-                taken.again + self._again,
-                taken.tried + self._tried,
-            )
-            self._to_acknowledge.set()
-            raise
-        self.on_committed()
+        # two may want to at the end, and what was taken is kept in one place
+        async with self._acknowledging:
+            write = self.take()
+            if write is None:
+                return
+            try:
+                # not cancelled once begun
+                await self._core.database.call(_in_one_commit, self._core.database.store, write)
+            except BaseException:
+                taken, self._taken = self._taken, _Taken()
+                self._done, self._dead, self._again, self._tried = (
+                    taken.done + self._done,
+                    taken.dead + self._dead,
+                    taken.again + self._again,
+                    taken.tried + self._tried,
+                )
+                self._to_acknowledge.set()
+                raise
+            self.on_committed()
 
     def take(self) -> Callable[[Store], None] | None:
         """See `settlement.Companion`."""

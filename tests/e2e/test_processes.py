@@ -129,7 +129,8 @@ def test_deferrals_and_drops_end_in_delivery(tmp_path: Path) -> None:
     assert counts["unique"] == count
     assert counts["deferred"] > 50
     assert counts["dropped"] > 5
-    assert 0 < counts["duplicates"] <= doubtful(user).total()
+    # how many of the drops come behind an accepted message is chance
+    assert counts["duplicates"] <= doubtful(user).total()
     assert set(user.delivered()) == {f"user{number}@d{number % 3}.example" for number in range(count)}
     assert user.states() == {2: count}
 
